@@ -1,0 +1,37 @@
+"""One line per edit batch, on a terminal and in a log file alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from rich.console import Console
+
+from lke_lightning.editor import Editor
+from lke_lightning.edits import EditBatch
+
+
+class BatchLine(Callback):
+    """Prints what each edit batch took and reached."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Editor, batch: EditBatch, batch_idx: int) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, _: int) -> None:
+        """Print the line."""
+        if not trainer.is_global_zero:
+            return
+        seconds = time.perf_counter() - self._started
+        efficacy = trainer.callback_metrics.get("just_after/efficacy")
+        Console().print(
+            f"batch {trainer.global_step}/{trainer.num_training_batches}  {len(batch)} edits in {seconds:.1f} s"
+            f"  median {statistics.median(pl_module.targets.steps):g} steps"
+            + (f"  efficacy {efficacy:.2f}" if efficacy is not None else ""),
+            highlight=False,
+        )

@@ -1,0 +1,181 @@
+"""The command line. `fit` and `validate` are Lightning's, with the two stages as sections of their own."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+COMMANDS = {
+    "fit": "edit a model, batch by batch; without arguments: 200 facts of the demo world",
+    "validate": "score a model on facts, unedited or from a checkpoint (--ckpt_path)",
+    "export": "write the edited model of a checkpoint as a plain transformers folder",
+    "pretrain": "train the demo model anew",
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Args:
+        args: the command line without the program's name; `None` takes it from `sys.argv`.
+
+    Raises:
+        SystemExit: help was asked for, or the input is wrong; the message says what to do.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    command = args[0] if args else "--help"
+    if command in ("-h", "--help"):
+        print("usage: python -m lke_lightning COMMAND [options]\n\nLifelong knowledge editing of language models.\n")
+        print("\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items()))
+        print("\nEvery command has its own --help; fit and validate take YAML files with -c.")
+        return
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f": did you mean {close[0]!r}?" if close else f"; there are {', '.join(COMMANDS)}"
+        sys.exit(f"error: no command {command!r}{hint}")
+    from lke_lightning.edits import EditError
+
+    try:
+        if command in ("fit", "validate"):
+            _edit(args)
+        else:
+            _run_function(command, args[1:])
+    except EditError as error:
+        sys.exit(f"error: {error}")
+
+
+def export(ckpt_path: str, output: str) -> None:
+    """Write the edited model of a checkpoint as a plain transformers folder.
+
+    Args:
+        ckpt_path: a checkpoint that `fit` wrote.
+        output: folder to write; it must not exist or be empty.
+    """
+    from lke_lightning.editor import Editor
+    from lke_lightning.edits import EditError
+
+    if not Path(ckpt_path).is_file():
+        raise EditError(f"no checkpoint {ckpt_path!r}")
+    editor = Editor.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
+    print(f"{len(editor.edited)} edits written to {editor.save_pretrained(output)}")
+
+
+def configs() -> Path:
+    """Return the folder of the YAML files: in the package where it is installed, beside it in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def suggest(message: str, options: Sequence[str]) -> str:
+    """Name the known options closest to the unknown one that an error message speaks of."""
+    named = re.findall(r"--([\w.]+)|[Kk]ey \"([\w.]+)\"|[Kk]ey '([\w.]+)'|subclass ([\w.]+)", message)
+    unknown = [next(filter(None, groups)) for groups in named]
+    close: list[str] = []
+    for name in unknown:
+        last = {option.rsplit(".", 1)[-1]: option for option in options}
+        found = difflib.get_close_matches(name, options, 3, 0.6)
+        found += [last[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 3, 0.7)]
+        close += [option for option in found if option not in close and option != name]
+    return f"{message}\nDid you mean: {', '.join('--' + option for option in close)}?" if close else message
+
+
+def _run_function(command: str, args: list[str]) -> None:
+    from jsonargparse import auto_cli
+
+    if command == "pretrain":
+        from lke_lightning.demo.pretraining import pretrain as function
+    else:
+        function: Callable[..., Any] = export  # type: ignore[no-redef]
+    auto_cli(function, args=args, as_positional=False, prog=f"lke_lightning {command}")
+
+
+def _edit(args: list[str]) -> None:
+    """Run `fit` or `validate` through LightningCLI."""
+    import logging
+    import warnings
+
+    import torch
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.loggers import CSVLogger
+
+    # Short class names in YAML resolve for classes that are imported.
+    import lke_lightning.stage_two.keys
+    import lke_lightning.stage_two.preservation
+    from lke_lightning.callbacks.progress import BatchLine
+    from lke_lightning.data import EditStream
+    from lke_lightning.editor import Editor
+    from lke_lightning.evaluation.scorecard import Scorecard
+    from lke_lightning.stage_one.optimization import TargetOptimization
+    from lke_lightning.stage_two.update import WeightUpdate
+
+    class EditParser(LightningArgumentParser):
+        """A parser whose errors name the options that come close."""
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            parser = getattr(ex, "subcommand_parser", None) or self
+            options = sorted({name[2:] for action in parser._actions for name in action.option_strings})
+            super().error(suggest(message, options), ex)
+
+    class EditCLI(LightningCLI):
+        """Lightning's command line, with the two stages, the scorecard and the checkpoint as sections."""
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            given = LightningCLI.subcommands()
+            return {name: given[name] for name in ("fit", "validate")}
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_lightning_class_args(TargetOptimization, "stage_one")
+            parser.add_lightning_class_args(WeightUpdate, "stage_two")
+            parser.add_lightning_class_args(Scorecard, "scorecard")
+            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+            parser.link_arguments("stage_one.reference_quirks", "stage_two.reference_quirks")
+            parser.set_defaults(
+                {"checkpoint.save_last": True, "checkpoint.save_top_k": 1, "checkpoint.every_n_train_steps": 10}
+            )
+
+        def before_instantiate_classes(self) -> None:
+            trainer, checkpoint = self._get(self.config, "trainer"), self._get(self.config, "checkpoint")
+            if trainer.default_root_dir is None:
+                trainer.default_root_dir = f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
+            if checkpoint.dirpath is None:
+                checkpoint.dirpath = f"{trainer.default_root_dir}/checkpoints"
+
+        def instantiate_trainer(self, **kwargs: Any) -> Any:
+            trainer = self._get(self.config_init, "trainer")
+            if trainer["logger"] is None:
+                kwargs["logger"] = CSVLogger(trainer["default_root_dir"])
+            return super().instantiate_trainer(**kwargs)
+
+    # A language model in evaluation mode, and batches of text, are what editing wants.
+    warnings.filterwarnings("ignore", message=".*modules? in eval mode.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*torch.set_vital.*|.*_vital.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
+    torch.set_float32_matmul_precision("highest")
+    defaults = [str(configs() / name) for name in ("method/encore.yaml", "model/demo.yaml", "data/demo.yaml")]
+    EditCLI(
+        Editor,
+        EditStream,
+        subclass_mode_data=True,
+        args=args,
+        parser_class=EditParser,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={name: {"default_config_files": defaults} for name in ("fit", "validate")},
+        trainer_defaults={
+            "max_epochs": 1,
+            "use_distributed_sampler": False,  # the order of edits is data
+            "num_sanity_val_steps": 0,
+            "inference_mode": False,
+            "log_every_n_steps": 1,
+            "callbacks": [BatchLine()],
+        },
+    )

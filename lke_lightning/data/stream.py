@@ -1,0 +1,120 @@
+"""The stream of edits: an ordered list of requests, cut into batches, never shuffled unless asked."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, Sampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from lke_lightning.edits import EditBatch, EditError, EditRequest
+
+
+class EditBatches(Sampler[list[int]]):
+    """Indices of consecutive edits, `batch_size` at a time, the last batch possibly shorter."""
+
+    def __init__(self, count: int, batch_size: int) -> None:
+        self.count, self.batch_size = count, batch_size
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches in order."""
+        for start in range(0, self.count, self.batch_size):
+            yield list(range(start, min(start + self.batch_size, self.count)))
+
+
+class EditStream(LightningDataModule):
+    """Requests in the order in which they are edited. Subclasses read one published format each.
+
+    Args:
+        batch_size: edits of one training step.
+        limit: edit only this many, from the start.
+        shuffle_seed: shuffle with this seed before the limit applies; `None` keeps the order of the data.
+    """
+
+    def __init__(self, batch_size: int = 100, limit: int | None = None, shuffle_seed: int | None = None) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise EditError(f"data.batch_size is {batch_size}: at least one edit is needed in a batch")
+        if limit is not None and limit < 1:
+            raise EditError(f"data.limit is {limit}: at least one edit is needed, or null for all")
+        self.batch_size, self.limit, self.shuffle_seed = batch_size, limit, shuffle_seed
+        self.requests: list[EditRequest] = []
+
+    @property
+    def name(self) -> str:
+        """What the scorecard calls the data."""
+        return type(self).__name__
+
+    @abstractmethod
+    def read(self, limit: int | None) -> Iterator[EditRequest]:
+        """Yield requests in the order of the data; no more than `limit` will be used."""
+
+    def setup(self, stage: str) -> None:
+        """Read and check all requests once.
+
+        Raises:
+            EditError: there are none, or two have one id.
+        """
+        if self.requests:
+            return
+        if self.shuffle_seed is None:
+            requests = []
+            for request in self.read(self.limit):
+                requests.append(request)
+                if len(requests) == self.limit:
+                    break
+        else:
+            requests = list(self.read(None))
+            random.Random(self.shuffle_seed).shuffle(requests)
+            requests = requests[: self.limit]
+        if not requests:
+            raise EditError(f"{self.name} has no edits")
+        twice = [name for name, count in Counter(request.id for request in requests).items() if count > 1]
+        if twice:
+            raise EditError(f"{self.name} has several records with the id {twice[0]!r}: ids must differ")
+        self.requests = requests
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        """Return the batches to edit; its position is kept in checkpoints."""
+        return StatefulDataLoader(
+            self.requests, batch_sampler=EditBatches(len(self.requests), self.batch_size), collate_fn=_collate
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Return all requests, a batch at a time, as lists."""
+        return DataLoader(
+            self.requests, batch_sampler=EditBatches(len(self.requests), self.batch_size), collate_fn=list
+        )
+
+
+class RequestList(EditStream):
+    """Requests that are already in memory.
+
+    Args:
+        requests: the edits.
+        batch_size: edits of one training step.
+    """
+
+    def __init__(self, requests: list[EditRequest], batch_size: int = 100) -> None:
+        super().__init__(batch_size)
+        self.given = list(requests)
+
+    def read(self, limit: int | None) -> Iterator[EditRequest]:
+        """Yield them."""
+        return iter(self.given)
+
+
+def _collate(requests: list[EditRequest]) -> EditBatch:
+    batch = EditBatch.of(requests)
+    for request in batch.superseded:
+        rank_zero_info(f"Edit {request.id} is left out: a later edit of its batch states the same fact {request.fact}")
+    return batch

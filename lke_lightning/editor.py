@@ -1,0 +1,192 @@
+"""The LightningModule: loads the model, carries what the two stages hand to each other, saves the change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from lke_lightning.edits import EditBatch, EditError, EditRequest
+from lke_lightning.model.language_model import DEMO, LanguageModel, load
+from lke_lightning.stage_one.optimization import Targets
+
+
+class Editor(lightning.LightningModule):
+    """A language model under lifelong editing; one edit batch is one training step.
+
+    The stages are callbacks: `TargetOptimization` fills `targets` before the step, `WeightUpdate` writes them into
+    the weights after it. The module itself learns nothing; its one parameter, the clock, makes an optimizer step
+    happen for every batch, so that Lightning counts, logs and saves by edit batches.
+
+    Args:
+        pretrained: a folder, a hub name, or `demo`.
+        dtype: dtype in which the network is loaded and runs; the change is kept in float32 or better.
+        layers: layers whose MLP output matrix is edited, ascending; the last is where targets live. `None`: those
+            that the model's own configuration names as `edit_layers`.
+        matrix: path of that matrix inside a block, for architectures that are not recognised.
+        trust_remote_code: run code that comes with the checkpoint.
+        method: name of the method, for the scorecard; it decides nothing.
+    """
+
+    language_model: LanguageModel
+    contexts: list[str]
+    """Context templates of the run, from stage one."""
+    targets: Targets
+    """What stage one found for the present batch."""
+    batch: EditBatch
+    """The present batch."""
+
+    def __init__(
+        self,
+        pretrained: str = DEMO,
+        dtype: str = "float32",
+        layers: list[int] | None = None,
+        matrix: str | None = None,
+        trust_remote_code: bool = False,
+        method: str = "ENCORE",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if Path(pretrained).is_dir():  # so that a checkpoint finds its model from any working directory
+            pretrained = self.hparams.pretrained = str(Path(pretrained).resolve())
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise EditError(f"model.dtype {dtype!r} is unknown: use float32, bfloat16, float16 or float64")
+        self.pretrained, self.dtype_name, self.layers, self.matrix = pretrained, dtype, layers, matrix
+        self.trust_remote_code, self.method = trust_remote_code, method
+        self.clock = nn.Parameter(torch.zeros(()))
+        self.edited: list[str] = []
+        """Ids of all requests edited so far, in order."""
+        self.seconds: dict[str, float] = {}
+        """Wall time by activity, from `timed`."""
+
+    @classmethod
+    def around(cls, network: nn.Module, tokenizer: Any, layers: list[int] | None, **options: Any) -> Editor:
+        """Make an editor of a model that is already loaded; it is edited in place."""
+        name = getattr(network.config, "_name_or_path", "") or type(network).__name__
+        editor = cls(name, str(network.dtype).removeprefix("torch."), layers, **options)
+        editor._take(network, tokenizer)
+        return editor
+
+    def configure_model(self) -> None:
+        """Load the model, once.
+
+        Raises:
+            EditError: it cannot be loaded, or cannot be edited.
+        """
+        if not hasattr(self, "language_model"):
+            self._take(*load(self.pretrained, self.dtype_name, self.trust_remote_code))
+
+    def _take(self, network: nn.Module, tokenizer: Any) -> None:
+        layers = self.layers or getattr(network.config, "edit_layers", None) or []
+        self.language_model = LanguageModel(network, tokenizer, layers, self.matrix)
+
+    def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
+        """Log what stage one found; stage two follows, before the clock ticks."""
+        self.batch = batch
+        steps = torch.tensor(self.targets.steps, dtype=torch.float32)
+        loss = torch.tensor(self.targets.losses).mean()
+        self.log("stage_one/loss", loss, batch_size=len(batch))
+        self.log("stage_one/median_steps", steps.median(), batch_size=len(batch), prog_bar=True)
+        return self.clock * 0 + loss.to(self.clock.device)
+
+    def on_train_batch_end(self, outputs: Any, batch: EditBatch, batch_idx: int) -> None:
+        """Count the edits."""
+        self.edited += [request.id for request in batch.requests]
+        for layer in self.language_model.layers:
+            before, now = self.language_model.weight(layer).norms()
+            self.log(f"norm_growth/layer_{layer}", now / before, batch_size=len(batch))
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the weights change by stage two."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the clock's optimizer."""
+        return torch.optim.SGD([self.clock], lr=0.0)
+
+    def validation_step(self, batch: list[EditRequest], batch_idx: int) -> None:
+        """Do nothing: `Scorecard` measures."""
+
+    def test_step(self, batch: list[EditRequest], batch_idx: int) -> None:
+        """Do nothing: `Scorecard` measures."""
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave the batch alone: it is text."""
+        return batch
+
+    @contextmanager
+    def timed(self, activity: str) -> Iterator[None]:
+        """Add the wall time of a block to `seconds`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - start
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the change, not the language model; record which model it belongs to."""
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if ".network." not in f".{name}"
+        }
+        checkpoint["editing"] = {
+            "base_hash": self.language_model.base_hash,
+            "layers": list(self.language_model.layers),
+            "edited": list(self.edited),
+            "seconds": dict(self.seconds),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint belongs to this model.
+
+        Raises:
+            EditError: it does not, or is no checkpoint of an editing run.
+        """
+        self.configure_model()
+        if "editing" not in checkpoint:
+            raise EditError("this is not a checkpoint of an editing run")
+        saved, model = checkpoint["editing"], self.language_model
+        if saved["base_hash"] != model.base_hash:
+            raise EditError(
+                f"the checkpoint edits another base model (content hash {saved['base_hash']}, {self.pretrained!r} has "
+                f"{model.base_hash}): load it with the model and dtype of its run"
+            )
+        if saved["layers"] != model.layers:
+            raise EditError(f"the checkpoint edits layers {saved['layers']}, this model is set to {model.layers}")
+        self.edited, self.seconds = list(saved["edited"]), dict(saved["seconds"])
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take the change; nothing but the language model itself may be missing.
+
+        Raises:
+            EditError: a delta is missing or unknown.
+        """
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [name for name in result.missing_keys if ".network." not in f".{name}"]
+        if missing or result.unexpected_keys:
+            raise EditError(f"the checkpoint lacks {missing} and has unknown {result.unexpected_keys}")
+        return result
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the edited model as a plain transformers folder, complete or not at all.
+
+        Raises:
+            EditError: the folder exists and is not empty.
+        """
+        self.configure_model()
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise EditError(f"{folder} exists and is not empty: choose another folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = folder.with_name(folder.name + ".tmp")
+        self.language_model.network.save_pretrained(unfinished)
+        self.language_model.text.tokenizer.save_pretrained(unfinished)
+        if folder.exists():
+            folder.rmdir()
+        return unfinished.rename(folder)

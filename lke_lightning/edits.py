@@ -1,0 +1,130 @@
+"""The vocabulary of the package: what an edit is, in plain text, before any tokenizer or model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SLOT = "{}"
+"""The mark in a template where a subject (or a whole prompt) goes."""
+
+
+class EditError(ValueError):
+    """Input that cannot be edited with; the message says what is wrong and what to do."""
+
+
+def check_template(template: str, what: str) -> None:
+    """Raise `EditError` unless `template` holds exactly one slot and no other brace."""
+    if template.count(SLOT) != 1:
+        raise EditError(f"{what} {template!r} needs exactly one {SLOT!r}, found {template.count(SLOT)}")
+    if set("{}") & set(template.replace(SLOT, "")):
+        raise EditError(f"{what} {template!r} has braces besides its {SLOT!r}: remove them")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt and the answer it should get: a neighbourhood fact or a question that follows from an edit."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One fact to change: after `prompt`, with `subject` in its slot, the model shall say `target`.
+
+    Raises:
+        EditError: an empty field, a template without its slot or with other braces.
+    """
+
+    id: str
+    prompt: str
+    """Template with one `{}` for the subject; without a subject, the whole prompt."""
+    target: str
+    """What the model shall say, without leading space."""
+    subject: str | None = None
+    """What the fact is about; `None`: the last prompt token is where the edit is made."""
+    original: str | None = None
+    """What the model says today (CounterFact's true target); success is measured against it."""
+    relation: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    """Full prompts that ask for the same fact."""
+    neighborhood: tuple[Probe, ...] = ()
+    """Full prompts about other subjects, whose answers must stay."""
+    generation: tuple[str, ...] = field(default=(), repr=False)
+    two_hop: tuple[Probe, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        """Normalise blanks at the seams, then check every field that an edit needs."""
+        object.__setattr__(self, "target", self.target.strip())
+        object.__setattr__(self, "prompt", self.prompt.rstrip())
+        if not self.prompt:
+            raise EditError("the prompt is empty")
+        if not self.target:
+            raise EditError("the target is empty")
+        if self.original is not None and not self.original.strip():
+            raise EditError("the original target is empty: leave it out instead")
+        if self.subject is None:
+            if set("{}") & set(self.prompt):
+                raise EditError(f"the prompt {self.prompt!r} has braces but no subject is given")
+        else:
+            if not self.subject.strip():
+                raise EditError("the subject is empty: leave it out to edit at the last prompt token")
+            check_template(self.prompt, "the prompt")
+
+    @classmethod
+    def about(cls, prompt: str, subject: str | None, **fields: object) -> EditRequest:
+        """Make a request from a prompt that may spell its subject out instead of marking it with `{}`.
+
+        Raises:
+            EditError: the subject is not in the prompt, or occurs in it more than once.
+        """
+        if subject is not None and SLOT not in prompt:
+            count = prompt.count(subject) if subject else 0
+            if count == 0:
+                raise EditError(f"the subject {subject!r} is not in the prompt {prompt!r} (letter case counts)")
+            if count > 1:
+                raise EditError(f"the subject {subject!r} occurs {count} times in {prompt!r}: mark the one with '{{}}'")
+            prompt = prompt.replace(subject, SLOT)
+        return cls(prompt=prompt, subject=subject, **fields)  # type: ignore[arg-type]
+
+    @property
+    def text(self) -> str:
+        """The prompt with its subject."""
+        return self.prompt if self.subject is None else self.prompt.replace(SLOT, self.subject)
+
+    @property
+    def fact(self) -> tuple[str, str]:
+        """What identifies the fact: a later edit with the same value replaces this one."""
+        return (self.subject or "", self.relation or self.prompt)
+
+    def in_context(self, template: str) -> tuple[str, str]:
+        """Put the prompt into a context template such as `"Because it rained. {}"`.
+
+        Returns:
+            The whole text, and its part up to and including the slot (the subject, or the whole prompt).
+        """
+        before = template[: template.index(SLOT)]
+        if self.subject is None:
+            return before + self.prompt, before + self.prompt
+        upto = before + self.prompt[: self.prompt.index(SLOT)] + self.subject
+        return before + self.text, upto
+
+
+@dataclass(frozen=True)
+class EditBatch:
+    """The requests of one training step, at most one per fact."""
+
+    requests: tuple[EditRequest, ...]
+    superseded: tuple[EditRequest, ...] = ()
+    """Requests left out because a later one of the same batch states the same fact."""
+
+    def __len__(self) -> int:
+        """Count the requests that are edited."""
+        return len(self.requests)
+
+    @classmethod
+    def of(cls, requests: list[EditRequest] | tuple[EditRequest, ...]) -> EditBatch:
+        """Collect requests; of two about the same fact the later wins."""
+        last = {request.fact: request for request in requests}
+        kept = tuple(request for request in requests if last[request.fact] is request)
+        return cls(kept, tuple(request for request in requests if last[request.fact] is not request))

@@ -1,0 +1,223 @@
+"""What was learned and what was kept: measured before, just after each batch and at the end, written as it comes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from lke_lightning.editor import Editor
+from lke_lightning.edits import EditBatch, EditRequest
+from lke_lightning.evaluation.teacher_forced import KINDS, Scores, score
+from lke_lightning.metrics import MEASURES, Preference, harmonic_mean
+
+PROTOCOL = "teacher-forced"
+
+
+def summarize(scores: Iterable[Scores]) -> dict[str, Any]:
+    """Average the scores of some edits.
+
+    Returns:
+        For each kind a dict of success, magnitude and accuracy, and under `score` the harmonic mean S of the three
+        successes; fractions, `None` where undefined.
+    """
+    metrics = {kind: Preference() for kind in KINDS}
+    for scored in scores:
+        for kind, metric in metrics.items():
+            wanted, other, correct = scored[kind].T
+            metric.update(wanted, other, correct.bool())
+    summary: dict[str, Any] = {}
+    for kind, metric in metrics.items():
+        means = metric.compute() if metric.update_called else dict.fromkeys(MEASURES, torch.tensor(torch.nan))
+        summary[kind] = {name: None if mean.isnan() else round(mean.item(), 6) for name, mean in means.items()}
+    total = harmonic_mean([summary[kind]["success"] for kind in KINDS])
+    return {**summary, "score": None if total is None else round(total, 6)}
+
+
+class Scorecard(Callback):
+    """Writes `scorecard.json` into the run's folder.
+
+    Args:
+        before: score the whole stream on the unedited model first; without it there is nothing to compare with.
+        max_tokens: how many tokens are run at once.
+    """
+
+    def __init__(self, before: bool = True, max_tokens: int = 16384) -> None:
+        self.before, self.max_tokens = before, max_tokens
+        self.unedited: dict[str, Scores] = {}
+        self.just_after: dict[str, Scores] = {}
+        self.final: dict[str, Scores] = {}
+        self.batches: list[list[str]] = []
+        """Ids of the edits of each batch."""
+        self._started = 0.0
+        self._earlier = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured so far."""
+        return {
+            "unedited": self.unedited,
+            "just_after": self.just_after,
+            "batches": self.batches,
+            "seconds": self._total_seconds(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what the interrupted run measured."""
+        self.unedited, self.just_after = dict(state_dict["unedited"]), dict(state_dict["just_after"])
+        self.batches, self._earlier = list(state_dict["batches"]), state_dict["seconds"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Editor) -> None:
+        """Score the unedited model."""
+        self._started = time.perf_counter()
+        if self.before and not self.unedited:
+            requests, size = trainer.datamodule.requests, trainer.datamodule.batch_size
+            parts = [requests[i : i + size] for i in range(0, len(requests), size)]
+            for part in track(parts, "Scoring the unedited model", transient=True):
+                self.unedited.update(self._score(trainer, pl_module, part))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, _: int) -> None:
+        """Score the batch right after its edit."""
+        scored = self._score(trainer, pl_module, batch.requests)
+        self.just_after.update(scored)
+        self.batches.append([request.id for request in batch.requests])
+        summary = summarize(scored.values())
+        for kind in KINDS:
+            value = summary[kind]["success" if summary[kind]["success"] is not None else "accuracy"]
+            if value is not None:
+                pl_module.log(f"just_after/{kind}", value, batch_size=len(batch), prog_bar=kind == "efficacy")
+        self._write(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: list[EditRequest], *_: Any
+    ) -> None:
+        """Score all facts edited so far; on a model without edits, all facts."""
+        edited = set(pl_module.edited)
+        requests = [request for request in batch if not edited or request.id in edited]
+        if requests:
+            self.final.update(self._score(trainer, pl_module, requests))
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: Editor) -> None:
+        """Start a new measurement."""
+        self.final = {}
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Editor) -> None:
+        """Report on all edits."""
+        if not self.final:
+            return
+        summary = summarize(self.final.values())
+        for kind in KINDS:
+            for measure in MEASURES:
+                if summary[kind][measure] is not None:
+                    pl_module.log(f"final/{kind}_{measure}", summary[kind][measure], batch_size=1)
+        self._write(trainer, pl_module)
+        if trainer.state.fn != "fit":
+            self._print(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Editor) -> None:
+        """Print the scorecard and where things are."""
+        self._write(trainer, pl_module)
+        self._print(trainer, pl_module)
+
+    def card(self, trainer: Trainer, editor: Editor) -> dict[str, Any]:
+        """Assemble the scorecard."""
+        data, done = trainer.datamodule, [name for batch in self.batches for name in batch]
+        norms = {layer: editor.language_model.weight(layer).norms() for layer in editor.language_model.layers}
+        return {
+            "method": editor.method,
+            "model": editor.pretrained,
+            "data": data.name,
+            "protocol": PROTOCOL,
+            "edits": len(editor.edited),
+            "batch_size": data.batch_size,
+            "before": _section(self.unedited, done or list(self.unedited)),
+            "just_after": _section(self.just_after, done),
+            "final": _section(self.final, list(self.final)),
+            "retention": self._retention(),
+            "weight_norms": {
+                str(layer): {"before": round(before, 4), "after": round(after, 4)}
+                for layer, (before, after) in norms.items()
+            },
+            "seconds": {
+                **{name: round(editor.seconds.get(name, 0.0), 2) for name in ("stage_one", "stage_two", "evaluation")},
+                "total": round(self._total_seconds(), 2),
+            },
+            "versions": {
+                **{name: version(name) for name in ("lke-lightning", "torch", "lightning", "transformers")},
+                "python": platform.python_version(),
+            },
+        }
+
+    def _retention(self) -> list[dict[str, Any]]:
+        """Final efficacy by age of edit, the oldest batch first; age 0 is the last batch."""
+        kept = []
+        for number, batch in enumerate(self.batches):
+            scored = [self.final[name] for name in batch if name in self.final]
+            if scored:
+                efficacy = summarize(scored)["efficacy"]
+                kept.append({"batch": number, "age": len(self.batches) - 1 - number, "edits": len(scored), **efficacy})
+        return kept
+
+    def _score(self, trainer: Trainer, editor: Editor, requests: Sequence[EditRequest]) -> dict[str, Scores]:
+        with trainer.precision_plugin.forward_context(), editor.timed("evaluation"):
+            scored = score(editor.language_model, requests, self.max_tokens)
+        return {request.id: scores for request, scores in zip(requests, scored, strict=True)}
+
+    def _total_seconds(self) -> float:
+        return self._earlier + (time.perf_counter() - self._started if self._started else 0.0)
+
+    def _write(self, trainer: Trainer, editor: Editor) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / "scorecard.json.tmp"
+        unfinished.write_text(json.dumps(self.card(trainer, editor), indent=1) + "\n")
+        os.replace(unfinished, folder / "scorecard.json")
+
+    def _print(self, trainer: Trainer, editor: Editor) -> None:
+        if not trainer.is_global_zero:
+            return
+        card, console = self.card(trainer, editor), Console()
+        table = Table(
+            title=f"{card['method']} · {card['edits']} edits of {card['data']} in batches of {card['batch_size']}",
+            caption=f"{PROTOCOL}; success (accuracy), fractions of 1",
+        )
+        table.add_column("")
+        for kind in (*KINDS, "S"):
+            table.add_column(kind, justify="right")
+        for moment in ("before", "just_after", "final"):
+            if card[moment]:
+                cells = [_cell(card[moment][kind]) for kind in KINDS]
+                table.add_row(moment.replace("_", " "), *cells, _number(card[moment]["score"]))
+        console.print(table)
+        growth = " ".join(f"{layer}: x{n['after'] / n['before']:.2f}" for layer, n in card["weight_norms"].items())
+        console.print(f"Norm growth of the edited matrices, by layer  {growth}")
+        console.print("Seconds  " + ", ".join(f"{name} {value:.1f}" for name, value in card["seconds"].items()))
+        console.print(f"Scorecard   {Path(trainer.default_root_dir) / 'scorecard.json'}", soft_wrap=True)
+        saved = getattr(trainer.checkpoint_callback, "last_model_path", "")
+        if saved:
+            console.print(f"Checkpoint  {saved}", soft_wrap=True)
+
+
+def _section(scores: dict[str, Scores], names: Sequence[str]) -> dict[str, Any] | None:
+    found = [scores[name] for name in names if name in scores]
+    return summarize(found) if found else None
+
+
+def _cell(measures: dict[str, float | None]) -> str:
+    return f"{_number(measures['success'])} ({_number(measures['accuracy'])})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,119 @@
+"""The published, teacher-forced protocol: probabilities of given continuations, batched over prompts and records.
+
+The model is shown the continuation; nothing is generated. Definitions: `lke_lightning.metrics.preference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lke_lightning.edits import EditRequest
+from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.tokens import Row
+
+KINDS = ("efficacy", "paraphrase", "neighborhood")
+
+Scores = dict[str, Tensor]
+"""For each kind, (prompts, 3) float64: nll of the wanted continuation, nll of the other (NaN: none), correct."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, the continuation that should win, and the one that should lose."""
+
+    prompt: str
+    wanted: str
+    other: str | None
+
+
+def questions(request: EditRequest) -> dict[str, list[Question]]:
+    """List what is asked about one edit, by kind."""
+    asked = [request.text], request.paraphrases
+    efficacy, paraphrase = ([Question(prompt, request.target, request.original) for prompt in part] for part in asked)
+    rival = request.target if request.original is not None else None
+    neighborhood = [Question(probe.prompt, probe.answer, rival) for probe in request.neighborhood]
+    return {"efficacy": efficacy, "paraphrase": paraphrase, "neighborhood": neighborhood}
+
+
+@torch.no_grad()
+def score(model: LanguageModel, requests: Sequence[EditRequest], max_tokens: int = 16384) -> list[Scores]:
+    """Score requests with the model as it is.
+
+    Args:
+        model: the language model.
+        requests: edits, made or not.
+        max_tokens: how many tokens are run at once.
+    """
+    asked = [(kind, question) for request in requests for kind, part in questions(request).items() for question in part]
+    pairs = [
+        (question.prompt, continuation)
+        for _, question in asked
+        for continuation in (question.wanted, question.other)
+        if continuation is not None
+    ]
+    nll, correct = continuation_nll(model, pairs, max_tokens)
+    values = iter(zip(nll.tolist(), correct.tolist(), strict=True))
+    scored: list[Scores] = []
+    for request in requests:
+        by_kind = {}
+        for kind, part in questions(request).items():
+            rows = []
+            for question in part:
+                wanted, right = next(values)
+                rows.append((wanted, torch.nan if question.other is None else next(values)[0], right))
+            by_kind[kind] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)
+        scored.append(by_kind)
+    return scored
+
+
+@torch.no_grad()
+def continuation_nll(
+    model: LanguageModel, pairs: Sequence[tuple[str, str]], max_tokens: int = 16384
+) -> tuple[Tensor, Tensor]:
+    """Score continuations of prompts.
+
+    Prompts with several one-token continuations, or with equal beginnings of them, are run once.
+
+    Args:
+        model: the language model.
+        pairs: (prompt, continuation).
+        max_tokens: how many tokens are run at once.
+
+    Returns:
+        Mean negative log-likelihood per token of each continuation, (pairs,) float64, and whether each of its tokens
+        is the most probable one, (pairs,) bool.
+    """
+    encoded = model.text.continuations(pairs)
+    reads: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}  # row -> (position, label, pair)
+    for pair, (prompt, target) in enumerate(encoded):
+        row = prompt + target[:-1]
+        first = len(row) - len(target)
+        reads.setdefault(row, []).extend((first + j, label, pair) for j, label in enumerate(target))
+    total = torch.zeros(len(pairs), dtype=torch.float64)
+    wrong = torch.zeros(len(pairs), dtype=torch.float64)
+    for rows in _batches(sorted(reads, key=len), max_tokens):
+        batch = model.text.pad([Row(row, len(row) - 1) for row in rows], model.device)
+        wanted = [(i, *read) for i, row in enumerate(rows) for read in reads[row]]
+        number, position, label, pair = torch.tensor(wanted, device=model.device).T
+        logits = model.logits(batch, number, position).to(model.wide_dtype)
+        log_probability = logits.gather(1, label.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
+        total.index_add_(0, pair.cpu(), -log_probability.double().cpu())
+        wrong.index_add_(0, pair.cpu(), (logits.argmax(1) != label).double().cpu())
+    lengths = torch.tensor([len(target) for _, target in encoded], dtype=torch.float64)
+    return total / lengths, wrong == 0
+
+
+def _batches(rows: Iterable[tuple[int, ...]], max_tokens: int) -> Iterable[list[tuple[int, ...]]]:
+    """Group rows that are sorted by length."""
+    batch: list[tuple[int, ...]] = []
+    for row in rows:
+        if batch and (len(batch) + 1) * len(row) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

@@ -1,0 +1,123 @@
+"""Read and steer what flows through a network: the only file that registers hooks or replaces modules.
+
+Everything is undone when its `with` block ends, whatever happened inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lke_lightning.model.architecture import Architecture
+
+
+class Captured:
+    """What a module last received and returned during a `capture` block."""
+
+    input: Tensor
+    output: Tensor
+
+
+@contextmanager
+def capture(module: nn.Module) -> Iterator[Captured]:
+    """Keep the last first-argument and the last hidden state returned by a module."""
+    captured = Captured()
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        captured.input = args[0] if args else kwargs["hidden_states"]
+        captured.output = output[0] if isinstance(output, tuple) else output
+
+    handle = module.register_forward_hook(keep, with_kwargs=True)
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def change_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace the tensor that a module returns."""
+    handle = module.register_forward_hook(lambda _module, _args, output: change(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def read_logits_at(network: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[None]:
+    """Let the head see only the hidden states at (row, position): logits come out as (1, reads, vocabulary).
+
+    What the model does to logits after its head (scaling, soft-capping) still happens.
+    """
+    handle = network.get_output_embeddings().register_forward_pre_hook(
+        lambda _module, args: (args[0][rows, positions].unsqueeze(0), *args[1:])
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _Bypass(nn.Module):
+    """Stands in for a block: returns a given hidden state, or the one it receives, without computing.
+
+    Attributes that the model reads from the block (such as `attention_type`) come from the block itself.
+    """
+
+    def __init__(self, block: nn.Module, returns_tuple: bool, hidden: Tensor | None) -> None:
+        super().__init__()
+        self.block = block
+        self._returns_tuple = returns_tuple
+        self._hidden = hidden
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor]:
+        hidden = hidden_states if self._hidden is None else self._hidden
+        return (hidden,) if self._returns_tuple else hidden
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("block"), name)
+
+
+@contextmanager
+def only_blocks(
+    network: nn.Module, architecture: Architecture, start: int, stop: int, hidden: Tensor | None = None
+) -> Iterator[None]:
+    """Run only blocks `start` to `stop - 1`; `hidden` is what block `start` receives (needed where start > 0)."""
+    blocks = architecture.blocks
+    returns_tuple = _returns_tuple(network, blocks) if start > 0 or stop < len(blocks) else False
+    originals = list(blocks)
+    try:
+        for i, block in enumerate(originals):
+            if not start <= i < stop:
+                blocks[i] = _Bypass(block, returns_tuple, hidden if i == start - 1 else None)
+        yield
+    finally:
+        for i, block in enumerate(originals):
+            blocks[i] = block
+
+
+@torch.no_grad()
+def _returns_tuple(network: nn.Module, blocks: nn.ModuleList) -> bool:
+    """Tell whether blocks return a tuple (GPT-J) or a tensor, by running one token once per network."""
+    kind = type(blocks[0])
+    if kind not in _RETURNS_TUPLE:
+        outputs: list[Any] = []
+        handle = blocks[0].register_forward_hook(lambda _module, _args, output: outputs.append(output))
+        try:
+            network(input_ids=torch.zeros((1, 1), dtype=torch.long, device=network.device), use_cache=False)
+        finally:
+            handle.remove()
+        _RETURNS_TUPLE[kind] = isinstance(outputs[0], tuple)
+    return _RETURNS_TUPLE[kind]
+
+
+_RETURNS_TUPLE: dict[type, bool] = {}
+"""A fact about each class of block, which no run can change."""

@@ -1,0 +1,102 @@
+"""Where things are in a causal language model: its blocks, the matrix an editor writes, the hidden size.
+
+Found by structure and by the names that transformers gives, never by the name of a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from lke_lightning.edits import EditError
+
+OUTPUT_MATRICES = ("mlp.down_proj", "mlp.c_proj", "mlp.fc_out", "mlp.dense_4h_to_h", "mlp.fc2", "fc2")
+"""Names, inside a block, of the matrix that leads from the MLP's inner width back to the hidden size."""
+
+
+def is_transposed(matrix: nn.Module) -> bool:
+    """Tell whether a matrix stores its weight as (d_key, d_out), as GPT-2's Conv1D does.
+
+    Decided from the class: for a square matrix the shape could not tell.
+    """
+    return type(matrix).__name__ == "Conv1D"
+
+
+def matrix_shape(matrix: nn.Module) -> tuple[int, int]:
+    """Return (d_out, d_key)."""
+    rows, columns = matrix.weight.shape
+    return (columns, rows) if is_transposed(matrix) else (rows, columns)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The places in one network that stages read and write."""
+
+    blocks: nn.ModuleList
+    matrix_name: str
+    """Path of the edited matrix inside a block."""
+    hidden_size: int
+
+    @classmethod
+    def of(cls, network: nn.Module, matrix: str | None = None) -> Architecture:
+        """Find the places in a transformers causal language model.
+
+        Args:
+            network: what `AutoModelForCausalLM` returns.
+            matrix: path of the MLP output matrix inside a block, for models that are not recognised.
+
+        Raises:
+            EditError: an encoder-decoder model, no decoder blocks, or no matrix that can be told apart.
+        """
+        config = network.config.get_text_config()
+        if getattr(config, "is_encoder_decoder", False):
+            raise EditError("this is an encoder-decoder model: only decoder-only causal models can be edited")
+        blocks = _find_blocks(network, config.num_hidden_layers)
+        return cls(blocks, _find_matrix(blocks, config.hidden_size, matrix), config.hidden_size)
+
+    def matrix(self, layer: int) -> nn.Module:
+        """Return the MLP output matrix of a layer."""
+        return self.blocks[layer].get_submodule(self.matrix_name)
+
+    def check_layers(self, layers: list[int]) -> None:
+        """Raise `EditError` unless `layers` are distinct, ascending and exist."""
+        count = len(self.blocks)
+        if not layers:
+            third = max(1, count // 5)
+            proposal = list(range(third, min(count, third + max(1, min(5, count // 3)))))
+            raise EditError(
+                f"no layers to edit: give --model.layers, for {count} layers for example '{proposal}' "
+                "(proposed from the depth; published settings are in configs/experiment)"
+            )
+        if sorted(set(layers)) != list(layers):
+            raise EditError(f"layers {layers} must be distinct and ascending")
+        if layers[0] < 0 or layers[-1] >= count:
+            raise EditError(f"layers {layers} do not exist: the model has layers 0 to {count - 1}")
+
+
+def _find_blocks(network: nn.Module, count: int) -> nn.ModuleList:
+    for _, module in network.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise EditError(f"no list of {count} decoder blocks in {type(network).__name__}: this architecture is not supported")
+
+
+def _find_matrix(blocks: nn.ModuleList, hidden_size: int, named: str | None) -> str:
+    linears = {
+        name: matrix_shape(module)
+        for name, module in blocks[0].named_modules()
+        if isinstance(getattr(module, "weight", None), nn.Parameter) and module.weight.dim() == 2
+    }
+    if named is not None:
+        if named in linears and linears[named][0] == hidden_size:
+            return named
+        problem = f"--model.matrix {named!r} is not a matrix with output size {hidden_size} inside a block"
+    else:
+        known = [name for name in OUTPUT_MATRICES if name in linears]
+        widening = [name for name, (d_out, d_key) in linears.items() if d_out == hidden_size and d_key > hidden_size]
+        if known or len(widening) == 1:
+            return (known or widening)[0]
+        problem = "the MLP's output matrix cannot be told apart; name it with --model.matrix"
+    listing = "\n".join(f"  {name}: {d_key} -> {d_out}" for name, (d_out, d_key) in linears.items())
+    raise EditError(f"{problem}. Matrices in a block:\n{listing}")

@@ -1,0 +1,152 @@
+"""A causal language model as the stages see it: network, tokens, places to edit, and ways to run parts of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lke_lightning.edits import EditError
+from lke_lightning.model.activations import capture, only_blocks, read_logits_at
+from lke_lightning.model.architecture import Architecture
+from lke_lightning.model.tokens import Padded, TextEncoder
+from lke_lightning.model.weights import EditedWeight
+
+DEMO = "demo"
+"""The name under which the model that comes with the package is loaded."""
+
+
+def resolve(pretrained: str) -> str:
+    """Turn the name of the embedded model into its folder; other names stay as they are."""
+    return str(Path(__file__).parents[1] / "demo" / "model") if pretrained == DEMO else pretrained
+
+
+def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        pretrained: a folder, a hub name, or `"demo"` for the model that comes with the package.
+        dtype: dtype of the network, such as `"float32"` or `"bfloat16"`.
+        trust_remote_code: run code that comes with the checkpoint.
+
+    Raises:
+        EditError: there is no such model, or it cannot be read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = resolve(pretrained)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+        network = AutoModelForCausalLM.from_pretrained(
+            where, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise EditError(
+            f"cannot load a causal language model from {pretrained!r}: neither a folder with a model nor a hub name "
+            f"that can be reached. {error}"
+        ) from error
+    return network.eval(), tokenizer
+
+
+def content_hash(network: nn.Module) -> str:
+    """Hash the names, dtypes, shapes and bytes of all weights (sha256, 16 hex digits)."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(network.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+class LanguageModel(nn.Module):
+    """A network with its tokenizer and the weights that may be edited.
+
+    Args:
+        network: a transformers causal language model; its parameters are frozen, only `edited` changes them.
+        tokenizer: its tokenizer.
+        layers: the layers whose MLP output matrix is edited, ascending; the last one is the target layer.
+        matrix: path of that matrix inside a block, for architectures that are not recognised.
+
+    Raises:
+        EditError: the architecture is not recognised or the layers do not exist.
+    """
+
+    def __init__(self, network: nn.Module, tokenizer: Any, layers: Sequence[int], matrix: str | None = None) -> None:
+        super().__init__()
+        architecture = Architecture.of(network, matrix)
+        architecture.check_layers(list(layers))
+        self.base_hash = content_hash(network)
+        self.network = network.requires_grad_(False).eval()
+        self.text = TextEncoder(tokenizer)
+        self._architecture = (architecture,)  # holds modules of the network: not to be registered a second time
+        self.layers = list(layers)
+        self.edited = nn.ModuleDict({str(layer): EditedWeight(architecture.matrix(layer)) for layer in layers})
+
+    @property
+    def architecture(self) -> Architecture:
+        """The places in the network."""
+        return self._architecture[0]
+
+    @property
+    def target_layer(self) -> int:
+        """The last edited layer, where target activations live."""
+        return self.layers[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return self.network.device
+
+    @property
+    def wide_dtype(self) -> torch.dtype:
+        """float32, or float64 for a float64 network: the dtype of targets, keys and deltas."""
+        return torch.promote_types(self.network.dtype, torch.float32)
+
+    def weight(self, layer: int) -> EditedWeight:
+        """Return the edited weight of a layer."""
+        return self.edited[str(layer)]
+
+    def train(self, mode: bool = True) -> LanguageModel:
+        """Stay in evaluation mode: dropout has no place in editing."""
+        return super().train(False)
+
+    def logits(
+        self, batch: Padded, rows: Tensor, positions: Tensor, start: int = 0, hidden: Tensor | None = None
+    ) -> Tensor:
+        """Compute logits (reads, vocabulary) at (row, position), running blocks from `start` on.
+
+        Args:
+            batch: the rows.
+            rows: (reads,) int64, which row.
+            positions: (reads,) int64, which position in it; the logits predict the next token.
+            start: first block to run; `hidden` (rows, length, hidden size) is its input where it is above 0.
+            hidden: see `start`.
+        """
+        count = len(self.architecture.blocks)
+        with only_blocks(self.network, self.architecture, start, count, hidden), read_logits_at(
+            self.network, rows, positions
+        ):
+            output = self.network(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        return output.logits[0]
+
+    @torch.no_grad()
+    def observe(
+        self,
+        batch: Padded,
+        modules: Sequence[nn.Module],
+        stop: int,
+        start: int = 0,
+        hidden: Tensor | None = None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Run blocks `start` to `stop - 1` and return (input, output) of each module, all positions."""
+        first = torch.zeros(1, dtype=torch.long, device=batch.ids.device)
+        with ExitStack() as stack:
+            stack.enter_context(only_blocks(self.network, self.architecture, start, stop, hidden))
+            stack.enter_context(read_logits_at(self.network, first, first))
+            taps = [stack.enter_context(capture(module)) for module in modules]
+            self.network(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        return [(tap.input, tap.output) for tap in taps]

@@ -1,0 +1,125 @@
+"""From text to token ids with known positions, by one rule for every tokenizer.
+
+The rule. The tokenizer's own leading special tokens (BOS) stand in front of every row once; nothing is ever appended.
+A target is written after exactly one blank, and its ids are what `prompt + " " + target` has beyond the ids of the
+prompt. The slot is the last token of the text up to the subject's end; where the tokenizer merges that end with what
+follows, it is the merged token. Positions come from encoding prefixes, because offsets reported by fast tokenizers
+are not reliable for every model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lke_lightning.edits import EditError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One token sequence and the position in it that matters."""
+
+    ids: tuple[int, ...]
+    slot: int
+    """Index of the token where keys are read and targets are written."""
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Rows as one right-padded batch: `ids` and `mask` (rows, length), int64; `slots` (rows,), int64."""
+
+    ids: Tensor
+    mask: Tensor
+    slots: Tensor
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.slots)
+
+    def select(self, rows: Tensor) -> Padded:
+        """Keep some rows, in the order given, without the columns that are padding in all of them."""
+        mask = self.mask[rows]
+        width = int(mask.sum(1).max())
+        return Padded(self.ids[rows, :width], mask[:, :width], self.slots[rows])
+
+
+class TextEncoder:
+    """A Hugging Face tokenizer behind the rule of this module.
+
+    Raises:
+        EditError: the tokenizer yields no ids for a text that needs some.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+        special = tokenizer("a")["input_ids"]
+        start = next((i for i in range(len(special)) if special[i : i + len(plain)] == plain), 0)
+        self.prefix: tuple[int, ...] = tuple(special[:start])
+        fallback = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+        self.padding: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else fallback
+
+    def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Encode texts, the special prefix in front of each."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return [self.prefix + tuple(ids) for ids in encoded]
+
+    def rows(self, texts: Sequence[tuple[str, str]]) -> list[Row]:
+        """Encode pairs (whole text, text up to the slot's end)."""
+        whole, upto = self.encode([text for text, _ in texts]), self.encode([part for _, part in texts])
+        return [
+            Row(ids, _slot(ids, part, text)) for ids, part, (text, _) in zip(whole, upto, texts, strict=True)
+        ]
+
+    def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Encode pairs (prompt, target) into the prompt's ids and the target's ids after it.
+
+        Raises:
+            EditError: a target has no ids, or an unknown token among them.
+        """
+        prompts = self.encode([prompt.rstrip() for prompt, _ in pairs])
+        wholes = self.encode([f"{prompt.rstrip()} {target.strip()}" for prompt, target in pairs])
+        found = []
+        for prompt_ids, whole, (_, target) in zip(prompts, wholes, pairs, strict=True):
+            if whole[: len(prompt_ids)] == prompt_ids:
+                ids = whole[len(prompt_ids) :]
+            else:  # the blank or the target's first letters merged with the prompt
+                ids = self.encode([f" {target.strip()}"])[0][len(self.prefix) :]
+            self._check_target(ids, target)
+            found.append((prompt_ids, ids))
+        return found
+
+    def _check_target(self, ids: tuple[int, ...], target: str) -> None:
+        unknown = self.tokenizer.unk_token_id
+        if not ids:
+            raise EditError(f"the target {target!r} has no tokens in this vocabulary")
+        if unknown is not None and unknown in ids:
+            raise EditError(f"the target {target!r} has a token unknown to this vocabulary: it cannot be generated")
+
+    def pad(self, rows: Sequence[Row], device: torch.device | str = "cpu") -> Padded:
+        """Pad rows on the right into one batch on `device`."""
+        width = max(len(row.ids) for row in rows)
+        ids = torch.full((len(rows), width), self.padding, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row.ids)] = torch.tensor(row.ids)
+            mask[i, : len(row.ids)] = 1
+        slots = torch.tensor([row.slot for row in rows])
+        return Padded(ids.to(device), mask.to(device), slots.to(device))
+
+
+def _slot(ids: tuple[int, ...], upto: tuple[int, ...], text: str) -> int:
+    """Find the token that holds the end of the text whose ids, encoded alone, are `upto`."""
+    common = 0
+    while common < min(len(ids), len(upto)) and ids[common] == upto[common]:
+        common += 1
+    slot = min(common, len(upto) - 1)
+    if not 0 <= slot < len(ids):
+        raise EditError(f"{text!r} has no token where the edit could be made")
+    return slot

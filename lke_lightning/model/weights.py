@@ -1,0 +1,67 @@
+"""The change of a weight: the only place that writes a parameter of the language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lke_lightning.model.architecture import is_transposed, matrix_shape
+
+
+class EditedWeight(nn.Module):
+    """One edited matrix: live weight = base + delta.
+
+    The delta is kept in float32 or better, so that many small edits of a bfloat16 model keep their sum; the live
+    weight is the only thing rounded to the model's dtype. The delta is saved in checkpoints, the base is not.
+    """
+
+    delta: Tensor
+    """Total change since the unedited model, (d_out, d_key)."""
+    base: Tensor
+    """The unedited weight in the model's dtype, stored as the matrix stores it."""
+
+    def __init__(self, matrix: nn.Module) -> None:
+        super().__init__()
+        self._matrix = (matrix,)  # in a tuple, so that the network's module is not registered here a second time
+        self.register_buffer("base", matrix.weight.detach().clone(), persistent=False)
+        wide = torch.promote_types(matrix.weight.dtype, torch.float32)
+        self.register_buffer("delta", torch.zeros(matrix_shape(matrix), dtype=wide, device=matrix.weight.device))
+
+    @property
+    def matrix(self) -> nn.Module:
+        """The module of the network whose weight this is."""
+        return self._matrix[0]
+
+    @torch.no_grad()
+    def add(self, update: Tensor) -> None:
+        """Add an update (d_out, d_key) to the total change and to the live weight."""
+        self.delta += update.to(self.delta)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Write base + delta into the network."""
+        change = self.delta.T if is_transposed(self.matrix) else self.delta
+        self.matrix.weight.copy_(self.base.to(change.dtype) + change)
+
+    @torch.no_grad()
+    def norms(self) -> tuple[float, float]:
+        """Return the Frobenius norms of the unedited and of the live weight."""
+        change = self.delta.T if is_transposed(self.matrix) else self.delta
+        base = self.base.to(change.dtype)
+        return base.norm().item(), (base + change).norm().item()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EditedWeight:
+        """Move or cast, but never round the delta below float32 (`Trainer(precision="bf16-true")` casts all)."""
+        exact = self.delta
+        super()._apply(fn, recurse)
+        if torch.finfo(self.delta.dtype).bits < torch.finfo(exact.dtype).bits and exact.dtype == torch.float32:
+            self.delta = exact.to(self.delta.device)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.refresh()

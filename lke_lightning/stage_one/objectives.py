@@ -1,0 +1,83 @@
+"""Terms of the loss that a target activation minimises; each returns one value per request, never a mean over them.
+
+A method sums the terms it names. What a term may look at is in `Descent`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What is known in one step of the descent, for the requests that are still optimised."""
+
+    nll: Tensor
+    """Mean negative log-likelihood of the target's tokens, (requests, contexts), the bare prompt first."""
+    most_probable: Tensor
+    """History of "all target tokens are the most probable ones", (steps so far, requests, contexts), bool."""
+    change: Tensor
+    """delta, (requests, hidden size)."""
+    initial_norm: Tensor
+    """Norm of the unchanged activation on the bare prompt, (requests,)."""
+    essence: Tensor
+    """Log-probabilities of the essence prompt's next token, (requests, vocabulary)."""
+    essence_before: Tensor
+    """The same before any change; equal to `essence` where a request has no subject."""
+    reference_quirks: bool = False
+
+
+class Objective(ABC):
+    """A term of the loss."""
+
+    @abstractmethod
+    def __call__(self, descent: Descent) -> Tensor:
+        """Return the term's value for each request, (requests,)."""
+
+
+class NegativeLogLikelihood(Objective):
+    """The target shall be said after the prompt, in every context alike.
+
+    Args:
+        weight: factor; 1 in every published method.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, descent: Descent) -> Tensor:
+        """Average over contexts."""
+        return self.weight * descent.nll.mean(1)
+
+
+class EssenceKL(Objective):
+    """What the model says after "{subject} is a" shall stay: KL(now || before), before = at the step 0 of this batch.
+
+    Args:
+        weight: factor, kappa of the papers; more of it keeps other facts of the subject and slows the edit.
+    """
+
+    def __init__(self, weight: float = 0.0625) -> None:
+        self.weight = weight
+
+    def __call__(self, descent: Descent) -> Tensor:
+        """Return the divergence (published code: `F.kl_div(before, now, log_target=True)`, that is KL(now || before))."""
+        return self.weight * (descent.essence.exp() * (descent.essence - descent.essence_before)).sum(1)
+
+
+class TargetNorm(Objective):
+    """The change shall be small: |delta| / |initial|^2, the numerator not squared, as published since ROME.
+
+    Args:
+        weight: factor, `v_weight_decay` of the published code.
+    """
+
+    def __init__(self, weight: float = 0.5) -> None:
+        self.weight = weight
+
+    def __call__(self, descent: Descent) -> Tensor:
+        """Return the penalty; its gradient at delta = 0 is 0."""
+        return self.weight * descent.change.norm(dim=1) / descent.initial_norm**2

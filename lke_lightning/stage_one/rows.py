@@ -1,0 +1,58 @@
+"""From a request to the token rows that stage one runs: one row per context, and one about the subject's essence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lke_lightning.edits import SLOT, EditRequest
+from lke_lightning.model.tokens import Row, TextEncoder
+
+ESSENCE = "{} is a"
+"""What the model says after this about the subject shall not change."""
+
+
+@dataclass(frozen=True)
+class RequestRows:
+    """The rows of one request. The bare prompt is the first of `contexts`."""
+
+    contexts: tuple[Row, ...]
+    """Prompt in context, followed by all target tokens but the last; the last `len(target)` positions predict it."""
+    target: tuple[int, ...]
+    essence: Row | None
+    """The essence prompt, or `None` where no subject is marked."""
+    essence_read: int
+    """Position in the essence row whose prediction is preserved."""
+
+
+def build_rows(
+    requests: Sequence[EditRequest], contexts: Sequence[str], text: TextEncoder, reference_quirks: bool = False
+) -> list[RequestRows]:
+    """Encode requests, each in all contexts.
+
+    Args:
+        requests: the edits.
+        contexts: templates, `"{}"` first.
+        text: the tokenizer.
+        reference_quirks: preserve the prediction at the subject's last token, as the published code does, not at the
+            end of "{subject} is a". Causality then makes the words after the subject irrelevant: they are left out.
+
+    Raises:
+        EditError: a target that the vocabulary cannot say.
+    """
+    placed = [request.in_context(template) for request in requests for template in contexts]
+    rows = text.rows(placed)
+    targets = text.continuations([(whole, requests[i // len(contexts)].target) for i, (whole, _) in enumerate(placed)])
+    essences = [r.subject and (ESSENCE.replace(SLOT, r.subject), r.subject) for r in requests]
+    essence_rows = iter(text.rows([pair for pair in essences if pair]))
+
+    built = []
+    for i, request in enumerate(requests):
+        span = slice(i * len(contexts), (i + 1) * len(contexts))
+        target = targets[span.start][1]
+        in_contexts = tuple(Row(row.ids + target[:-1], row.slot) for row in rows[span])
+        essence = next(essence_rows) if request.subject else None
+        if essence and reference_quirks:
+            essence = Row(essence.ids[: essence.slot + 1], essence.slot)
+        built.append(RequestRows(in_contexts, target, essence, len(essence.ids) - 1 if essence else 0))
+    return built

@@ -1,0 +1,70 @@
+"""When a request's target is good enough. A rule looks at one step and says which requests are done.
+
+Rules are asked before the step's update, so what is kept is the vector that passed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from lke_lightning.stage_one.objectives import Descent
+
+
+class StopRule(ABC):
+    """Says which requests are done."""
+
+    @abstractmethod
+    def __call__(self, descent: Descent, loss: Tensor) -> Tensor:
+        """Return (requests,) bool; `loss` is (requests,), the sum of all terms."""
+
+
+class MostProbable(StopRule):
+    """MPES, most-probable early stopping: stop once the target is the model's first choice in every context.
+
+    Published as "+N": `extra_steps` further steps after the first success, counted over all steps that succeed, also
+    when one in between does not. The published code looks at the prefixed contexts only (`reference_quirks`); here
+    the bare prompt counts too.
+
+    Args:
+        extra_steps: N; more of them make the edit firmer and the weights grow faster.
+    """
+
+    def __init__(self, extra_steps: int = 0) -> None:
+        self.extra_steps = extra_steps
+
+    def __call__(self, descent: Descent, loss: Tensor) -> Tensor:
+        """Count the successful steps so far."""
+        first = 1 if descent.reference_quirks and descent.most_probable.shape[2] > 1 else 0
+        return descent.most_probable[:, :, first:].all(2).sum(0) > self.extra_steps
+
+
+class LossBelow(StopRule):
+    """Stop once the total loss is below a threshold (ROME, MEMIT: 0.05, a target probability of about 0.95).
+
+    Args:
+        threshold: the loss in nats; lower runs longer.
+    """
+
+    def __init__(self, threshold: float = 0.05) -> None:
+        self.threshold = threshold
+
+    def __call__(self, descent: Descent, loss: Tensor) -> Tensor:
+        """Compare the loss."""
+        return loss < self.threshold
+
+
+class ProbabilityAbove(StopRule):
+    """Stop once the target's probability, averaged over the contexts, exceeds a threshold.
+
+    Args:
+        threshold: probability per token (geometric mean over the target's tokens), 0 to 1.
+    """
+
+    def __init__(self, threshold: float = 0.5) -> None:
+        self.threshold = threshold
+
+    def __call__(self, descent: Descent, loss: Tensor) -> Tensor:
+        """Compare the probability."""
+        return (-descent.nll).exp().mean(1) > self.threshold

@@ -1,0 +1,76 @@
+"""How the keys of an edit are averaged over its contexts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class KeyPolicy(ABC):
+    """Weights of the contexts, the bare prompt first; each set sums to 1."""
+
+    @abstractmethod
+    def keys(self, contexts: int, reference_quirks: bool) -> Tensor:
+        """Return the weights (contexts,) that make up the key of an edit."""
+
+    @abstractmethod
+    def anchors(self, contexts: int) -> Tensor:
+        """Return the weights (contexts,) of the keys, and present outputs, that the target is compared with."""
+
+
+class ContextMean(KeyPolicy):
+    """The mean over all contexts, as MEMIT's paper says; the target is compared on the bare prompt.
+
+    The published code averages in two levels, so that the bare prompt weighs one half (`reference_quirks`).
+    """
+
+    def keys(self, contexts: int, reference_quirks: bool) -> Tensor:
+        """Weigh all contexts alike."""
+        if not reference_quirks or contexts == 1:
+            return _uniform(contexts)
+        weights = torch.full((contexts,), 0.5 / (contexts - 1), dtype=torch.float64)
+        weights[0] = 0.5
+        return weights
+
+    def anchors(self, contexts: int) -> Tensor:
+        """Take the bare prompt."""
+        return _bare(contexts)
+
+
+class MixedKeys(KeyPolicy):
+    """ROME: the direction belongs to the mean over contexts, the equality to the bare prompt.
+
+    The mix is what makes some single edits disable a model; see `ConsistentKeys`.
+    """
+
+    def keys(self, contexts: int, reference_quirks: bool) -> Tensor:
+        """Weigh all contexts alike."""
+        return _uniform(contexts)
+
+    def anchors(self, contexts: int) -> Tensor:
+        """Take the bare prompt."""
+        return _bare(contexts)
+
+
+class ConsistentKeys(KeyPolicy):
+    """r-ROME (arXiv 2403.07175): the mean over contexts everywhere."""
+
+    def keys(self, contexts: int, reference_quirks: bool) -> Tensor:
+        """Weigh all contexts alike."""
+        return _uniform(contexts)
+
+    def anchors(self, contexts: int) -> Tensor:
+        """Weigh all contexts alike."""
+        return _uniform(contexts)
+
+
+def _uniform(contexts: int) -> Tensor:
+    return torch.full((contexts,), 1 / contexts, dtype=torch.float64)
+
+
+def _bare(contexts: int) -> Tensor:
+    weights = torch.zeros(contexts, dtype=torch.float64)
+    weights[0] = 1
+    return weights
