@@ -130,8 +130,7 @@ class LanguageModel(nn.Module):
         with only_blocks(self.network, self.architecture, start, count, hidden), read_logits_at(
             self.network, rows, positions
         ):
-            output = self.network(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-        return output.logits[0]
+            return self._run(batch).logits[0]
 
     @torch.no_grad()
     def observe(
@@ -148,5 +147,15 @@ class LanguageModel(nn.Module):
             stack.enter_context(only_blocks(self.network, self.architecture, start, stop, hidden))
             stack.enter_context(read_logits_at(self.network, first, first))
             taps = [stack.enter_context(capture(module)) for module in modules]
-            self.network(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+            self._run(batch)
         return [(tap.input, tap.output) for tap in taps]
+
+    def _run(self, batch: Padded) -> Any:
+        # Padding on the right needs no mask: no real token sees what comes after it, and no row is masked throughout,
+        # which some attention implementations answer with NaN.
+        attention = torch.ones_like(batch.mask)
+        continued: dict[str, Any] = {}
+        if batch.past is not None:
+            attention = torch.cat([batch.past.mask, attention], dim=1)
+            continued = {"past_key_values": batch.past, "position_ids": batch.positions}
+        return self.network(input_ids=batch.ids, attention_mask=attention, use_cache=False, **continued)

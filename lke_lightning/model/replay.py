@@ -1,7 +1,12 @@
-"""Rows whose lower blocks are computed once and replayed: what stage one runs at every step."""
+"""Rows of which everything that a change at the slot cannot reach is computed once: what stage one runs at every step.
+
+That is: all blocks up to the target layer, and every token before the slot in the blocks above it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -9,60 +14,73 @@ from torch import Tensor
 
 from lke_lightning.model.activations import change_output
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.tokens import Padded
+from lke_lightning.model.prefix import continue_prefixes
+from lke_lightning.model.tokens import Padded, Row
 
 Site = Literal["block", "matrix"]
 """Where a target lives: the output of the target block (MEMIT family) or of its MLP matrix (ROME)."""
 
 
+@dataclass(frozen=True)
 class Replay:
-    """A batch of rows that can be run again and again with a change at each row's slot.
+    """Rows that can be run again and again with a change at each row's slot, under the weights of `record`."""
 
-    Everything below the change is computed once, under the weights as they are when the replay is made.
-
-    Args:
-        model: the language model.
-        batch: right-padded rows.
-        site: where the change is added, at the target layer.
-    """
-
+    model: LanguageModel
+    batch: Padded
+    """What follows the prefixes; each row begins at its slot."""
+    row_slots: Tensor
+    """Where the slots stand in the whole rows, (rows,)."""
+    site: Site
+    start: int
+    """First block that runs."""
+    hidden: Tensor
+    """Input of that block, (rows, length, hidden size)."""
     initial: Tensor
     """The unchanged activation at each row's slot, (rows, hidden size), in the wide dtype."""
 
-    def __init__(self, model: LanguageModel, batch: Padded, site: Site = "block") -> None:
-        self.model = model
-        self.batch = batch
-        self.site = site
+    @classmethod
+    def record(cls, model: LanguageModel, rows: Sequence[Row], site: Site = "block") -> Replay:
+        """Compute what will not change.
+
+        Args:
+            model: the language model.
+            rows: whole rows.
+            site: where the change will be added, at the target layer.
+        """
+        batch = continue_prefixes(model.network, model.text, rows)
         layer = model.target_layer
         block, matrix = model.architecture.blocks[layer], model.architecture.matrix(layer)
         (block_in, block_out), (_, matrix_out) = model.observe(batch, [block, matrix], stop=layer + 1)
-        at = (torch.arange(len(batch), device=batch.slots.device), batch.slots)
-        if site == "block":
-            self.start, self.hidden = layer + 1, block_out
-            self.initial = block_out[at].to(model.wide_dtype)
-        else:
-            self.start, self.hidden = layer, block_in
-            self.initial = matrix_out[at].to(model.wide_dtype)
+        start, hidden, at_site = (layer + 1, block_out, block_out) if site == "block" else (layer, block_in, matrix_out)
+        if batch.past is not None:
+            batch = replace(batch, past=batch.past.above(start))
+        slots = torch.tensor([row.slot for row in rows], device=model.device)
+        return cls(model, batch, slots, site, start, hidden, at_site[:, 0].to(model.wide_dtype))
 
     def select(self, rows: Tensor) -> Replay:
         """Keep some rows, in the order given."""
-        kept = object.__new__(Replay)
-        kept.model, kept.site, kept.start = self.model, self.site, self.start
-        kept.batch = self.batch.select(rows)
-        kept.hidden = self.hidden[rows, : kept.batch.ids.shape[1]]
-        kept.initial = self.initial[rows]
-        return kept
+        batch = self.batch.select(rows)
+        hidden = self.hidden[rows, : batch.ids.shape[1]]
+        return replace(
+            self, batch=batch, row_slots=self.row_slots[rows], hidden=hidden, initial=self.initial[rows]
+        )
 
     def logits(self, change: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        """Compute logits (reads, vocabulary) with `change` (rows, hidden size) added at the slots; differentiable."""
-        slots = (torch.arange(len(self.batch), device=change.device), self.batch.slots)
+        """Compute logits (reads, vocabulary) with `change` added at the slots; differentiable.
+
+        Args:
+            change: (rows, hidden size).
+            rows: which row is read, (reads,) int64.
+            positions: where in the whole row, (reads,) int64.
+        """
 
         def add(hidden: Tensor) -> Tensor:
-            return hidden.index_put(slots, change.to(hidden.dtype), accumulate=True)
+            first = (hidden[:, 0] + change.to(hidden.dtype)).unsqueeze(1)
+            return torch.cat([first, hidden[:, 1:]], dim=1)
 
+        positions = positions - self.row_slots[rows]
         if self.site == "block":
             return self.model.logits(self.batch, rows, positions, self.start, add(self.hidden))
         matrix = self.model.architecture.matrix(self.model.target_layer)
-        hidden = self.hidden if self.start > 0 else None
         with change_output(matrix, add):
-            return self.model.logits(self.batch, rows, positions, self.start, hidden)
+            return self.model.logits(self.batch, rows, positions, self.start, self.hidden)

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lke_lightning.edits import EditError
+
+if TYPE_CHECKING:
+    from lke_lightning.model.prefix import PrefixCache
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Padded:
-    """Rows as one right-padded batch: `ids` and `mask` (rows, length), int64; `slots` (rows,), int64."""
+    """Rows as one right-padded batch, possibly continuing prefixes that were run before."""
 
     ids: Tensor
+    """(rows, length), int64."""
     mask: Tensor
+    """1 for real tokens, 0 for padding, (rows, length), int64."""
     slots: Tensor
+    """Index of each row's slot in `ids`, (rows,), int64."""
+    positions: Tensor | None = None
+    """Position of every token, (rows, length), int64; `None`: counted from 0."""
+    past: PrefixCache | None = None
+    """Keys and values of the prefixes."""
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -42,9 +52,14 @@ class Padded:
 
     def select(self, rows: Tensor) -> Padded:
         """Keep some rows, in the order given, without the columns that are padding in all of them."""
-        mask = self.mask[rows]
-        width = int(mask.sum(1).max())
-        return Padded(self.ids[rows, :width], mask[:, :width], self.slots[rows])
+        width = int(self.mask[rows].sum(1).max())
+        return Padded(
+            self.ids[rows, :width],
+            self.mask[rows, :width],
+            self.slots[rows],
+            None if self.positions is None else self.positions[rows, :width],
+            None if self.past is None else self.past.select(rows),
+        )
 
 
 class TextEncoder:
@@ -104,14 +119,18 @@ class TextEncoder:
 
     def pad(self, rows: Sequence[Row], device: torch.device | str = "cpu") -> Padded:
         """Pad rows on the right into one batch on `device`."""
-        width = max(len(row.ids) for row in rows)
-        ids = torch.full((len(rows), width), self.padding, dtype=torch.long)
+        ids, mask = self.align([row.ids for row in rows])
+        return Padded(ids.to(device), mask.to(device), torch.tensor([row.slot for row in rows], device=device))
+
+    def align(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Pad sequences on the right into ids and mask (rows, longest), int64."""
+        width = max(len(sequence) for sequence in sequences)
+        ids = torch.full((len(sequences), width), self.padding, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, : len(row.ids)] = torch.tensor(row.ids)
-            mask[i, : len(row.ids)] = 1
-        slots = torch.tensor([row.slot for row in rows])
-        return Padded(ids.to(device), mask.to(device), slots.to(device))
+        for i, sequence in enumerate(sequences):
+            ids[i, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+            mask[i, : len(sequence)] = 1
+        return ids, mask
 
 
 def _slot(ids: tuple[int, ...], upto: tuple[int, ...], text: str) -> int:

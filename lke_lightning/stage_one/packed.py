@@ -57,7 +57,7 @@ class PackedRows:
                 rows.append(request.essence)
                 requests.append(i)
         device = model.device
-        replay = Replay(model, model.text.pad(rows, device), site)
+        replay = Replay.record(model, rows, site)
         return cls(
             replay,
             torch.tensor(requests, device=device),

@@ -1,0 +1,51 @@
+"""The descent as plainly as it can be written: one request, whole sequences, every layer at every step, autograd."""
+
+import torch
+
+from lke_lightning.model.activations import change_output
+
+
+def descend(model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, extra_steps, site="block", quirks=False):
+    """Return (target, steps, losses by step) for one `RequestRows`."""
+    network, layer = model.network, model.target_layer
+    module = model.architecture.blocks[layer] if site == "block" else model.architecture.matrix(layer)
+    rows = [*built.contexts, *([built.essence] if built.essence else [])]
+    delta = torch.zeros(model.architecture.hidden_size, dtype=model.wide_dtype, requires_grad=True)
+    optimizer = torch.optim.Adam([delta], lr=lr)
+    initial, essence_before, successes, losses = [], None, 0, []
+
+    def logits_of(row):
+        def add(output):
+            hidden = output[0] if isinstance(output, tuple) else output
+            if not initial:
+                initial.append(hidden[0, row.slot].detach().clone())
+            moved = hidden.clone()
+            moved[0, row.slot] = moved[0, row.slot] + delta
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        with change_output(module, add):
+            return network(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0]
+
+    for step in range(1, max_steps + 1):
+        nlls, firsts = [], []
+        for row in rows[: len(built.contexts)]:
+            read = logits_of(row)[len(row.ids) - len(built.target) :].log_softmax(-1)
+            nlls.append(-read[range(len(built.target)), built.target].mean())
+            firsts.append(read.argmax(-1).tolist() == list(built.target))
+        norm = initial[0].norm()
+        loss = torch.stack(nlls).mean() + decay * delta.norm() / norm**2
+        if built.essence:
+            essence = logits_of(built.essence)[built.essence_read].log_softmax(-1)
+            essence_before = essence.detach() if essence_before is None else essence_before
+            loss = loss + kl * (essence.exp() * (essence - essence_before)).sum()
+        losses.append(loss.item())
+        successes += all(firsts[1:] if quirks else firsts)
+        done = (extra_steps is not None and successes > extra_steps) or loss < loss_threshold
+        if done or step == max_steps:
+            return (initial[0] + delta).detach(), step, losses
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            if delta.norm() > clamp * norm:
+                delta.mul_(clamp * norm / delta.norm())

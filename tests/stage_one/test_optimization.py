@@ -1,0 +1,153 @@
+"""Stage one against a plain oracle, for several architectures."""
+
+import pytest
+import torch
+
+from lke_lightning.edits import EditRequest
+from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, TargetNorm
+from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_one.rows import build_rows
+from lke_lightning.stage_one.stopping import LossBelow, MostProbable, ProbabilityAbove
+from lke_lightning.stage_one.target_space import NormBall
+from lke_lightning.testing import tiny_network, tiny_tokenizer
+from tests.reference.stage_one import descend
+
+CONTEXTS = ["{}", "The river is in the city. {}", "Because it was. {}"]
+FAMILIES = {
+    "gpt2": {},
+    "llama": {},
+    "gpt_neox": {},
+    "gptj": {},
+    "qwen3": {},
+    "gemma3_text": {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gemma2": {"sliding_window": 6},
+    "mistral": {"sliding_window": 6},
+    "phi3": {},
+    "opt": {},
+}
+
+
+def request(id, prompt, target, subject=None, original=None):
+    return EditRequest(id=id, prompt=prompt, target=target, subject=subject, original=original)
+
+
+REQUESTS = [
+    request("0", "{} was born in", "the city", "Anna of the river", "b"),
+    request("1", "The mother tongue of {} is", "guitar", "Bob Smith"),
+    request("2", "a native of the capital works for", "piano"),
+    request("3", "In the city, {} plays the sport of", "guitar", "the"),
+    request("4", "{} speaks", "guitar", "a"),
+]
+
+
+def make_model(family, bos=False, layers=(0, 1)):
+    network = tiny_network(family, **FAMILIES[family])
+    return LanguageModel(network, tiny_tokenizer(bos=bos), list(layers))
+
+
+def make_stage(**changes):
+    settings = {"extra_steps": 2, "loss_threshold": 0.05, "clamp": 3.0, "kl": 0.0625, "decay": 0.5} | changes
+    return TargetOptimization(
+        [NegativeLogLikelihood(), EssenceKL(settings["kl"]), TargetNorm(settings["decay"])],
+        [MostProbable(settings["extra_steps"]), LossBelow(settings["loss_threshold"])],
+        NormBall(settings["clamp"]),
+        lr=changes.get("lr", 0.3),
+        max_steps=changes.get("max_steps", 20),
+        site=changes.get("site", "block"),
+        reference_quirks=changes.get("quirks", False),
+    )
+
+
+def check_against_oracle(model, stage, **settings):
+    targets = stage.optimize(model, REQUESTS, CONTEXTS)
+    built = build_rows(REQUESTS, CONTEXTS, model.text, stage.reference_quirks)
+    oracle = {"extra_steps": 2, "loss_threshold": 0.05, "clamp": 3.0, "kl": 0.0625, "decay": 0.5} | settings
+    for i, rows in enumerate(built):
+        expected, steps, losses = descend(model, rows, lr=stage.lr, max_steps=stage.max_steps, site=stage.site, **oracle)
+        assert targets.steps[i] == steps
+        assert targets.losses[i] == pytest.approx(losses[-1], rel=1e-6)
+        error = (targets.vectors[i] - expected).norm() / expected.norm()
+        assert error < 1e-6, (i, error)
+    return targets
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_agrees_with_the_oracle(family):
+    targets = check_against_oracle(make_model(family), make_stage())
+    assert len(set(targets.steps)) > 1, "all requests stopped together: freezing was not exercised"
+
+
+def test_agrees_with_the_oracle_behind_a_bos():
+    check_against_oracle(make_model("llama", bos=True), make_stage())
+
+
+def test_agrees_with_the_oracle_at_the_matrix_site():
+    model = make_model("gpt2", layers=(0,))
+    check_against_oracle(model, make_stage(site="matrix"))
+
+
+def test_agrees_with_the_oracle_with_reference_quirks():
+    check_against_oracle(make_model("gpt2"), make_stage(quirks=True), quirks=True)
+
+
+def test_result_does_not_depend_on_the_batch():
+    model, stage = make_model("llama"), make_stage()
+    together = stage.optimize(model, REQUESTS, CONTEXTS)
+    order = [3, 0, 4, 2, 1]
+    permuted = stage.optimize(model, [REQUESTS[i] for i in order], CONTEXTS)
+    torch.testing.assert_close(permuted.vectors, together.vectors[order], rtol=1e-9, atol=1e-12)
+    stage.max_tokens = 1
+    alone = stage.optimize(model, REQUESTS, CONTEXTS)
+    torch.testing.assert_close(alone.vectors, together.vectors, rtol=1e-9, atol=1e-12)
+    assert alone.steps == together.steps
+    assert alone.reasons == together.reasons
+
+
+def test_stops_n_steps_after_the_first_success_and_keeps_the_vector_that_passed():
+    model = make_model("llama")
+    first = make_stage(extra_steps=0, loss_threshold=0).optimize(model, REQUESTS, CONTEXTS)
+    later = make_stage(extra_steps=3, loss_threshold=0).optimize(model, REQUESTS, CONTEXTS)
+    succeeded = [i for i, reason in enumerate(first.reasons) if reason == "MostProbable"]
+    assert succeeded
+    assert all(later.steps[i] >= first.steps[i] + 3 for i in succeeded)
+
+
+def test_an_edit_that_already_holds_changes_nothing():
+    model = make_model("llama")
+    stage = make_stage(max_steps=1)
+    at_start = stage.optimize(model, REQUESTS, ["{}"]).vectors
+    found = make_stage(extra_steps=0, loss_threshold=0).optimize(model, REQUESTS[1:2], ["{}"])
+    assert found.reasons == ["MostProbable"]
+    rows = build_rows(REQUESTS[1:2], ["{}"], model.text)
+    assert found.steps[0] > 1
+    assert not torch.equal(found.vectors[0], at_start[1])
+    wanted = model.network.get_output_embeddings()
+    with torch.no_grad():  # make the target's first token win before any step
+        wanted.weight[rows[0].target[0]] *= 0
+        wanted.weight[rows[0].target[0]] += 1e3 * _last_hidden(model, rows[0].contexts[0].ids)
+    one_token = request("known", REQUESTS[1].prompt, model.text.tokenizer.decode(rows[0].target[:1]), "Bob Smith")
+    again = make_stage(extra_steps=0).optimize(model, [one_token], ["{}"])
+    assert again.steps == [1]
+    torch.testing.assert_close(again.vectors[0], at_start[1])
+
+
+def _last_hidden(model, ids):
+    with torch.no_grad():
+        return model.network.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+
+
+def test_norm_ball_holds():
+    model, stage = make_model("llama"), make_stage(clamp=0.1)
+    targets = stage.optimize(model, REQUESTS, CONTEXTS)
+    at_start = make_stage(max_steps=1).optimize(model, REQUESTS, CONTEXTS).vectors
+    assert ((targets.vectors - at_start).norm(dim=1) <= 0.1 * at_start.norm(dim=1) * (1 + 1e-9)).all()
+
+
+def test_probability_rule_stops_earlier_than_a_small_loss():
+    model = make_model("llama")
+    stage = make_stage(max_steps=40)
+    stage.stopping = [ProbabilityAbove(0.3)]
+    targets = stage.optimize(model, REQUESTS[1:2], CONTEXTS)
+    assert targets.reasons == ["ProbabilityAbove"]
+    assert targets.steps[0] < 40
