@@ -96,10 +96,8 @@ def _run_function(command: str, args: list[str]) -> None:
 
 def _edit(args: list[str]) -> None:
     """Run `fit` or `validate` through LightningCLI."""
-    import logging
     import warnings
 
-    import torch
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import CSVLogger
@@ -154,11 +152,13 @@ def _edit(args: list[str]) -> None:
             return super().instantiate_trainer(**kwargs)
 
     # A language model in evaluation mode, and batches of text, are what editing wants.
-    warnings.filterwarnings("ignore", message=".*modules? in eval mode.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*torch.set_vital.*|.*_vital.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
-    torch.set_float32_matmul_precision("highest")
+    for expected in ("in eval mode at the start", "does not have many workers", "overridden `transfer_batch"):
+        warnings.filterwarnings("ignore", message=f".*{expected}.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # deprecation inside lightning 2.6.6
+    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
     defaults = [str(configs() / name) for name in ("method/encore.yaml", "model/demo.yaml", "data/demo.yaml")]
     EditCLI(
         Editor,
@@ -176,6 +176,7 @@ def _edit(args: list[str]) -> None:
             "num_sanity_val_steps": 0,
             "inference_mode": False,
             "log_every_n_steps": 1,
+            "enable_model_summary": False,
             "callbacks": [BatchLine()],
         },
     )

@@ -19,7 +19,7 @@ class BatchLine(Callback):
     def __init__(self) -> None:
         self._started = 0.0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Editor, batch: EditBatch, batch_idx: int) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Editor) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
 
@@ -27,7 +27,8 @@ class BatchLine(Callback):
         """Print the line."""
         if not trainer.is_global_zero:
             return
-        seconds = time.perf_counter() - self._started
+        now = time.perf_counter()
+        seconds, self._started = now - self._started, now
         efficacy = trainer.callback_metrics.get("just_after/efficacy")
         Console().print(
             f"batch {trainer.global_step}/{trainer.num_training_batches}  {len(batch)} edits in {seconds:.1f} s"

@@ -51,10 +51,11 @@ class Scorecard(Callback):
     Args:
         before: score the whole stream on the unedited model first; without it there is nothing to compare with.
         max_tokens: how many tokens are run at once.
+        report: write `scorecard.json` and print it; without it the scores stay on this object.
     """
 
-    def __init__(self, before: bool = True, max_tokens: int = 16384) -> None:
-        self.before, self.max_tokens = before, max_tokens
+    def __init__(self, before: bool = True, max_tokens: int = 16384, report: bool = True) -> None:
+        self.before, self.max_tokens, self.report = before, max_tokens, report
         self.unedited: dict[str, Scores] = {}
         self.just_after: dict[str, Scores] = {}
         self.final: dict[str, Scores] = {}
@@ -177,7 +178,7 @@ class Scorecard(Callback):
         return self._earlier + (time.perf_counter() - self._started if self._started else 0.0)
 
     def _write(self, trainer: Trainer, editor: Editor) -> None:
-        if not trainer.is_global_zero:
+        if not (self.report and trainer.is_global_zero):
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +187,7 @@ class Scorecard(Callback):
         os.replace(unfinished, folder / "scorecard.json")
 
     def _print(self, trainer: Trainer, editor: Editor) -> None:
-        if not trainer.is_global_zero:
+        if not (self.report and trainer.is_global_zero):
             return
         card, console = self.card(trainer, editor), Console()
         table = Table(

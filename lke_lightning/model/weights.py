@@ -42,6 +42,12 @@ class EditedWeight(nn.Module):
         self.refresh()
 
     @torch.no_grad()
+    def revert(self) -> None:
+        """Forget all changes: the live weight is the base, bit for bit."""
+        self.delta.zero_()
+        self.matrix.weight.copy_(self.base)
+
+    @torch.no_grad()
     def refresh(self) -> None:
         """Write base + delta into the network."""
         change = self.delta.T if is_transposed(self.matrix) else self.delta

@@ -115,26 +115,17 @@ def test_stops_n_steps_after_the_first_success_and_keeps_the_vector_that_passed(
 
 def test_an_edit_that_already_holds_changes_nothing():
     model = make_model("llama")
-    stage = make_stage(max_steps=1)
-    at_start = stage.optimize(model, REQUESTS, ["{}"]).vectors
-    found = make_stage(extra_steps=0, loss_threshold=0).optimize(model, REQUESTS[1:2], ["{}"])
+    known = [request("known", "{} was born in", "the", "Bob Smith")]
+    [rows] = build_rows(known, ["{}"], model.text)
+    assert len(rows.target) == 1
+    with torch.no_grad():  # make the target win before any step
+        hidden = model.network.model(input_ids=torch.tensor([rows.contexts[0].ids])).last_hidden_state[0, -1]
+        model.network.lm_head.weight[rows.target[0]] = 10 * hidden
+    at_start = make_stage(max_steps=1, extra_steps=9).optimize(model, known, ["{}"])
+    found = make_stage(extra_steps=0).optimize(model, known, ["{}"])
+    assert found.steps == [1]
     assert found.reasons == ["MostProbable"]
-    rows = build_rows(REQUESTS[1:2], ["{}"], model.text)
-    assert found.steps[0] > 1
-    assert not torch.equal(found.vectors[0], at_start[1])
-    wanted = model.network.get_output_embeddings()
-    with torch.no_grad():  # make the target's first token win before any step
-        wanted.weight[rows[0].target[0]] *= 0
-        wanted.weight[rows[0].target[0]] += 1e3 * _last_hidden(model, rows[0].contexts[0].ids)
-    one_token = request("known", REQUESTS[1].prompt, model.text.tokenizer.decode(rows[0].target[:1]), "Bob Smith")
-    again = make_stage(extra_steps=0).optimize(model, [one_token], ["{}"])
-    assert again.steps == [1]
-    torch.testing.assert_close(again.vectors[0], at_start[1])
-
-
-def _last_hidden(model, ids):
-    with torch.no_grad():
-        return model.network.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+    torch.testing.assert_close(found.vectors, at_start.vectors)
 
 
 def test_norm_ball_holds():

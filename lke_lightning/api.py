@@ -1,0 +1,86 @@
+"""Edit a model that is already loaded, in a notebook or a script, through the same engine as the command line."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lke_lightning.data import RequestList
+from lke_lightning.editor import Editor
+from lke_lightning.edits import EditRequest
+from lke_lightning.evaluation.scorecard import Scorecard, summarize
+from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_two.update import WeightUpdate
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What `edit` did; the model it was given is edited in place."""
+
+    editor: Editor
+    """Holds the model and its changes; `editor.save_pretrained(folder)` writes the edited model."""
+    before: dict[str, Any]
+    """Scores of the unedited model, as in the scorecard."""
+    after: dict[str, Any]
+    """Scores of the edited model over all requests."""
+
+    def revert(self) -> None:
+        """Give the model its unedited weights back, bit for bit."""
+        for weight in self.editor.language_model.edited.values():
+            weight.revert()
+
+
+def edit(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[EditRequest | dict[str, Any]],
+    layers: list[int] | None = None,
+    stage_one: TargetOptimization | None = None,
+    stage_two: WeightUpdate | None = None,
+    batch_size: int = 100,
+) -> EditResult:
+    """Edit a loaded causal language model in place.
+
+    Args:
+        model: what `AutoModelForCausalLM.from_pretrained` returns.
+        tokenizer: its tokenizer.
+        requests: edits, or dicts with `prompt`, `target` and the optional fields of an `EditRequest`; the subject may
+            be spelled out in the prompt or marked there by `{}`.
+        layers: layers to edit, ascending; `None`: those that the model's configuration names as `edit_layers`.
+        stage_one: how targets are found. Default: ENCORE with the strengths of the demo model's kind.
+        stage_two: how they are written. Default: ENCORE with strengths of 1.
+        batch_size: edits of one step.
+
+    Raises:
+        EditError: a request or the model cannot be edited with; nothing has been changed then.
+    """
+    stream = RequestList([_request(i, request) for i, request in enumerate(requests)], batch_size)
+    editor = Editor.around(model, tokenizer, layers)
+    scorecard = Scorecard(report=False)
+    trainer = Trainer(
+        max_epochs=1,
+        callbacks=[stage_one or TargetOptimization(), stage_two or WeightUpdate(), scorecard],
+        accelerator="cuda" if model.device.type == "cuda" else "cpu",
+        devices=1,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        inference_mode=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        default_root_dir=tempfile.gettempdir(),
+    )
+    trainer.fit(editor, datamodule=stream)
+    return EditResult(editor, summarize(scorecard.unedited.values()), summarize(scorecard.final.values()))
+
+
+def _request(number: int, request: EditRequest | dict[str, Any]) -> EditRequest:
+    if isinstance(request, EditRequest):
+        return request
+    fields = {"id": str(number), **request}
+    return EditRequest.about(fields.pop("prompt"), fields.pop("subject", None), **fields)
