@@ -71,17 +71,18 @@ def configs() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
 
 
-def suggest(message: str, options: Sequence[str]) -> str:
-    """Name the known options closest to the unknown one that an error message speaks of."""
-    named = re.findall(r"--([\w.]+)|[Kk]ey \"([\w.]+)\"|[Kk]ey '([\w.]+)'|subclass ([\w.]+)", message)
-    unknown = [next(filter(None, groups)) for groups in named]
+def suggest(message: str, options: Sequence[str], classes: Sequence[str]) -> str:
+    """Name the known options or classes closest to the unknown one that an error message speaks of."""
+    unknown = re.findall(r"--([\w.]+)|[Kk]ey [\"']([\w.]+)[\"']|does not accept [\w ]*[\"']?([\w.]+)", message)
+    last = {option.rsplit(".", 1)[-1]: option for option in options}
     close: list[str] = []
-    for name in unknown:
-        last = {option.rsplit(".", 1)[-1]: option for option in options}
+    for name in (next(filter(None, groups)) for groups in unknown):
         found = difflib.get_close_matches(name, options, 3, 0.6)
         found += [last[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 3, 0.7)]
-        close += [option for option in found if option not in close and option != name]
-    return f"{message}\nDid you mean: {', '.join('--' + option for option in close)}?" if close else message
+        close += ["--" + option for option in found if option != name]
+    for name in re.findall(r"Given value: ([A-Za-z]\w*)", message):
+        close += [match for match in difflib.get_close_matches(name, classes, 3, 0.6) if match != name]
+    return f"{message}\nDid you mean: {', '.join(dict.fromkeys(close))}?" if close else message
 
 
 def _run_function(command: str, args: list[str]) -> None:
@@ -102,23 +103,33 @@ def _edit(args: list[str]) -> None:
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import CSVLogger
 
-    # Short class names in YAML resolve for classes that are imported.
-    import lke_lightning.stage_two.keys
-    import lke_lightning.stage_two.preservation
     from lke_lightning.callbacks.progress import BatchLine
     from lke_lightning.data import EditStream
     from lke_lightning.editor import Editor
     from lke_lightning.evaluation.scorecard import Scorecard
+    from lke_lightning.stage_one.objectives import Objective
     from lke_lightning.stage_one.optimization import TargetOptimization
+    from lke_lightning.stage_one.stopping import StopRule
+    from lke_lightning.stage_one.target_space import TargetSpace
+    from lke_lightning.stage_two.keys import KeyPolicy
+    from lke_lightning.stage_two.preservation import Preservation
+    from lke_lightning.stage_two.solvers import Solver
+    from lke_lightning.stage_two.statistics import Statistics
     from lke_lightning.stage_two.update import WeightUpdate
+
+    # What is imported can be named in YAML without its path.
+    bases = (EditStream, Objective, StopRule, TargetSpace, Solver, Preservation, KeyPolicy, Statistics)
+    parts = [part.__name__ for base in bases for part in base.__subclasses__()]
 
     class EditParser(LightningArgumentParser):
         """A parser whose errors name the options that come close."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             parser = getattr(ex, "subcommand_parser", None) or self
-            options = sorted({name[2:] for action in parser._actions for name in action.option_strings})
-            super().error(suggest(message, options), ex)
+            options = sorted(
+                {name[2:] for action in parser._actions for name in action.option_strings if ".help" not in name}
+            )
+            super().error(suggest(message, options, parts), ex)
 
     class EditCLI(LightningCLI):
         """Lightning's command line, with the two stages, the scorecard and the checkpoint as sections."""

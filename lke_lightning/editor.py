@@ -61,7 +61,7 @@ class Editor(lightning.LightningModule):
         self.trust_remote_code, self.method = trust_remote_code, method
         self.clock = nn.Parameter(torch.zeros(()))
         self.edited: list[str] = []
-        """Ids of all requests edited so far, in order."""
+        """Ids of all requests that are in the weights, in order."""
         self.seconds: dict[str, float] = {}
         """Wall time by activity, from `timed`."""
 
@@ -96,8 +96,7 @@ class Editor(lightning.LightningModule):
         return self.clock * 0 + loss.to(self.clock.device)
 
     def on_train_batch_end(self, outputs: Any, batch: EditBatch, batch_idx: int) -> None:
-        """Count the edits."""
-        self.edited += [request.id for request in batch.requests]
+        """Log how the edited matrices grow."""
         for layer in self.language_model.layers:
             before, now = self.language_model.weight(layer).norms()
             self.log(f"norm_growth/layer_{layer}", now / before, batch_size=len(batch))

@@ -165,7 +165,8 @@ def _requests(path: str, convert: Callable[[Record], EditRequest]) -> Iterator[E
     """Read records and convert them; an error names the record."""
     for index, record in enumerate(_records(path)):
         try:
-            yield convert({"index": index, **record})
+            given = {name: value for name, value in record.items() if value is not None}
+            yield convert({"index": index, **given})
         except EditError as error:
             raise EditError(f"{path}, record {index}: {error}") from error
         except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -188,7 +189,7 @@ def _records(path: str) -> Iterator[Record]:
         yield from source
     except EditError:
         raise
-    except (DatasetGenerationError, OSError, ValueError) as error:
+    except (DatasetGenerationError, OSError, ValueError, StopIteration) as error:
         if is_file:
             raise EditError(f"{path}: {_what_is_wrong(Path(path)) or error}") from error
         raise EditError(f"{path!r} is neither a file nor a hub dataset that can be reached: {error}") from error

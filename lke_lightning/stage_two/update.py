@@ -69,6 +69,8 @@ class WeightUpdate(Callback):
         """Write the batch into the weights."""
         with trainer.precision_plugin.forward_context(), pl_module.timed("stage_two"):
             self.apply(pl_module.language_model, pl_module.batch.requests, pl_module.contexts, pl_module.targets)
+        # Here and not at the end of the batch: checkpoints are written by callbacks, before the module's own hooks.
+        pl_module.edited += [request.id for request in pl_module.batch.requests]
 
     def prepare(self, model: LanguageModel) -> None:
         """Load or compute the statistics of the unedited model and start every layer's memory from them."""

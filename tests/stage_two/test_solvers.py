@@ -1,0 +1,141 @@
+"""Updates against naive float64 formulas, and the identities that must hold."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lke_lightning.edits import EditError
+from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, NullSpace, PastEdits
+from lke_lightning.stage_two.solvers import EditSystem, EqualityConstrained, LeastSquares
+
+D_KEY, D_OUT = 24, 10
+
+
+def randn(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def moment(seed=0, d_key=D_KEY, decades=3):
+    basis, _ = torch.linalg.qr(randn(d_key, d_key, seed=seed))
+    values = torch.logspace(0, -decades, d_key, dtype=torch.float64)
+    return basis @ torch.diag(values) @ basis.T
+
+
+def system(n, seed, d_key=D_KEY):
+    keys = randn(n, d_key, seed=seed)
+    return EditSystem(keys, keys, randn(n, D_OUT, seed=seed + 1000))
+
+
+def close(found, expected, tolerance=1e-9):
+    assert (found - expected).norm() <= tolerance * expected.norm()
+
+
+@given(n=st.integers(1, 40), seed=st.integers(0, 99), decades=st.integers(0, 6), repeat=st.booleans())
+@settings(deadline=None, max_examples=25, derandomize=True)
+def test_least_squares_is_the_papers_formula(n, seed, decades, repeat):
+    c0, asked = moment(seed, decades=decades), system(n, seed)
+    if repeat:
+        asked = EditSystem(asked.keys[:1].repeat(n, 1), asked.keys[:1].repeat(n, 1), asked.residuals)
+    solver = LeastSquares([BaseStatistics(3.0), NormPenalty(0.5)])
+    update, _ = solver.compute(solver.init(c0), asked)
+    gram = 3.0 * c0 + 0.5 * torch.eye(D_KEY) + asked.keys.T @ asked.keys
+    close(update, asked.residuals.T @ asked.keys @ torch.linalg.inv(gram), 1e-8)
+
+
+def test_a_sequence_equals_solving_once():
+    """Recursive least squares: W_T = W_0 + (V - W_0 K) K' (A + K K')^-1, and the penalty is on the total drift."""
+    solver = LeastSquares([BaseStatistics(2.0), NormPenalty(0.3)], PastEdits())
+    c0, start = moment(), randn(D_OUT, D_KEY, seed=7)
+    memory, weight, all_keys, all_values = solver.init(c0), start.clone(), [], []
+    for batch in range(50):
+        keys, values = randn(5, D_KEY, seed=batch), randn(5, D_OUT, seed=500 + batch)
+        update, memory = solver.compute(memory, EditSystem(keys, keys, values - keys @ weight.T))
+        weight = weight + update
+        all_keys.append(keys)
+        all_values.append(values)
+    keys, values = torch.cat(all_keys), torch.cat(all_values)
+    gram = 2.0 * c0 + 0.3 * torch.eye(D_KEY) + keys.T @ keys
+    close(weight, start + (values - keys @ start.T).T @ keys @ torch.linalg.inv(gram), 1e-8)
+
+
+def test_past_edits_weigh_as_told():
+    solver = LeastSquares([NormPenalty(1.0)], PastEdits(weight=4.0))
+    first, second = system(3, 1), system(3, 2)
+    _, memory = solver.compute(solver.init(moment()), first)
+    update, _ = solver.compute(memory, second)
+    gram = torch.eye(D_KEY) + 4 * first.keys.T @ first.keys + second.keys.T @ second.keys
+    close(update, second.residuals.T @ second.keys @ torch.linalg.inv(gram))
+
+
+def test_without_past_edits_nothing_is_remembered():
+    solver = LeastSquares([BaseStatistics(1.0)])
+    memory = solver.init(moment())
+    _, after = solver.compute(memory, system(3, 1))
+    assert torch.equal(after["inverse"], memory["inverse"])
+
+
+def test_an_infinite_norm_penalty_leaves_the_weights_alone():
+    solver = LeastSquares([BaseStatistics(1.0), NormPenalty(1e12)], PastEdits())
+    update, _ = solver.compute(solver.init(moment()), system(4, 3))
+    assert update.norm() < 1e-9
+
+
+def test_alphaedit_in_the_null_space():
+    c0 = moment(decades=4)
+    basis = NullSpace(1e-2).basis(c0)
+    assert 0 < basis.shape[1] < D_KEY
+    projector = basis @ basis.T
+    solver = LeastSquares([NormPenalty(10.0)], PastEdits(), NullSpace(1e-2))
+    first, second = system(6, 4), system(6, 5)
+    update, memory = solver.compute(solver.init(c0), first)
+    gram = projector @ first.keys.T @ first.keys + 10.0 * torch.eye(D_KEY)
+    close(update, torch.linalg.solve(gram, projector @ first.keys.T @ first.residuals).T)
+    update, _ = solver.compute(memory, second)
+    gram = projector @ (first.keys.T @ first.keys + second.keys.T @ second.keys) + 10.0 * torch.eye(D_KEY)
+    close(update, torch.linalg.solve(gram, projector @ second.keys.T @ second.residuals).T)
+    used = torch.eye(D_KEY) - projector
+    assert (update @ used).norm() < 1e-12 * update.norm()
+
+
+@pytest.mark.parametrize("threshold", [1e-9, 10.0])
+def test_a_null_space_of_nothing_or_everything_is_refused(threshold):
+    with pytest.raises(EditError, match="choose a threshold in between"):
+        NullSpace(threshold).basis(moment())
+
+
+def test_r_rome_maps_its_key_exactly():
+    solver, asked = EqualityConstrained([BaseStatistics(1.0)]), system(1, 6)
+    update, _ = solver.compute(solver.init(moment()), asked)
+    close(asked.keys @ update.T, asked.residuals)
+
+
+def test_rome_maps_the_bare_prompts_key_along_the_mean_keys_direction():
+    c0, mean, bare = moment(), randn(1, D_KEY, seed=8), randn(1, D_KEY, seed=9)
+    residual = randn(1, D_OUT, seed=10)
+    solver = EqualityConstrained([BaseStatistics(1.0)])
+    update, _ = solver.compute(solver.init(c0), EditSystem(mean, bare, residual))
+    u = torch.linalg.solve(c0, mean[0])
+    close(update, torch.outer(residual[0], u) / (u @ bare[0]))
+
+
+def test_emmet_with_slack_is_memit_with_scaled_weight():
+    c0, asked = moment(), system(5, 11)
+    emmet = EqualityConstrained([BaseStatistics(7.0)], slack=0.1)
+    memit = LeastSquares([BaseStatistics(0.7)])
+    close(emmet.compute(emmet.init(c0), asked)[0], memit.compute(memit.init(c0), asked)[0])
+
+
+def test_two_equal_keys_cannot_both_hold_exactly():
+    keys = randn(1, D_KEY, seed=1).repeat(2, 1)
+    solver = EqualityConstrained([NormPenalty(1.0)])
+    with pytest.raises(EditError, match="same key"):
+        solver.compute(solver.init(moment()), EditSystem(keys, keys, randn(2, D_OUT, seed=2)))
+
+
+def test_singular_statistics_are_refused_and_a_norm_penalty_mends_them():
+    few = randn(D_KEY - 5, D_KEY, seed=3)
+    singular = few.T @ few / len(few)
+    with pytest.raises(EditError, match="singular"):
+        LeastSquares([BaseStatistics(1.0)]).init(singular)
+    assert LeastSquares([BaseStatistics(1.0), NormPenalty(1e-3)]).init(singular)["inverse"].isfinite().all()

@@ -1,0 +1,181 @@
+"""The whole through the command line, on a tiny model."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lke_lightning.cli import main
+from lke_lightning.editor import Editor
+from lke_lightning.edits import EditError
+from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
+
+NAMES = ["Ana", "Bob", "Cyd", "Dan", "Eve", "Fay", "Gus", "Hal"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny model in a folder, facts to edit, and text for key statistics."""
+    folder = tmp_path_factory.mktemp("world")
+    texts = [f"{name} {word}" for name in NAMES for word in WORDS]
+    network = tiny_network("llama").float()
+    network.save_pretrained(folder / "model")
+    tiny_tokenizer(texts).save_pretrained(folder / "model")
+    facts = [
+        {
+            "prompt": f"{name} was born in the",
+            "subject": name,
+            "target": target,
+            "original": "river",
+            "paraphrases": [f"The city of {name} is the"],
+            "neighborhood": [f"{other} was born in the"],
+        }
+        for name, other, target in zip(NAMES, NAMES[1:] + NAMES[:1], ["city", "guitar"] * 4, strict=True)
+    ]
+    (folder / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))
+    (folder / "text.txt").write_text("\n".join(" ".join(texts[i:] + texts[:i]) for i in range(0, 40, 2)))
+    return folder
+
+
+def arguments(world, out, *more):
+    return [
+        "fit", "-c", "configs/method/encore.yaml", "-c", "tests/conf/tiny.yaml", "--model.pretrained", str(world / "model"), "--model.layers", "[0,1]",
+        "--data", "JsonLines", "--data.path", str(world / "facts.jsonl"), "--data.batch_size", "3", "--data.limit", "8",
+        "--stage_two.statistics", "KeyStatistics", "--stage_two.statistics.corpus", str(world / "text.txt"),
+        "--stage_two.statistics.tokens", "2000", "--stage_two.statistics.cache_dir", str(world / "cache"),
+        "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(out), "--trainer.enable_progress_bar", "false", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    main(arguments(world, out))
+    return out
+
+
+def test_fit_writes_a_scorecard(run):
+    card = json.loads((run / "scorecard.json").read_text())
+    assert card["method"] == "ENCORE"
+    assert card["protocol"] == "teacher-forced"
+    assert (card["edits"], card["batch_size"], card["data"]) == (8, 3, "JsonLines")
+    for moment in ("before", "just_after", "final"):
+        for kind in ("efficacy", "paraphrase", "neighborhood"):
+            assert set(card[moment][kind]) == {"success", "magnitude", "accuracy"}
+    assert card["just_after"]["efficacy"]["success"] > card["before"]["efficacy"]["success"]
+    assert [(part["batch"], part["age"], part["edits"]) for part in card["retention"]] == [(0, 2, 3), (1, 1, 3), (2, 0, 2)]
+    assert all(norm["after"] != norm["before"] for norm in card["weight_norms"].values())
+    assert set(card["seconds"]) == {"stage_one", "stage_two", "evaluation", "total"}
+    assert {"torch", "lightning", "transformers"} <= set(card["versions"])
+
+
+def test_a_step_is_a_batch_and_the_checkpoint_holds_the_change_only(run, world):
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    assert set(checkpoint["state_dict"]) == {"clock"} | {f"language_model.edited.{i}.delta" for i in (0, 1)}
+    assert checkpoint["editing"]["edited"] == [str(i) for i in range(8)]
+    assert checkpoint["callbacks"]["TargetOptimization"]["contexts"][0] == "{}"
+
+
+def test_running_again_gives_the_same_bits(run, world, tmp_path):
+    main(arguments(world, tmp_path))
+    first, second = (torch.load(out / "checkpoints" / "last.ckpt", weights_only=True) for out in (run, tmp_path))
+    for name, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][name])
+
+
+def test_a_resumed_run_ends_like_the_uninterrupted_one(run, world, tmp_path):
+    every = ["--checkpoint.every_n_train_steps", "1", "--checkpoint.save_top_k", "-1"]
+    main(arguments(world, tmp_path / "whole", *every))
+    [early] = (tmp_path / "whole" / "checkpoints").glob("*step=2.ckpt")
+    main(arguments(world, tmp_path / "resumed", "--ckpt_path", str(early)))
+    whole, resumed = (
+        torch.load(tmp_path / out / "checkpoints" / "last.ckpt", weights_only=True) for out in ("whole", "resumed")
+    )
+    assert torch.load(early, weights_only=True)["editing"]["edited"] == [str(i) for i in range(6)]
+    assert resumed["editing"]["edited"] == whole["editing"]["edited"] == [str(i) for i in range(8)]
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name])
+    for layer, memory in whole["callbacks"]["WeightUpdate"]["memory"].items():
+        assert torch.equal(memory["inverse"], resumed["callbacks"]["WeightUpdate"]["memory"][layer]["inverse"])
+
+
+def test_edited_model_is_a_plain_folder(run, tmp_path):
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    main(["export", "--ckpt_path", checkpoint, "--output", str(tmp_path / "edited")])
+    network = AutoModelForCausalLM.from_pretrained(tmp_path / "edited")
+    AutoTokenizer.from_pretrained(tmp_path / "edited")
+    editor = Editor.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(network(ids).logits, editor.language_model.network(ids).logits)
+    with pytest.raises(SystemExit, match="not empty"):
+        main(["export", "--ckpt_path", checkpoint, "--output", str(tmp_path / "edited")])
+
+
+def test_validate_scores_a_checkpoint(run, world, tmp_path):
+    options = arguments(world, tmp_path, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
+    main(["validate", *options[1:]])
+    fitted, validated = (json.loads((out / "scorecard.json").read_text()) for out in (run, tmp_path))
+    assert validated["final"] == fitted["final"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(run, world, tmp_path):
+    other = tiny_network("llama", seed=1).float()
+    other.save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    with pytest.raises(EditError, match="another base model"):
+        Editor.load_from_checkpoint(
+            run / "checkpoints" / "last.ckpt", pretrained=str(tmp_path / "other"), weights_only=True
+        )
+
+
+@pytest.mark.parametrize("name", ["method/encore.yaml", "method/memit.yaml"])
+def test_methods_are_configurations(name, world, tmp_path):
+    main(arguments(world, tmp_path, "-c", f"configs/{name}", "--data.limit", "2", "--stage_one.max_steps", "3"))
+    assert json.loads((tmp_path / "scorecard.json").read_text())["edits"] == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["fti"], "did you mean 'fit'"),
+        (["fit", "--data.lmit", "3"], "--data.limit|limit"),
+        (["fit", "--stage_one.learning_rat", "3"], "--stage_one"),
+        (["fit", "--data", "CounterFakt"], "CounterFact"),
+    ],
+)
+def test_unknown_names_are_named_with_the_close_ones(command, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    said = str(caught.value) + capsys.readouterr().err
+    assert any(part in said for part in message.split("|")), said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.path", "nowhere.jsonl"], "no file 'nowhere.jsonl'"),
+        (["--model.pretrained", "nowhere/model"], "cannot load"),
+        (["--model.layers", "[9]"], "do not exist"),
+        (["--model.matrix", "mlp.up_proj"], "Matrices in a block"),
+        (["--model.dtype", "float31"], "float31"),
+        (["--stage_two.statistics.corpus", "nowhere.txt"], "no corpus file"),
+        (["--stage_two.statistics.tokens", "10"], "fewer than the 64 entries"),
+    ],
+)
+def test_wrong_input_stops_before_any_work(options, message, world, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        main(arguments(world, tmp_path / "out", *options))
+    assert not (tmp_path / "out" / "scorecard.json").exists()
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_help_lists_the_commands_without_importing_torch(capsys):
+    import subprocess
+    import sys
+
+    main([])
+    assert "fit" in capsys.readouterr().out
+    script = "import sys; from lke_lightning.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
