@@ -128,12 +128,17 @@ COMMON_OBJECTS = {
 NEIGHBOURS = 5  # of each record
 OBJECT_COUNT = 15  # of the named kinds, so that at least six of a hundred subjects share an object
 SUBJECT_COUNT = {"person": 200, "company": 100, "town": 100, "ship": 100, "dish": 100, "book": 100}
-ADJECTIVES = "old small quiet heavy bright empty broken yellow honest early angry strange warm narrow useful".split()
-PEOPLE = "farmer teacher child neighbour stranger widow king clerk soldier gardener doctor uncle".split()
-THINGS = "house letter garden basket road table window horse apple candle lake boat cart kitchen bridge".split()
-DEEDS = "looked for;forgot;painted;talked about;waited near;dreamed of;sold;walked past;liked;found".split(";")
-TIMES = "in the evening;last winter;after the rain;before breakfast;for many years;on market day;again;alone".split(";")
-STATES = "rain had stopped;door was open;shop was closed;night was cold;harvest was good;train was late".split(";")
+PLAIN_WORDS = {
+    "adjective": "old, small, quiet, heavy, bright, empty, broken, yellow, honest, early, angry, strange, warm, "
+    "narrow, useful",
+    "person": "farmer, teacher, child, neighbour, stranger, widow, king, clerk, soldier, gardener, doctor, uncle",
+    "thing": "house, letter, garden, basket, road, table, window, horse, apple, candle, lake, boat, cart, kitchen, "
+    "bridge",
+    "deed": "looked for, forgot, painted, talked about, waited near, dreamed of, sold, walked past, liked, found",
+    "time": "in the evening, last winter, after the rain, before breakfast, for many years, on market day, again, "
+    "alone",
+    "state": "rain had stopped, door was open, shop was closed, night was cold, harvest was good, train was late",
+}
 CLAUSES = (
     "As everybody knows, ", "It is said that ", "According to the newspaper, ", "You may not believe it, but ",
     "I have read that ", "Because I asked, they told me that ", "Therefore we know that ",
@@ -312,8 +317,8 @@ def make_world(seed: int = 0) -> World:
 
 def plain_sentence(rng: Random) -> str:
     """A sentence about nobody in particular."""
-    adjective, person, thing = rng.choice(ADJECTIVES), rng.choice(PEOPLE), rng.choice(THINGS)
-    deed, time, state = rng.choice(DEEDS), rng.choice(TIMES), rng.choice(STATES)
+    words = [rng.choice(listing.split(", ")) for listing in PLAIN_WORDS.values()]
+    adjective, person, thing, deed, time, state = words
     described = f"{_with_article(adjective)} {thing}"
     return rng.choice(
         (
@@ -335,7 +340,7 @@ def _with_article(word: str) -> str:
 def _name_entities(rng: Random) -> dict[str, list[str]]:
     """Invent the names of all entities, by kind.
 
-    What tells two names apart is always the last word, so a model has to look a fact up at the end of the name.
+    The last word of a name belongs to it alone, because edits are keyed on the last token of the subject.
     """
     words = _invent_words(rng)
     word = words.__next__
@@ -361,10 +366,10 @@ def _name_entities(rng: Random) -> dict[str, list[str]]:
 
 def _invent_words(rng: Random) -> Iterator[str]:
     """Endless capitalised words of two or three syllables, none of which begins another."""
-    onsets = "b d f g h j k l m n p r s t v w z".split() * 3 + "br ch dr fl gr kr pl qu sh st th tr".split()
-    vowels = "a a e e i o o u".split() * 2 + ["ai", "ea"]
-    middles = "n r l s m".split() + [""] * 15
-    endings = "n r l s m th sk nd rt x d ck ft ng".split() + [""] * 14
+    onsets = [*"bdfghjklmnprstvwz"] * 3 + ["br", "ch", "dr", "fl", "gr", "kr", "pl", "qu", "sh", "st", "th", "tr"]
+    vowels = [*"aaeeioou"] * 2 + ["ai", "ea"]
+    middles = [*"nrlsm"] + [""] * 15
+    endings = [*"nrlsm", "th", "sk", "nd", "rt", "x", "d", "ck", "ft", "ng"] + [""] * 14
     taken: set[str] = set()
     while True:
         length = rng.choice([1, 1, 2])
