@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
-from lke_lightning.stage_one.optimization import Targets
+from lke_lightning.model.targets import Targets
 
 
 class Editor(lightning.LightningModule):

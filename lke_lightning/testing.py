@@ -8,7 +8,28 @@ from typing import Any
 import torch
 from torch import nn
 
-WORDS = "the a of in is was born city river plays speaks works for mother tongue capital native sport guitar piano".split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "in",
+    "is",
+    "was",
+    "born",
+    "city",
+    "river",
+    "plays",
+    "speaks",
+    "works",
+    "for",
+    "mother",
+    "tongue",
+    "capital",
+    "native",
+    "sport",
+    "guitar",
+    "piano",
+]
 
 
 def tiny_tokenizer(texts: Iterable[str] = (" ".join(WORDS),), bos: bool = False, vocabulary: int = 400) -> Any:

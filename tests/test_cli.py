@@ -64,7 +64,11 @@ def test_fit_writes_a_scorecard(run):
         for kind in ("efficacy", "paraphrase", "neighborhood"):
             assert set(card[moment][kind]) == {"success", "magnitude", "accuracy"}
     assert card["just_after"]["efficacy"]["success"] > card["before"]["efficacy"]["success"]
-    assert [(part["batch"], part["age"], part["edits"]) for part in card["retention"]] == [(0, 2, 3), (1, 1, 3), (2, 0, 2)]
+    assert [(part["batch"], part["age"], part["edits"]) for part in card["retention"]] == [
+        (0, 2, 3),
+        (1, 1, 3),
+        (2, 0, 2),
+    ]
     assert all(norm["after"] != norm["before"] for norm in card["weight_norms"].values())
     assert set(card["seconds"]) == {"stage_one", "stage_two", "evaluation", "total"}
     assert {"torch", "lightning", "transformers"} <= set(card["versions"])

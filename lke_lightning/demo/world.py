@@ -169,14 +169,33 @@ class World:
     def records(self) -> list[dict[str, Any]]:
         """One edit request per fact in the schema of MultiCounterFact, to another object of the relation.
 
-        The neighbours of a record are those whose own records come last: a stream of a few hundred edits from the
-        start hardly ever edits what it is also asked to leave alone.
+        As in CounterFact, the first records (about 220) have every subject once, and ask about neighbours that none of
+        them edits in any relation. The records after them return to subjects that were edited before.
         """
         rng = Random(f"records {self.seed}")
         facts = [fact for fact in self.facts if len(self._subjects[fact.relation, fact.object]) > NEIGHBOURS]
         rng.shuffle(facts)
-        turn = {(fact.subject, fact.relation): case_id for case_id, fact in enumerate(facts)}
-        return [self._record(case_id, fact, turn, rng) for case_id, fact in enumerate(facts)]
+        first = self._apart(facts)
+        neighbours = {fact: self._same_object(fact)[-NEIGHBOURS:] for fact in facts} | first
+        order = [*first, *(fact for fact in facts if fact not in first)]
+        return [self._record(case_id, fact, neighbours[fact], rng) for case_id, fact in enumerate(order)]
+
+    def _apart(self, facts: list[Fact]) -> dict[Fact, list[str]]:
+        """Choose facts and their neighbours so that no chosen fact's subject is a neighbour or the subject of another."""
+        chosen: dict[Fact, list[str]] = {}
+        edited: set[str] = set()
+        spared: set[str] = set()
+        for fact in facts:
+            free = [name for name in self._same_object(fact) if name not in edited]
+            if fact.subject not in edited | spared and len(free) >= NEIGHBOURS:
+                chosen[fact] = sorted(free, key=lambda name: name not in spared)[:NEIGHBOURS]
+                edited.add(fact.subject)
+                spared |= set(chosen[fact])
+        return chosen
+
+    def _same_object(self, fact: Fact) -> list[str]:
+        """Other subjects of which the same is true."""
+        return [name for name in self._subjects[fact.relation, fact.object] if name != fact.subject]
 
     def training_documents(self, seed: int = 0, passes: int = 1) -> Iterator[str]:
         """Text that states every fact in five wordings per pass, mixed with descriptions and plain sentences.
@@ -209,12 +228,10 @@ class World:
             if first == relation and (target, second) in self._object
         ]
 
-    def _record(self, case_id: int, fact: Fact, turn: dict[tuple[str, str], int], rng: Random) -> dict[str, Any]:
+    def _record(self, case_id: int, fact: Fact, neighbours: list[str], rng: Random) -> dict[str, Any]:
         relation = RELATIONS[fact.relation]
         objects = sorted({other.object for other in self.facts if other.relation == fact.relation} - {fact.object})
         new = rng.choice(objects)
-        same_object = [name for name in self._subjects[fact.relation, fact.object] if name != fact.subject]
-        neighbours = sorted(same_object, key=lambda name: turn[name, fact.relation])[-NEIGHBOURS:]
         likewise = self._subjects[fact.relation, new]
         edit, paraphrases, generations = relation.wordings[0], relation.wordings[1:4], relation.wordings[4:]
         new_answers = dict(self.two_hop(fact.subject, fact.relation, new))

@@ -79,7 +79,9 @@ def _find_blocks(network: nn.Module, count: int) -> nn.ModuleList:
     for _, module in network.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise EditError(f"no list of {count} decoder blocks in {type(network).__name__}: this architecture is not supported")
+    raise EditError(
+        f"no list of {count} decoder blocks in {type(network).__name__}: this architecture is not supported"
+    )
 
 
 def _find_matrix(blocks: nn.ModuleList, hidden_size: int, named: str | None) -> str:

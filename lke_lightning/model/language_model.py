@@ -127,8 +127,9 @@ class LanguageModel(nn.Module):
             hidden: see `start`.
         """
         count = len(self.architecture.blocks)
-        with only_blocks(self.network, self.architecture, start, count, hidden), read_logits_at(
-            self.network, rows, positions
+        with (
+            only_blocks(self.network, self.architecture, start, count, hidden),
+            read_logits_at(self.network, rows, positions),
         ):
             return self._run(batch).logits[0]
 

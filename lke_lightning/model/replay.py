@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +14,8 @@ from torch import Tensor
 from lke_lightning.model.activations import change_output
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.prefix import continue_prefixes
+from lke_lightning.model.targets import Site
 from lke_lightning.model.tokens import Padded, Row
-
-Site = Literal["block", "matrix"]
-"""Where a target lives: the output of the target block (MEMIT family) or of its MLP matrix (ROME)."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +58,7 @@ class Replay:
         """Keep some rows, in the order given."""
         batch = self.batch.select(rows)
         hidden = self.hidden[rows, : batch.ids.shape[1]]
-        return replace(
-            self, batch=batch, row_slots=self.row_slots[rows], hidden=hidden, initial=self.initial[rows]
-        )
+        return replace(self, batch=batch, row_slots=self.row_slots[rows], hidden=hidden, initial=self.initial[rows])
 
     def logits(self, change: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         """Compute logits (reads, vocabulary) with `change` added at the slots; differentiable.

@@ -88,9 +88,7 @@ class TextEncoder:
     def rows(self, texts: Sequence[tuple[str, str]]) -> list[Row]:
         """Encode pairs (whole text, text up to the slot's end)."""
         whole, upto = self.encode([text for text, _ in texts]), self.encode([part for _, part in texts])
-        return [
-            Row(ids, _slot(ids, part, text)) for ids, part, (text, _) in zip(whole, upto, texts, strict=True)
-        ]
+        return [Row(ids, _slot(ids, part, text)) for ids, part, (text, _) in zip(whole, upto, texts, strict=True)]
 
     def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Encode pairs (prompt, target) into the prompt's ids and the target's ids after it.

@@ -7,7 +7,6 @@ batch does not matter, because Adam works element by element and losses are neve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,35 +15,13 @@ from torch import Tensor
 
 from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.replay import Site
+from lke_lightning.model.targets import Site, Targets
 from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.objectives import Descent, EssenceKL, NegativeLogLikelihood, Objective, TargetNorm
 from lke_lightning.stage_one.packed import PackedRows, parts
 from lke_lightning.stage_one.rows import RequestRows, build_rows
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
 from lke_lightning.stage_one.target_space import NormBall, TargetSpace
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What stage one found, one entry per request."""
-
-    vectors: Tensor
-    """Target activations: initial + delta, (requests, hidden size)."""
-    steps: list[int]
-    """Forward passes until the stop."""
-    losses: list[float]
-    """Total loss of the vector that is kept."""
-    reasons: list[str]
-    """Name of the rule that stopped the request, or `"MaxSteps"`."""
-    site: Site
-    """Where the targets live."""
-
-    @classmethod
-    def unset(cls, initial: Tensor, site: Site) -> Targets:
-        """Start from the unchanged activations, to be filled in."""
-        count = len(initial)
-        return cls(initial.clone(), [0] * count, [0.0] * count, [""] * count, site)
 
 
 class TargetOptimization(Callback):
@@ -169,9 +146,7 @@ class TargetOptimization(Callback):
             reason = torch.where(rule(descent, loss), i, reason)
         return reason
 
-    def _record(
-        self, targets: Targets, done: Tensor, change: Tensor, step: int, loss: Tensor, reason: Tensor
-    ) -> None:
+    def _record(self, targets: Targets, done: Tensor, change: Tensor, step: int, loss: Tensor, reason: Tensor) -> None:
         """Freeze finished requests at the vector that passed."""
         targets.vectors[done] += change[done].detach()
         names = [type(rule).__name__ for rule in self.stopping] + ["MaxSteps"]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.replay import Replay, Site
+from lke_lightning.model.replay import Replay
+from lke_lightning.model.targets import Site
 from lke_lightning.stage_one.rows import RequestRows
 
 

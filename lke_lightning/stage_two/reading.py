@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lke_lightning.edits import EditRequest
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.replay import Site
+from lke_lightning.model.targets import Site
 from lke_lightning.model.tokens import Row
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lke_lightning.edits import EditRequest
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.stage_one.optimization import Targets
+from lke_lightning.model.targets import Targets
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader

@@ -23,7 +23,11 @@ def write(path, *lines):
 
 
 def test_own_records(tmp_path):
-    full = GOOD | {"original": "Dutch", "paraphrases": ["Ana speaks"], "neighborhood": ["Bo speaks", {"prompt": "Cy speaks", "answer": "Thai"}]}
+    full = GOOD | {
+        "original": "Dutch",
+        "paraphrases": ["Ana speaks"],
+        "neighborhood": ["Bo speaks", {"prompt": "Cy speaks", "answer": "Thai"}],
+    }
     found = requests(JsonLines(write(tmp_path / "facts.jsonl", full, {"prompt": "It is", "target": " so "})))
     assert found[0] == EditRequest(
         id="0", prompt="The mother tongue of {} is", target="French", subject="Ana", original="Dutch",

@@ -8,7 +8,9 @@ from lke_lightning.model.architecture import Architecture, matrix_shape
 from lke_lightning.testing import tiny_network
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "gptj", "qwen3", "gemma2", "gemma3_text", "phi3", "opt"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "llama", "gpt_neox", "gptj", "qwen3", "gemma2", "gemma3_text", "phi3", "opt"]
+)
 def test_finds_the_matrix_of_a_family(family):
     architecture = Architecture.of(tiny_network(family))
     assert len(architecture.blocks) == 4

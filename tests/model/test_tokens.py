@@ -23,7 +23,9 @@ def test_prefix_stands_once_in_front(bos):
 
 def test_a_blank_at_the_seam_is_not_doubled():
     text = TextEncoder(tiny_tokenizer())
-    assert text.continuations([("Bob was born in ", " the city")]) == text.continuations([("Bob was born in", "the city")])
+    assert text.continuations([("Bob was born in ", " the city")]) == text.continuations(
+        [("Bob was born in", "the city")]
+    )
 
 
 def test_slot_is_the_last_token_of_the_subject():
@@ -74,5 +76,7 @@ def test_rule_on_real_prompts_with_gpt2():
     for row, (whole, upto) in zip(text.rows(placed), placed, strict=True):
         offsets = text.tokenizer(whole, return_offsets_mapping=True)["offset_mapping"]
         assert row.slot == next(i for i, (start, end) in enumerate(offsets) if start < len(upto) <= end)
-    targets = text.continuations([(whole, r["target_new"]["str"]) for (whole, _), r in zip(placed, requests, strict=True)])
+    targets = text.continuations(
+        [(whole, r["target_new"]["str"]) for (whole, _), r in zip(placed, requests, strict=True)]
+    )
     assert all(len(ids) == 1 for _, ids in targets), "all CounterFact targets are single GPT-2 tokens"

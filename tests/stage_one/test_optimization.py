@@ -64,7 +64,9 @@ def check_against_oracle(model, stage, **settings):
     built = build_rows(REQUESTS, CONTEXTS, model.text, stage.reference_quirks)
     oracle = {"extra_steps": 2, "loss_threshold": 0.05, "clamp": 3.0, "kl": 0.0625, "decay": 0.5} | settings
     for i, rows in enumerate(built):
-        expected, steps, losses = descend(model, rows, lr=stage.lr, max_steps=stage.max_steps, site=stage.site, **oracle)
+        expected, steps, losses = descend(
+            model, rows, lr=stage.lr, max_steps=stage.max_steps, site=stage.site, **oracle
+        )
         assert targets.steps[i] == steps
         assert targets.losses[i] == pytest.approx(losses[-1], rel=1e-6)
         error = (targets.vectors[i] - expected).norm() / expected.norm()
