@@ -40,11 +40,13 @@ def world(tmp_path_factory):
 
 def arguments(world, out, *more):
     return [
-        "fit", "-c", "configs/method/encore.yaml", "-c", "tests/conf/tiny.yaml", "--model.pretrained", str(world / "model"), "--model.layers", "[0,1]",
+        "fit", "-c", "configs/method/encore.yaml", "-c", "tests/conf/tiny.yaml",
+        "--model.pretrained", str(world / "model"), "--model.layers", "[0,1]",
         "--data", "JsonLines", "--data.path", str(world / "facts.jsonl"), "--data.batch_size", "3", "--data.limit", "8",
         "--stage_two.statistics", "KeyStatistics", "--stage_two.statistics.corpus", str(world / "text.txt"),
         "--stage_two.statistics.tokens", "2000", "--stage_two.statistics.cache_dir", str(world / "cache"),
-        "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(out), "--trainer.enable_progress_bar", "false", *more,
+        "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(out),
+        "--trainer.enable_progress_bar", "false", *more,
     ]  # fmt: skip
 
 

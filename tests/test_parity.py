@@ -147,7 +147,7 @@ def check_update(found, expected, batch):
 
 
 def test_solver_matches_from_recorded_keys(folder):
-    """An update is R x gain, and with unit residuals a solver returns its gain: the recorded update must be in its span."""
+    """An update is R x gain; unit residuals make a solver return its gain: the recorded update must be in its span."""
     network, tokenizer = folder.network()
     moments = folder.statistics().second_moments(LanguageModel(network, tokenizer, folder.layers))
     if f"batch0.layer{folder.layers[0]}.keys" not in folder.expected:

@@ -181,7 +181,7 @@ class World:
         return [self._record(case_id, fact, neighbours[fact], rng) for case_id, fact in enumerate(order)]
 
     def _apart(self, facts: list[Fact]) -> dict[Fact, list[str]]:
-        """Choose facts and their neighbours so that no chosen fact's subject is a neighbour or the subject of another."""
+        """Choose facts and their neighbours so that no subject of one is a neighbour or the subject of another."""
         chosen: dict[Fact, list[str]] = {}
         edited: set[str] = set()
         spared: set[str] = set()

@@ -1,0 +1,1 @@
+"""Stage one: target activations by gradient descent."""

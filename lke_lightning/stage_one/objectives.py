@@ -64,7 +64,7 @@ class EssenceKL(Objective):
         self.weight = weight
 
     def __call__(self, descent: Descent) -> Tensor:
-        """Return the divergence (published code: `F.kl_div(before, now, log_target=True)`, that is KL(now || before))."""
+        """Return the divergence, in the direction of the published `F.kl_div(before, now, log_target=True)`."""
         return self.weight * (descent.essence.exp() * (descent.essence - descent.essence_before)).sum(1)
 
 

@@ -118,7 +118,7 @@ def _renumber(kept: Tensor) -> Tensor:
 
 
 def parts(built: Sequence[RequestRows], max_tokens: int) -> Iterator[list[RequestRows]]:
-    """Split requests, in order, into parts whose padded rows hold at most `max_tokens` tokens (one request at least)."""
+    """Split requests, in order, into parts of at most `max_tokens` tokens with padding, one request at least."""
     part: list[RequestRows] = []
     rows = width = 0
     for request in built:

@@ -1,0 +1,1 @@
+"""Stage two: weights by least squares."""

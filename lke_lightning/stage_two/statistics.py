@@ -153,7 +153,8 @@ class KeyStatistics(Statistics):
             seen += int(real.sum())
         if seen < max(d_keys):
             raise EditError(
-                f"the corpus {self.corpus} has {seen} tokens, fewer than the {max(d_keys)} entries of a key: give more text"
+                f"the corpus {self.corpus} has {seen} tokens, fewer than the {max(d_keys)} entries of a key: "
+                "give more text"
             )
         return {layer: (total / seen).float() for layer, total in zip(layers, sums, strict=True)}
 

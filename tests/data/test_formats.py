@@ -69,7 +69,7 @@ def test_a_malformed_file_is_named_with_its_line(tmp_path, lines, message):
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(EditError, match="no file 'nowhere.jsonl'"):
+    with pytest.raises(EditError, match=r"no file 'nowhere\.jsonl'"):
         requests(JsonLines("nowhere.jsonl"))
 
 

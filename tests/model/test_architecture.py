@@ -25,7 +25,7 @@ def renamed(network):
 
 
 def test_an_unknown_model_lists_its_matrices_and_the_option():
-    with pytest.raises(EditError, match="--model.matrix") as caught:
+    with pytest.raises(EditError, match=r"--model\.matrix") as caught:
         Architecture.of(renamed(tiny_network("llama")))
     assert "mlp.odd: 64 -> 32" in str(caught.value)
 

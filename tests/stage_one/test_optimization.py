@@ -117,7 +117,7 @@ def test_stops_n_steps_after_the_first_success_and_keeps_the_vector_that_passed(
 
 def test_an_edit_that_already_holds_changes_nothing():
     model = make_model("llama")
-    known = [request("known", "{} was born in", "the", "Bob Smith")]
+    known = [request("known", "{} was born in", "sport", "Bob Smith")]
     [rows] = build_rows(known, ["{}"], model.text)
     assert len(rows.target) == 1
     with torch.no_grad():  # make the target win before any step
@@ -139,8 +139,12 @@ def test_norm_ball_holds():
 
 def test_probability_rule_stops_earlier_than_a_small_loss():
     model = make_model("llama")
-    stage = make_stage(max_steps=40)
-    stage.stopping = [ProbabilityAbove(0.3)]
-    targets = stage.optimize(model, REQUESTS[1:2], CONTEXTS)
-    assert targets.reasons == ["ProbabilityAbove"]
-    assert targets.steps[0] < 40
+    easy = [request("easy", "{} was born in", "sport", "Bob Smith")]
+    found = {}
+    for rule in (ProbabilityAbove(0.2), LossBelow(1.0)):
+        stage = make_stage(max_steps=60, clamp=20.0)
+        stage.stopping = [rule]
+        targets = stage.optimize(model, easy, ["{}"])
+        assert targets.reasons == [type(rule).__name__]
+        found[targets.reasons[0]] = targets.steps[0]
+    assert found["ProbabilityAbove"] < found["LossBelow"]
