@@ -8,7 +8,7 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, TargetNorm
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_one.rows import build_rows
-from lke_lightning.stage_one.stopping import LossBelow, MostProbable, ProbabilityAbove
+from lke_lightning.stage_one.stopping import LossBelow, MostProbable
 from lke_lightning.stage_one.target_space import NormBall
 from lke_lightning.testing import tiny_network, tiny_tokenizer
 from tests.reference.stage_one import descend
@@ -135,16 +135,3 @@ def test_norm_ball_holds():
     targets = stage.optimize(model, REQUESTS, CONTEXTS)
     at_start = make_stage(max_steps=1).optimize(model, REQUESTS, CONTEXTS).vectors
     assert ((targets.vectors - at_start).norm(dim=1) <= 0.1 * at_start.norm(dim=1) * (1 + 1e-9)).all()
-
-
-def test_probability_rule_stops_earlier_than_a_small_loss():
-    model = make_model("llama")
-    easy = [request("easy", "{} was born in", "sport", "Bob Smith")]
-    found = {}
-    for rule in (ProbabilityAbove(0.2), LossBelow(1.0)):
-        stage = make_stage(max_steps=60, clamp=20.0)
-        stage.stopping = [rule]
-        targets = stage.optimize(model, easy, ["{}"])
-        assert targets.reasons == [type(rule).__name__]
-        found[targets.reasons[0]] = targets.steps[0]
-    assert found["ProbabilityAbove"] < found["LossBelow"]

@@ -1,0 +1,76 @@
+"""Stop rules and objectives on hand-made steps."""
+
+import math
+
+import pytest
+import torch
+
+from lke_lightning.stage_one.objectives import Descent, EssenceKL, NegativeLogLikelihood, TargetNorm
+from lke_lightning.stage_one.stopping import LossBelow, MostProbable, ProbabilityAbove
+from lke_lightning.stage_one.target_space import NormBall
+
+YES, BARE_ONLY, PREFIXED_ONLY, NO = [True, True], [True, False], [False, True], [False, False]
+
+
+def step(history, quirks=False, nll=None, **fields):
+    values = {
+        "nll": torch.tensor([[1.0, 1.0]]) if nll is None else torch.tensor(nll),
+        "most_probable": torch.tensor(history).unsqueeze(1),
+        "change": torch.tensor([[3.0, 4.0]]),
+        "initial_norm": torch.tensor([10.0]),
+        "essence": torch.tensor([[0.25, 0.75]]).log(),
+        "essence_before": torch.tensor([[0.5, 0.5]]).log(),
+        "reference_quirks": quirks,
+    }
+    return Descent(**(values | fields))
+
+
+@pytest.mark.parametrize(
+    ("history", "extra_steps", "quirks", "stops"),
+    [
+        ([YES], 0, False, True),
+        ([NO], 0, False, False),
+        ([NO, YES], 1, False, False),
+        ([YES, YES], 1, False, True),
+        ([YES, NO, YES], 1, False, True),  # counted, not consecutive
+        ([PREFIXED_ONLY], 0, False, False),
+        ([PREFIXED_ONLY], 0, True, True),  # the published code does not look at the bare prompt
+        ([BARE_ONLY], 0, True, False),
+    ],
+)
+def test_most_probable(history, extra_steps, quirks, stops):
+    assert MostProbable(extra_steps)(step(history, quirks), torch.zeros(1)).tolist() == [stops]
+
+
+def test_with_the_bare_prompt_alone_quirks_change_nothing():
+    history = torch.tensor([[[True]]])
+    alone = step([YES], quirks=True, most_probable=history)
+    assert MostProbable()(alone, torch.zeros(1)).tolist() == [True]
+
+
+def test_loss_and_probability_rules():
+    assert LossBelow(0.5)(step([NO]), torch.tensor([0.4])).tolist() == [True]
+    assert LossBelow(0.5)(step([NO]), torch.tensor([0.5])).tolist() == [False]
+    nll = [[-math.log(0.2), -math.log(0.6)]]  # mean probability 0.4
+    assert ProbabilityAbove(0.39)(step([NO], nll=nll), torch.zeros(1)).tolist() == [True]
+    assert ProbabilityAbove(0.41)(step([NO], nll=nll), torch.zeros(1)).tolist() == [False]
+
+
+def test_objectives_by_hand():
+    descent = step([NO], nll=[[1.0, 3.0]])
+    assert NegativeLogLikelihood()(descent).item() == pytest.approx(2.0)
+    assert TargetNorm(0.5)(descent).item() == pytest.approx(0.5 * 5 / 100)
+    divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert EssenceKL(0.0625)(descent).item() == pytest.approx(0.0625 * divergence)
+
+
+def test_target_norm_has_no_gradient_at_zero():
+    change = torch.zeros(1, 2, requires_grad=True)
+    TargetNorm(0.5)(step([NO], change=change)).sum().backward()
+    assert change.grad.tolist() == [[0.0, 0.0]]
+
+
+def test_norm_ball_scales_back_what_is_too_long_only():
+    change = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    found = NormBall(0.25).project(change, torch.tensor([10.0, 10.0, 10.0]))
+    torch.testing.assert_close(found, torch.tensor([[1.5, 2.0], [0.3, 0.4], [0.0, 0.0]]))
