@@ -15,6 +15,7 @@ COMMANDS = {
     "validate": "score a model on facts, unedited or from a checkpoint (--ckpt_path)",
     "export": "write the edited model of a checkpoint as a plain transformers folder",
     "pretrain": "train the demo model anew",
+    "knowledge": "measure what the demo model, or another, knows of the demo world",
 }
 
 
@@ -88,11 +89,14 @@ def suggest(message: str, options: Sequence[str], classes: Sequence[str]) -> str
 def _run_function(command: str, args: list[str]) -> None:
     from jsonargparse import auto_cli
 
-    if command == "pretrain":
-        from lke_lightning.demo.pretraining import pretrain as function
-    else:
-        function: Callable[..., Any] = export  # type: ignore[no-redef]
-    auto_cli(function, args=args, as_positional=False, prog=f"lke_lightning {command}")
+    function: Callable[..., Any] = export
+    if command in ("pretrain", "knowledge"):
+        from lke_lightning.demo import pretraining
+
+        function = pretraining.pretrain if command == "pretrain" else pretraining.knowledge
+    result = auto_cli(function, args=args, as_positional=False, prog=f"lke_lightning {command}")
+    for name, value in (result or {}).items():
+        print(f"{name:20} {value:.4g}")
 
 
 def _edit(args: list[str]) -> None:

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -24,6 +26,8 @@ from transformers import (
 from lke_lightning.demo.world import RELATIONS, make_world
 
 END_OF_TEXT = "<|endoftext|>"
+SHIPPED = Path(__file__).parent / "model"
+"""The model that comes with the package."""
 IGNORED = -100
 
 
@@ -118,6 +122,17 @@ def measure_knowledge(
     distinct = sorted({pair for pairs in prompts.values() for pair in pairs}, key=lambda pair: len("".join(pair)))
     known = dict(zip(distinct, _answers(model, tokenizer, distinct), strict=True))
     return {name: sum(known[pair] for pair in pairs) / len(pairs) for name, pairs in prompts.items()}
+
+
+def knowledge(model: Path = SHIPPED, seed: int = 0) -> dict[str, float]:
+    """Measure what a model knows of the demo world.
+
+    Args:
+        model: folder of a model with its tokenizer.
+        seed: seed of the world.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return measure_knowledge(AutoModelForCausalLM.from_pretrained(model), tokenizer, make_world(seed).records())
 
 
 def _answers(
