@@ -5,13 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Trainer
 
+from lke_lightning.configuration import configs
 from lke_lightning.data import RequestList
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditRequest
+from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.evaluation.scorecard import Scorecard, summarize
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.update import WeightUpdate
@@ -42,6 +45,7 @@ def edit(
     stage_one: TargetOptimization | None = None,
     stage_two: WeightUpdate | None = None,
     batch_size: int = 100,
+    config: str | Path = "method/encore.yaml",
 ) -> EditResult:
     """Edit a loaded causal language model in place.
 
@@ -50,20 +54,25 @@ def edit(
         tokenizer: its tokenizer.
         requests: edits, or dicts with `prompt`, `target` and the optional fields of an `EditRequest`; the subject may
             be spelled out in the prompt or marked there by `{}`.
-        layers: layers to edit, ascending; `None`: those that the model's configuration names as `edit_layers`.
-        stage_one: how targets are found. Default: ENCORE with the strengths of the demo model's kind.
-        stage_two: how they are written. Default: ENCORE with strengths of 1.
+        layers: layers to edit, ascending; `None`: those of `config`, else those that the model's own configuration
+            names as `edit_layers`.
+        stage_one: how targets are found; default: as `config` says.
+        stage_two: how they are written; default: as `config` says.
         batch_size: edits of one step.
+        config: a YAML file with the sections `stage_one`, `stage_two` and perhaps `model.layers`: a path, or a name
+            below `configs/` such as `experiment/encore-llama3-8b-counterfact.yaml`. The default has the strengths of
+            the demo model.
 
     Raises:
         EditError: a request or the model cannot be edited with; nothing has been changed then.
     """
+    configured = _read(config)
     stream = RequestList([_request(i, request) for i, request in enumerate(requests)], batch_size)
-    editor = Editor.around(model, tokenizer, layers)
+    editor = Editor.around(model, tokenizer, layers or configured.layers)
     scorecard = Scorecard(report=False)
     trainer = Trainer(
         max_epochs=1,
-        callbacks=[stage_one or TargetOptimization(), stage_two or WeightUpdate(), scorecard],
+        callbacks=[stage_one or configured.stage_one, stage_two or configured.stage_two, scorecard],
         accelerator="cuda" if model.device.type == "cuda" else "cpu",
         devices=1,
         use_distributed_sampler=False,
@@ -77,6 +86,29 @@ def edit(
     )
     trainer.fit(editor, datamodule=stream)
     return EditResult(editor, summarize(scorecard.unedited.values()), summarize(scorecard.final.values()))
+
+
+@dataclass(frozen=True)
+class _Configured:
+    stage_one: TargetOptimization
+    stage_two: WeightUpdate
+    layers: list[int] | None
+
+
+def _read(config: str | Path) -> _Configured:
+    """Make the stages that a YAML file names."""
+    from jsonargparse import ArgumentParser
+
+    path = Path(config) if Path(config).is_file() else configs() / config
+    if not path.is_file():
+        raise EditError(f"no configuration {str(config)!r}, neither as a file nor below {configs()}")
+    given = yaml.safe_load(path.read_text())
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TargetOptimization, "stage_one")
+    parser.add_class_arguments(WeightUpdate, "stage_two")
+    parser.link_arguments("stage_one.reference_quirks", "stage_two.reference_quirks")
+    stages = parser.instantiate(parser.parse_object({name: given.get(name, {}) for name in ("stage_one", "stage_two")}))
+    return _Configured(stages.stage_one, stages.stage_two, given.get("model", {}).get("layers"))
 
 
 def _request(number: int, request: EditRequest | dict[str, Any]) -> EditRequest:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lke_lightning.configuration import configs
+
 COMMANDS = {
     "fit": "edit a model, batch by batch; without arguments: 200 facts of the demo world",
     "validate": "score a model on facts, unedited or from a checkpoint (--ckpt_path)",
@@ -64,12 +66,6 @@ def export(ckpt_path: str, output: str) -> None:
         raise EditError(f"no checkpoint {ckpt_path!r}")
     editor = Editor.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
     print(f"{len(editor.edited)} edits written to {editor.save_pretrained(output)}")
-
-
-def configs() -> Path:
-    """Return the folder of the YAML files: in the package where it is installed, beside it in a checkout."""
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
 
 
 def suggest(message: str, options: Sequence[str], classes: Sequence[str]) -> str:

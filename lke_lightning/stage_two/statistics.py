@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from platformdirs import user_cache_dir
 from rich.progress import track
 from safetensors import safe_open
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from lke_lightning.demo.world import make_world
 from lke_lightning.edits import EditError
-from lke_lightning.model.language_model import DEMO, LanguageModel
+from lke_lightning.model.language_model import DEMO, LanguageModel, resolve
 from lke_lightning.model.tokens import Row
 
 TEXT_SUFFIXES = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -101,6 +102,11 @@ class KeyStatistics(Statistics):
         Raises:
             EditError: the text cannot be read or has too few tokens, or a cached file is not what its name says.
         """
+        if DEMO in self.corpus and getattr(model.network.config, "_name_or_path", "") != resolve(DEMO):
+            rank_zero_warn(
+                "Key statistics are computed on the text of the demo world, which says little about this model: "
+                "give ordinary text (stage_two.statistics.corpus)"
+            )
         tokens = self.tokens or 100 * max(weight.delta.shape[1] for weight in model.edited.values())
         keys = {layer: self._key(model, layer, tokens) for layer in model.layers}
         missing = [layer for layer in model.layers if not self._file(keys[layer]).is_file()]

@@ -1,0 +1,154 @@
+"""Keys, residuals and the layer loop against plain forwards; statistics and their cache."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.targets import Targets
+from lke_lightning.stage_two.keys import ConsistentKeys, ContextMean, MixedKeys
+from lke_lightning.stage_two.preservation import NormPenalty, PastEdits
+from lke_lightning.stage_two.reading import SlotReader
+from lke_lightning.stage_two.solvers import LeastSquares
+from lke_lightning.stage_two.statistics import KeyStatistics, Statistics, StoredStatistics
+from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
+
+CONTEXTS = ["{}", "The river is. {}", "Because it was. {}"]
+REQUESTS = [
+    EditRequest(id="0", prompt="The mother tongue of {} is", subject="Bob Smith", target="guitar"),
+    EditRequest(id="1", prompt="{} plays", subject="Ana", target="piano"),
+]
+
+
+class Unit(Statistics):
+    def second_moments(self, model):
+        return {layer: torch.eye(model.weight(layer).delta.shape[1]) for layer in model.layers}
+
+
+def make_model(family="gpt2", layers=(0, 1, 2)):
+    return LanguageModel(tiny_network(family), tiny_tokenizer(), list(layers))
+
+
+def plain_states(model, request, template):
+    """Matrix inputs by layer and block outputs by layer at the slot, from one ordinary forward."""
+    [row] = model.text.rows([request.in_context(template)])
+    batch = model.text.pad([row])
+    blocks = model.architecture.blocks
+    matrices = [model.architecture.matrix(i) for i in range(len(blocks))]
+    seen = model.observe(batch, [*matrices, *blocks], stop=len(blocks))
+    at_slot = [(given[0, row.slot], got[0, row.slot]) for given, got in seen]
+    return [given for given, _ in at_slot[: len(blocks)]], [got for _, got in at_slot[len(blocks) :]]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptj"])
+@pytest.mark.parametrize("policy", [ContextMean(), MixedKeys(), ConsistentKeys()])
+def test_reader_agrees_with_plain_forwards_also_after_a_write(family, policy):
+    model = make_model(family)
+    reader = SlotReader(model, REQUESTS, CONTEXTS)
+    weights = policy.keys(3, reference_quirks=True)
+    for layer in model.layers:
+        [keys] = reader.keys(layer, [weights])
+        outputs = reader.outputs("block", policy.anchors(3))
+        for i, request in enumerate(REQUESTS):
+            states = [plain_states(model, request, template) for template in CONTEXTS]
+            expected = sum(w * keys_[layer] for w, (keys_, _) in zip(weights, states, strict=True))
+            torch.testing.assert_close(keys[i], expected, rtol=1e-6, atol=1e-8)
+            now = sum(w * blocks[2] for w, (_, blocks) in zip(policy.anchors(3), states, strict=True))
+            torch.testing.assert_close(outputs[i], now, rtol=1e-6, atol=1e-8)
+        model.weight(layer).add(torch.full_like(model.weight(layer).delta, 0.01))
+
+
+def test_quirks_weigh_the_bare_prompt_one_half():
+    assert ContextMean().keys(6, True).tolist() == pytest.approx([0.5] + [0.1] * 5)
+    assert ContextMean().keys(6, False).tolist() == pytest.approx([1 / 6] * 6)
+    assert ContextMean().keys(1, True).tolist() == [1.0]
+
+
+def test_all_that_is_missing_is_written_when_one_layer_may():
+    """One layer, one context, no penalty worth the name: afterwards the model produces the targets."""
+    model = make_model(layers=(1,))
+    stage = WeightUpdate(LeastSquares([NormPenalty(1e-9)], PastEdits()), statistics=Unit())
+    stage.prepare(model)
+    reader = SlotReader(model, REQUESTS, ["{}"])
+    reader.keys(1, [torch.ones(1)])
+    wanted = reader.outputs("block", torch.ones(1)) + torch.randn(2, 32, dtype=torch.float64)
+    stage.apply(model, REQUESTS, ["{}"], Targets(wanted, [1, 1], [0.0, 0.0], ["", ""], "block"))
+    after = SlotReader(model, REQUESTS, ["{}"])
+    after.keys(1, [torch.ones(1)])
+    torch.testing.assert_close(after.outputs("block", torch.ones(1)), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_residuals_are_spread_evenly_over_what_is_left():
+    model = make_model()
+    stage = WeightUpdate(LeastSquares([NormPenalty(1e12)]), statistics=Unit())  # nothing is written
+    stage.prepare(model)
+    targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], ["", ""], "block")
+    systems = stage.apply(model, REQUESTS, CONTEXTS, targets)
+    first, second, third = (systems[layer].residuals for layer in model.layers)
+    torch.testing.assert_close(first * 3, third, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(second * 2, third, rtol=1e-6, atol=1e-8)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    texts = [" ".join(WORDS[i:] + WORDS[: i // 2]) for i in range(len(WORDS))] * 3
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return texts, str(path)
+
+
+def test_second_moments_of_all_layers(corpus, tmp_path):
+    texts, path = corpus
+    model = make_model()
+    found = KeyStatistics(path, tokens=10_000, cache_dir=str(tmp_path), batch_tokens=64).second_moments(model)
+    for layer in model.layers:
+        keys = []
+        for ids in model.text.encode(texts):
+            [(given, _)] = model.observe(_alone(model, ids), [model.architecture.matrix(layer)], stop=layer + 1)
+            keys.append(given[0])
+        keys = torch.cat(keys)
+        torch.testing.assert_close(found[layer].double(), keys.T @ keys / len(keys), rtol=1e-5, atol=1e-6)
+
+
+def _alone(model, ids):
+    from lke_lightning.model.tokens import Row
+
+    return model.text.pad([Row(ids, 0)])
+
+
+def test_cache_is_used_for_the_same_model_and_not_for_another(corpus, tmp_path, monkeypatch):
+    statistics = KeyStatistics(corpus[1], tokens=2000, cache_dir=str(tmp_path))
+    first = statistics.second_moments(make_model())
+    monkeypatch.setattr(KeyStatistics, "_compute", lambda *_: pytest.fail("computed again"))
+    again = statistics.second_moments(make_model())
+    assert all(torch.equal(first[layer], again[layer]) for layer in first)
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        statistics.second_moments(make_model("llama"))
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        KeyStatistics(corpus[1], tokens=2001, cache_dir=str(tmp_path)).second_moments(make_model())
+
+
+def test_a_cached_file_that_is_not_what_its_name_says_is_refused(corpus, tmp_path):
+    statistics = KeyStatistics(corpus[1], tokens=2000, cache_dir=str(tmp_path))
+    statistics.second_moments(make_model())
+    for file in (tmp_path / "statistics").glob("*.safetensors"):
+        save_file(load_file(file), file, metadata={"model": "another"})
+    with pytest.raises(EditError, match="belong to another"):
+        statistics.second_moments(make_model())
+
+
+def test_stored_statistics_must_fit(tmp_path):
+    model, file = make_model(layers=(1,)), str(tmp_path / "moments.safetensors")
+    save_file({"transformer.h.1.mlp.c_proj": torch.eye(64)}, file)
+    assert torch.equal(StoredStatistics(file).second_moments(model)[1], torch.eye(64))
+    with pytest.raises(EditError, match="no statistics of"):
+        StoredStatistics(file).second_moments(make_model(layers=(2,)))
+    save_file({"transformer.h.1.mlp.c_proj": torch.eye(32)}, file)
+    with pytest.raises(EditError, match="keys need"):
+        StoredStatistics(file).second_moments(model)
+    with pytest.raises(EditError, match="no statistics file"):
+        StoredStatistics(str(tmp_path / "nowhere")).second_moments(model)
