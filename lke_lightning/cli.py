@@ -166,6 +166,7 @@ def _edit(args: list[str]) -> None:
     for expected in ("in eval mode at the start", "does not have many workers", "overridden `transfer_batch"):
         warnings.filterwarnings("ignore", message=f".*{expected}.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # deprecation inside lightning 2.6.6
+    warnings.filterwarnings("ignore", message=".*set_vital.*")  # deprecation inside torchdata 0.11
     warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
     from transformers.utils import logging as transformers_logging
 

@@ -26,6 +26,7 @@ from transformers import (
 from lke_lightning.demo.world import RELATIONS, make_world
 
 END_OF_TEXT = "<|endoftext|>"
+EDIT_LAYERS = [0, 1]  # where edits take; kept in the model's configuration, so that no one has to know
 SHIPPED = Path(__file__).parent / "model"
 """The model that comes with the package."""
 IGNORED = -100
@@ -217,6 +218,7 @@ def pretrain(
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        edit_layers=EDIT_LAYERS,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
