@@ -6,7 +6,7 @@ import difflib
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -82,6 +82,12 @@ def suggest(message: str, options: Sequence[str], classes: Sequence[str]) -> str
     return f"{message}\nDid you mean: {', '.join(dict.fromkeys(close))}?" if close else message
 
 
+def _subclasses(base: type) -> Iterator[type]:
+    for part in base.__subclasses__():
+        yield part
+        yield from _subclasses(part)
+
+
 def _run_function(command: str, args: list[str]) -> None:
     from jsonargparse import auto_cli
 
@@ -119,7 +125,7 @@ def _edit(args: list[str]) -> None:
 
     # What is imported can be named in YAML without its path.
     bases = (EditStream, Objective, StopRule, TargetSpace, Solver, Preservation, KeyPolicy, Statistics)
-    parts = [part.__name__ for base in bases for part in base.__subclasses__()]
+    parts = [part.__name__ for base in bases for part in _subclasses(base)]
 
     class EditParser(LightningArgumentParser):
         """A parser whose errors name the options that come close."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ class DemoWorld(EditStream):
         return map(counterfact_request, make_world(self.world_seed).records())
 
 
-class CounterFact(EditStream):
-    """`counterfact.json` or `multi_counterfact.json` as published with ROME and MEMIT.
+class RecordFile(EditStream):
+    """Records of one format from a file or a hub dataset; a subclass says how a record becomes a request.
 
     Args:
         path: the file, or the name of a hub dataset with the same fields.
@@ -57,57 +58,56 @@ class CounterFact(EditStream):
 
     def read(self, limit: int | None) -> Iterator[EditRequest]:
         """Yield the file's records."""
-        return _requests(self.path, counterfact_request)
+        return _requests(self.path, self.request)
+
+    @staticmethod
+    @abstractmethod
+    def request(record: Record) -> EditRequest:
+        """Turn a record, with its position under `index`, into a request."""
 
 
-class ZsRE(EditStream):
+class CounterFact(RecordFile):
+    """`counterfact.json` or `multi_counterfact.json` as published with ROME and MEMIT."""
+
+    @staticmethod
+    def request(record: Record) -> EditRequest:
+        """Read a record in CounterFact's schema."""
+        return counterfact_request(record)
+
+
+class ZsRE(RecordFile):
     """`zsre_mend_eval.json` as published with MEND: questions with an answer, a rephrasing and an unrelated question.
 
     As ROME and MEMIT do, the target is the first of `answers`, the prompt is the question with the subject marked,
     and the unrelated question with its reference answer is the neighbourhood. There is no original target, so success
     and magnitude are undefined and accuracy is what counts.
-
-    Args:
-        path: the file, or the name of a hub dataset with the same fields.
-        batch_size: edits of one training step.
-        limit: edit only this many, from the start.
-        shuffle_seed: shuffle with this seed first.
     """
 
-    def __init__(
-        self, path: str, batch_size: int = 100, limit: int | None = None, shuffle_seed: int | None = None
-    ) -> None:
-        super().__init__(batch_size, limit, shuffle_seed)
-        self.path = path
+    @staticmethod
+    def request(record: Record) -> EditRequest:
+        """Read a record in MEND's schema."""
+        return EditRequest.about(
+            record["src"],
+            record["subject"],
+            id=str(record["index"]),
+            target=record["answers"][0],
+            paraphrases=(record["rephrase"],),
+            neighborhood=(Probe(record["loc"] + "?", record["loc_ans"]),),
+        )
 
-    def read(self, limit: int | None) -> Iterator[EditRequest]:
-        """Yield the file's records."""
-        return _requests(self.path, _zsre_request)
 
-
-class JsonLines(EditStream):
+class JsonLines(RecordFile):
     """Your own facts, one JSON object per line.
 
     Fields: `prompt` and `target`; optional `subject` (spelled in the prompt, or marked there by `{}`; without one the
     edit is made at the prompt's last token), `original` (what the model says today), `paraphrases` (list of prompts),
     `neighborhood` (list of {"prompt", "answer"}, or of prompts whose answer is `original`), `id`, `relation`.
-
-    Args:
-        path: the file.
-        batch_size: edits of one training step.
-        limit: edit only this many, from the start.
-        shuffle_seed: shuffle with this seed first.
     """
 
-    def __init__(
-        self, path: str, batch_size: int = 100, limit: int | None = None, shuffle_seed: int | None = None
-    ) -> None:
-        super().__init__(batch_size, limit, shuffle_seed)
-        self.path = path
-
-    def read(self, limit: int | None) -> Iterator[EditRequest]:
-        """Yield the file's records."""
-        return _requests(self.path, _own_request)
+    @staticmethod
+    def request(record: Record) -> EditRequest:
+        """Read one of your records."""
+        return _own_request(record)
 
 
 def counterfact_request(record: Record) -> EditRequest:
@@ -125,17 +125,6 @@ def counterfact_request(record: Record) -> EditRequest:
         neighborhood=tuple(Probe(prompt, original) for prompt in record.get("neighborhood_prompts") or ()),
         generation=tuple(record.get("generation_prompts") or ()),
         two_hop=tuple(Probe(hop["question"], hop["answer_new"]) for hop in record.get("two_hop") or ()),
-    )
-
-
-def _zsre_request(record: Record) -> EditRequest:
-    return EditRequest.about(
-        record["src"],
-        record["subject"],
-        id=str(record["index"]),
-        target=record["answers"][0],
-        paraphrases=(record["rephrase"],),
-        neighborhood=(Probe(record["loc"] + "?", record["loc_ans"]),),
     )
 
 
