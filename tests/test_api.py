@@ -46,6 +46,15 @@ def test_a_wrong_request_changes_nothing(tmp_path):
     assert torch.equal(network.transformer.h[0].mlp.c_proj.weight, original)
 
 
+def test_an_unsayable_target_is_found_before_the_first_batch(tmp_path):
+    network, tokenizer = tiny_network("gpt2").float(), tiny_tokenizer()
+    tokenizer.unk_token = "</s>"
+    original = network.transformer.h[0].mlp.c_proj.weight.clone()
+    with pytest.raises(EditError, match=r"edit 2: the target .* unknown to this vocabulary"):
+        edit(network, tokenizer, [*FACTS, {"prompt": "x is", "target": "</s>"}], [0], *stages(tmp_path), batch_size=1)
+    assert torch.equal(network.transformer.h[0].mlp.c_proj.weight, original)
+
+
 def test_without_layers_it_says_how_to_give_them(tmp_path):
     with pytest.raises(EditError, match="no layers to edit"):
         edit(tiny_network("gpt2"), tiny_tokenizer(), FACTS, None, *stages(tmp_path))

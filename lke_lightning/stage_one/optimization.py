@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lke_lightning.edits import EditBatch, EditError, EditRequest
+from lke_lightning.edits import SLOT, EditBatch, EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Site, Targets
 from lke_lightning.stage_one.contexts import ContextTemplates
@@ -74,7 +74,16 @@ class TargetOptimization(Callback):
         self.contexts = list(state_dict["contexts"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sample the contexts, unless they came from a checkpoint."""
+        """Check that every request can be encoded; sample the contexts, unless they came from a checkpoint.
+
+        Raises:
+            EditError: a request that cannot be, with its id; nothing has been optimised yet.
+        """
+        for request in trainer.datamodule.requests:
+            try:
+                build_rows([request], [SLOT], pl_module.language_model.text)
+            except EditError as error:
+                raise EditError(f"edit {request.id}: {error}") from error
         if not self.contexts:
             self.contexts = self.context_templates.sample(pl_module.language_model)
         pl_module.contexts = self.contexts
