@@ -35,7 +35,7 @@ class DemoWorld(EditStream):
         super().__init__(batch_size, limit, shuffle_seed)
         self.world_seed = world_seed
 
-    def read(self, limit: int | None) -> Iterator[EditRequest]:
+    def read(self) -> Iterator[EditRequest]:
         """Yield the world's records."""
         return map(counterfact_request, make_world(self.world_seed).records())
 
@@ -56,7 +56,7 @@ class RecordFile(EditStream):
         super().__init__(batch_size, limit, shuffle_seed)
         self.path = path
 
-    def read(self, limit: int | None) -> Iterator[EditRequest]:
+    def read(self) -> Iterator[EditRequest]:
         """Yield the file's records."""
         return _requests(self.path, self.request)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from abc import abstractmethod
 from collections import Counter
@@ -55,8 +56,8 @@ class EditStream(LightningDataModule):
         return type(self).__name__
 
     @abstractmethod
-    def read(self, limit: int | None) -> Iterator[EditRequest]:
-        """Yield requests in the order of the data; no more than `limit` will be used."""
+    def read(self) -> Iterator[EditRequest]:
+        """Yield requests in the order of the data, one at a time: a limit stops the reading early."""
 
     def setup(self, stage: str) -> None:
         """Read and check all requests once.
@@ -67,13 +68,9 @@ class EditStream(LightningDataModule):
         if self.requests:
             return
         if self.shuffle_seed is None:
-            requests = []
-            for request in self.read(self.limit):
-                requests.append(request)
-                if len(requests) == self.limit:
-                    break
+            requests = list(itertools.islice(self.read(), self.limit))
         else:
-            requests = list(self.read(None))
+            requests = list(self.read())
             random.Random(self.shuffle_seed).shuffle(requests)
             requests = requests[: self.limit]
         if not requests:
@@ -108,7 +105,7 @@ class RequestList(EditStream):
         super().__init__(batch_size)
         self.given = list(requests)
 
-    def read(self, limit: int | None) -> Iterator[EditRequest]:
+    def read(self) -> Iterator[EditRequest]:
         """Yield them."""
         return iter(self.given)
 

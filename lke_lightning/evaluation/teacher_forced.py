@@ -48,25 +48,27 @@ def score(model: LanguageModel, requests: Sequence[EditRequest], max_tokens: int
         requests: edits, made or not.
         max_tokens: how many tokens are run at once.
     """
-    asked = [(kind, question) for request in requests for kind, part in questions(request).items() for question in part]
+    asked = [questions(request) for request in requests]
     pairs = [
         (question.prompt, continuation)
-        for _, question in asked
+        for by_kind in asked
+        for part in by_kind.values()
+        for question in part
         for continuation in (question.wanted, question.other)
         if continuation is not None
     ]
     nll, correct = continuation_nll(model, pairs, max_tokens)
     values = iter(zip(nll.tolist(), correct.tolist(), strict=True))
     scored: list[Scores] = []
-    for request in requests:
-        by_kind = {}
-        for kind, part in questions(request).items():
+    for by_kind in asked:
+        scores = {}
+        for kind, part in by_kind.items():
             rows = []
             for question in part:
                 wanted, right = next(values)
                 rows.append((wanted, torch.nan if question.other is None else next(values)[0], right))
-            by_kind[kind] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)
-        scored.append(by_kind)
+            scores[kind] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)
+        scored.append(scores)
     return scored
 
 
