@@ -5,15 +5,16 @@ The model is shown the continuation; nothing is generated. Definitions: `lke_lig
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lke_lightning.edits import EditRequest
+from lke_lightning.model.batching import by_length, within_memory
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.tokens import Row
+from lke_lightning.model.prefix import Prefixes, shared_beginnings
 
 KINDS = ("efficacy", "paraphrase", "neighborhood")
 
@@ -78,7 +79,7 @@ def continuation_nll(
 ) -> tuple[Tensor, Tensor]:
     """Score continuations of prompts.
 
-    Prompts with several one-token continuations, or with equal beginnings of them, are run once.
+    Prompts with several one-token continuations run once, and so does what prompts begin with alike.
 
     Args:
         model: the language model.
@@ -95,27 +96,36 @@ def continuation_nll(
         row = prompt + target[:-1]
         first = len(row) - len(target)
         reads.setdefault(row, []).extend((first + j, label, pair) for j, label in enumerate(target))
-    total = torch.zeros(len(pairs), dtype=torch.float64)
-    wrong = torch.zeros(len(pairs), dtype=torch.float64)
-    for rows in _batches(sorted(reads, key=len), max_tokens):
-        batch = model.text.pad([Row(row, len(row) - 1) for row in rows], model.device)
-        wanted = [(i, *read) for i, row in enumerate(rows) for read in reads[row]]
-        number, position, label, pair = torch.tensor(wanted, device=model.device).T
-        logits = model.logits(batch, number, position).to(model.wide_dtype)
-        log_probability = logits.gather(1, label.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
-        total.index_add_(0, pair.cpu(), -log_probability.double().cpu())
-        wrong.index_add_(0, pair.cpu(), (logits.argmax(1) != label).double().cpu())
+
+    def run(rows: list[tuple[int, ...]]) -> Tensor:
+        """Return (pairs, 2): the summed negative log-likelihood, and how many tokens another one beats."""
+        sums = torch.zeros(len(pairs), 2, dtype=torch.float64)
+        for wanted, logits in _predict(model, rows, reads, max_tokens):
+            _, label, pair = torch.tensor(wanted, device=model.device).T
+            nll = logits.logsumexp(1) - logits.gather(1, label.unsqueeze(1)).squeeze(1)
+            beaten = logits.argmax(1) != label
+            sums.index_add_(0, pair.cpu(), torch.stack([nll.double(), beaten.double()], 1).cpu())
+        return sums
+
+    found, _ = within_memory(run, sorted(reads), len, max_tokens)
+    total, wrong = torch.stack(found).sum(0).T
     lengths = torch.tensor([len(target) for _, target in encoded], dtype=torch.float64)
     return total / lengths, wrong == 0
 
 
-def _batches(rows: Iterable[tuple[int, ...]], max_tokens: int) -> Iterable[list[tuple[int, ...]]]:
-    """Group rows that are sorted by length."""
-    batch: list[tuple[int, ...]] = []
-    for row in rows:
-        if batch and (len(batch) + 1) * len(row) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+def _predict(
+    model: LanguageModel,
+    rows: Sequence[tuple[int, ...]],
+    reads: dict[tuple[int, ...], list[tuple[int, int, int]]],
+    max_tokens: int,
+) -> Iterator[tuple[list[tuple[int, int, int]], Tensor]]:
+    """Yield reads and their logits (reads, vocabulary); what sorted neighbours begin with alike is run once."""
+    first_read = [min(position for position, _, _ in reads[row]) for row in rows]
+    shared = [ids[:first] for ids, first in zip(shared_beginnings(rows), first_read, strict=True)]
+    prefixes = Prefixes.run(model, shared, max_tokens)
+    for members in by_length([len(rows[i]) - len(shared[i]) for i in range(len(rows))], max_tokens, model.device):
+        batch = prefixes.followed_by(model, [shared[i] for i in members], [rows[i][len(shared[i]) :] for i in members])
+        wanted = [(place, len(shared[i]), read) for place, i in enumerate(members) for read in reads[rows[i]]]
+        number = torch.tensor([place for place, _, _ in wanted], device=model.device)
+        position = torch.tensor([read[0] - start for _, start, read in wanted], device=model.device)
+        yield [read for _, _, read in wanted], model.logits(batch, number, position).to(model.wide_dtype)

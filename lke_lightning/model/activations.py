@@ -49,13 +49,29 @@ def change_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iter
 
 
 @contextmanager
-def read_logits_at(network: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[None]:
-    """Let the head see only the hidden states at (row, position): logits come out as (1, reads, vocabulary).
+def before_head(network: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[Captured]:
+    """Keep as `output` what the head would see at (row, position), (reads, hidden size), and let it see nothing."""
+    captured = Captured()
+
+    def divert(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        captured.output = args[0][rows, positions]
+        return (args[0][:, :0], *args[1:])
+
+    handle = network.get_output_embeddings().register_forward_pre_hook(divert)
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def into_head(network: nn.Module, states: Tensor) -> Iterator[None]:
+    """Let the head see `states` (reads, hidden size): logits come out as (1, reads, vocabulary).
 
     What the model does to logits after its head (scaling, soft-capping) still happens.
     """
     handle = network.get_output_embeddings().register_forward_pre_hook(
-        lambda _module, args: (args[0][rows, positions].unsqueeze(0), *args[1:])
+        lambda _module, args: (states.unsqueeze(0), *args[1:])
     )
     try:
         yield

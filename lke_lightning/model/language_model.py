@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lke_lightning.edits import EditError
-from lke_lightning.model.activations import capture, only_blocks, read_logits_at
+from lke_lightning.model.activations import before_head, capture, into_head, only_blocks
 from lke_lightning.model.architecture import Architecture
 from lke_lightning.model.tokens import Padded, TextEncoder
 from lke_lightning.model.weights import EditedWeight
@@ -114,24 +114,36 @@ class LanguageModel(nn.Module):
         """Stay in evaluation mode: dropout has no place in editing."""
         return super().train(False)
 
-    def logits(
+    def logits(self, batch: Padded, rows: Tensor, positions: Tensor) -> Tensor:
+        """Compute logits (reads, vocabulary) at (row, position); see `states`."""
+        return self.head(self.states(batch, rows, positions))
+
+    def states(
         self, batch: Padded, rows: Tensor, positions: Tensor, start: int = 0, hidden: Tensor | None = None
     ) -> Tensor:
-        """Compute logits (reads, vocabulary) at (row, position), running blocks from `start` on.
+        """Compute what the head sees, (reads, hidden size), at (row, position), running blocks from `start` on.
 
         Args:
             batch: the rows.
             rows: (reads,) int64, which row.
-            positions: (reads,) int64, which position in it; the logits predict the next token.
+            positions: (reads,) int64, which position in it; the head predicts the next token there.
             start: first block to run; `hidden` (rows, length, hidden size) is its input where it is above 0.
             hidden: see `start`.
         """
         count = len(self.architecture.blocks)
         with (
             only_blocks(self.network, self.architecture, start, count, hidden),
-            read_logits_at(self.network, rows, positions),
+            before_head(self.network, rows, positions) as seen,
         ):
-            return self._run(batch).logits[0]
+            self._run(batch)
+        return seen.output
+
+    def head(self, states: Tensor) -> Tensor:
+        """Turn what the head sees (reads, hidden size) into logits (reads, vocabulary)."""
+        count = len(self.architecture.blocks)
+        one_token = torch.zeros((1, 1), dtype=torch.long, device=states.device)
+        with only_blocks(self.network, self.architecture, count, count), into_head(self.network, states):
+            return self.network(input_ids=one_token, use_cache=False).logits[0]
 
     @torch.no_grad()
     def observe(
@@ -143,10 +155,10 @@ class LanguageModel(nn.Module):
         hidden: Tensor | None = None,
     ) -> list[tuple[Tensor, Tensor]]:
         """Run blocks `start` to `stop - 1` and return (input, output) of each module, all positions."""
-        first = torch.zeros(1, dtype=torch.long, device=batch.ids.device)
+        nowhere = torch.zeros(0, dtype=torch.long, device=batch.ids.device)
         with ExitStack() as stack:
             stack.enter_context(only_blocks(self.network, self.architecture, start, stop, hidden))
-            stack.enter_context(read_logits_at(self.network, first, first))
+            stack.enter_context(before_head(self.network, nowhere, nowhere))
             taps = [stack.enter_context(capture(module)) for module in modules]
             self._run(batch)
         return [(tap.input, tap.output) for tap in taps]

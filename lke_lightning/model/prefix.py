@@ -1,22 +1,46 @@
-"""Keys and values of tokens that never change, computed once and attended to at every step.
+"""Keys and values of tokens that come before what changes, computed once and attended to ever after.
 
-Tokens before a slot cannot see it, so nothing written at the slot changes them.
+Tokens before a slot cannot see it, so nothing written at the slot changes them. What several prefixes have in common
+(a context template, the words of a relation) is computed once for all of them.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
 
-from lke_lightning.model.tokens import Padded, Row, TextEncoder
+from lke_lightning.model.batching import by_length
+from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.tokens import Padded
+
+Ids = tuple[int, ...]
 
 
-class _FrozenLayer(DynamicLayer):
-    """A layer of a cache that is read and never extended: each forward sees the prefix and its own tokens."""
+class _WriteBehind(torch.autograd.Function):
+    """Write new states behind the prefix, into the same memory at every pass, and return the whole."""
+
+    @staticmethod
+    def forward(ctx: Any, room: Tensor, states: Tensor) -> Tensor:
+        ctx.width = states.shape[-2]
+        room[..., -ctx.width :, :] = states
+        return room.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0][..., -ctx.width :, :]
+
+
+class _PrefixLayer(DynamicLayer):
+    """Keys and values of one block: the first `length` columns stay, those behind are written by every forward.
+
+    One forward at a time: its backward has to be done before the next one overwrites what it saw.
+    """
 
     def __init__(self, keys: Tensor | None, values: Tensor | None, length: int) -> None:
         super().__init__()
@@ -24,76 +48,141 @@ class _FrozenLayer(DynamicLayer):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+        self.keys = self._with_room(self.keys, key_states)
+        self.values = self._with_room(self.values, value_states)
+        return _WriteBehind.apply(self.keys, key_states), _WriteBehind.apply(self.values, value_states)
+
+    def _with_room(self, states: Tensor | None, new: Tensor) -> Tensor:
+        length = self.length + new.shape[-2]
+        if states is not None and states.shape[-2] == length:
+            return states
+        room = torch.empty((*new.shape[:-2], length, new.shape[-1]), dtype=new.dtype, device=new.device)
+        if states is not None:
+            room[..., : self.length, :] = states[..., : self.length, :]
+        return room
 
     def get_seq_length(self) -> int:
         return self.length
 
 
 class PrefixCache(Cache):
-    """Frozen keys and values of the rows' prefixes, for all layers of a network.
+    """Keys and values of the rows' prefixes, for all blocks of a network.
 
     Args:
-        layers: one per block; layers that will not be run may hold nothing.
+        layers: one per block; blocks that will not run may hold nothing.
         mask: 1 for real tokens, 0 for padding on the left, (rows, prefix length), int64.
     """
 
-    def __init__(self, layers: list[_FrozenLayer], mask: Tensor) -> None:
+    def __init__(self, layers: list[_PrefixLayer], mask: Tensor) -> None:
         super().__init__(layers=layers)
         self.mask = mask
 
     def select(self, rows: Tensor) -> PrefixCache:
         """Keep some rows."""
         kept = [
-            layer if layer.keys is None else _FrozenLayer(layer.keys[rows], layer.values[rows], layer.length)
+            layer if layer.keys is None else _PrefixLayer(layer.keys[rows], layer.values[rows], layer.length)
             for layer in self.layers
         ]
         return PrefixCache(kept, self.mask[rows])
 
     def above(self, start: int) -> PrefixCache:
-        """Let go of the layers below block `start`."""
-        kept = [layer if i >= start else _FrozenLayer(None, None, layer.length) for i, layer in enumerate(self.layers)]
+        """Let go of the blocks below `start`."""
+        kept = [layer if i >= start else _PrefixLayer(None, None, layer.length) for i, layer in enumerate(self.layers)]
         return PrefixCache(kept, self.mask)
 
 
-@torch.no_grad()
-def continue_prefixes(network: nn.Module, text: TextEncoder, rows: Sequence[Row]) -> Padded:
-    """Run all tokens before the slots and return what follows, as a batch that continues them.
+@dataclass(frozen=True)
+class Prefixes:
+    """Keys and values of distinct token sequences, aligned on the right so that any text can follow."""
 
-    In the result each row starts at its slot. Prefixes end where their rows go on, so that distances between tokens
-    are the true ones: sliding windows count them.
+    numbers: dict[Ids, int]
+    lengths: Tensor
+    """(sequences,) int64."""
+    blocks: list[tuple[Tensor, Tensor] | None]
+    """For each block keys and values, (sequences, heads, longest, head size); `None` while nothing is known."""
 
-    Args:
-        network: the language model.
-        text: its tokens.
-        rows: the rows; slots differ, also 0.
-    """
-    device = network.device
-    ids, mask = (part.to(device) for part in text.align([row.ids[row.slot :] for row in rows]))
-    slots = torch.tensor([row.slot for row in rows], device=device)
-    positions = slots.unsqueeze(1) + torch.arange(ids.shape[1], device=device)
-    length = int(slots.max())
-    if length == 0:
-        return Padded(ids, mask, torch.zeros_like(slots))
-    before, real = (part.to(device) for part in text.align([row.ids[: row.slot] for row in rows]))
-    cache = DynamicCache()
-    network(
-        input_ids=before,
-        attention_mask=torch.ones_like(real),  # padding on the right is seen by no real token
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    source = torch.arange(length, device=device) - (length - slots).unsqueeze(1)  # right-aligned; below 0 is padding
-    layers = [
-        _FrozenLayer(_align_right(layer.keys, source), _align_right(layer.values, source), length)
-        for layer in cache.layers
-    ]
-    past = PrefixCache(layers, (source >= 0).long())
-    return Padded(ids, mask, torch.zeros_like(slots), positions, past)
+    @classmethod
+    def run(cls, model: LanguageModel, sequences: Sequence[Ids], max_tokens: int = 32768) -> Prefixes:
+        """Run sequences; what one has in common with its neighbours in sorted order is run once for all.
+
+        Args:
+            model: the language model.
+            sequences: token ids; repeated and empty ones are allowed.
+            max_tokens: how many tokens run at once.
+        """
+        distinct = sorted(set(sequences))
+        shared = shared_beginnings(distinct)
+        nothing = cls._unknown(model, [()])
+        stems = nothing._extended(model, {ids: ((), ids) for ids in dict.fromkeys(shared)}, max_tokens)
+        wholes = {ids: (stem, ids[len(stem) :]) for ids, stem in zip(distinct, shared, strict=True)}
+        return stems._extended(model, wholes, max_tokens)
+
+    def followed_by(self, model: LanguageModel, prefixes: Sequence[Ids], continuations: Sequence[Ids]) -> Padded:
+        """Make a batch of continuations, each after its prefix; the first token of each is its slot."""
+        chosen = torch.tensor([self.numbers[ids] for ids in prefixes], device=model.device)
+        ids, mask = (part.to(model.device) for part in model.text.align(continuations))
+        lengths = self.lengths[chosen]
+        positions = lengths.unsqueeze(1) + torch.arange(ids.shape[1], device=ids.device)
+        longest = int(lengths.max())
+        real = torch.arange(longest, device=ids.device) >= (longest - lengths).unsqueeze(1)
+        layers = [
+            _PrefixLayer(states[0][chosen, :, -longest:], states[1][chosen, :, -longest:], longest)
+            if states is not None and longest
+            else _PrefixLayer(None, None, longest)
+            for states in self.blocks
+        ]
+        return Padded(ids, mask, torch.zeros_like(lengths), positions, PrefixCache(layers, real.long()))
+
+    @classmethod
+    def _unknown(cls, model: LanguageModel, sequences: Sequence[Ids]) -> Prefixes:
+        lengths = torch.tensor([len(ids) for ids in sequences], device=model.device)
+        return cls({ids: i for i, ids in enumerate(sequences)}, lengths, [None] * len(model.architecture.blocks))
+
+    def _extended(self, model: LanguageModel, wholes: dict[Ids, tuple[Ids, Ids]], max_tokens: int) -> Prefixes:
+        """Continue these prefixes into whole sequences, each given as one of these and the rest."""
+        found = self._unknown(model, list(wholes))
+        parts = list(wholes.values())
+        no_reads = torch.zeros(0, dtype=torch.long, device=model.device)
+        for members in by_length([len(rest) for _, rest in parts], max_tokens, model.device):
+            batch = self.followed_by(model, [parts[i][0] for i in members], [parts[i][1] for i in members])
+            if batch.ids.shape[1]:
+                model.states(batch, no_reads, no_reads)
+            found._take(torch.tensor(members, device=model.device), batch)
+        return found
+
+    def _take(self, places: Tensor, batch: Padded) -> None:
+        """Copy what a forward left in its cache, which is padded on both sides, to where it belongs."""
+        longest = int(self.lengths.max())
+        if not longest:
+            return
+        column = torch.arange(longest, device=places.device)
+        padding = (column < (longest - self.lengths[places]).unsqueeze(1))[:, None, :, None]
+        end = batch.past.mask.shape[1] + batch.mask.sum(1)
+        source = (column + (end - longest).unsqueeze(1)).clamp(min=0)[:, None, :, None]
+        for block, layer in enumerate(batch.past.layers):
+            if layer.keys is None:  # only empty sequences so far
+                continue
+            if self.blocks[block] is None:
+                self.blocks[block] = tuple(
+                    states.new_zeros(len(self.lengths), states.shape[1], longest, states.shape[3])
+                    for states in (layer.keys, layer.values)
+                )
+            for kept, states in zip(self.blocks[block], (layer.keys, layer.values), strict=True):
+                moved = states.gather(2, source.expand(-1, states.shape[1], -1, states.shape[3]))
+                kept[places] = moved.masked_fill(padding, 0)
 
 
-def _align_right(states: Tensor, source: Tensor) -> Tensor:
-    """Move (rows, heads, length, size) along the length, by source index (rows, length); zero where it is negative."""
-    index = source.clamp(min=0)[:, None, :, None].expand_as(states)
-    return states.gather(2, index).masked_fill((source < 0)[:, None, :, None], 0)
+def shared_beginnings(distinct: Sequence[Ids]) -> list[Ids]:
+    """Return, for each of some sorted distinct sequences, what it shares with the one before or after it."""
+    common = [0, *(_common(one, other) for one, other in itertools.pairwise(distinct)), 0]
+    return [ids[: max(common[i], common[i + 1])] for i, ids in enumerate(distinct)]
+
+
+def _common(one: Ids, other: Ids) -> int:
+    """Count the tokens that two sequences begin with alike."""
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

@@ -1,6 +1,7 @@
 """Rows of which everything that a change at the slot cannot reach is computed once: what stage one runs at every step.
 
-That is: all blocks up to the target layer, and every token before the slot in the blocks above it.
+That is: all blocks up to the target layer, and every token before the slot in the blocks above it. The rest, from the
+slot to the end of each row, runs in groups of equal or nearly equal length, so that hardly anything is padding.
 """
 
 from __future__ import annotations
@@ -12,10 +13,52 @@ import torch
 from torch import Tensor
 
 from lke_lightning.model.activations import change_output
+from lke_lightning.model.batching import by_length
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.prefix import continue_prefixes
+from lke_lightning.model.prefix import Prefixes
 from lke_lightning.model.targets import Site
 from lke_lightning.model.tokens import Padded, Row
+
+
+@dataclass(frozen=True)
+class Read:
+    """A place whose prediction is wanted."""
+
+    row: int
+    position: int
+    """In the whole row; the slot or after it."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows that run together. All tensors of numbers are int64."""
+
+    rows: Tensor
+    """Which of the replay's rows these are, (rows,)."""
+    batch: Padded
+    """What follows the prefixes; each row begins at its slot."""
+    hidden: Tensor
+    """Input of the first block that runs, (rows, length, hidden size)."""
+    reads: Tensor
+    """Which of the replay's reads these are, (reads,)."""
+    read_rows: Tensor
+    read_positions: Tensor
+
+    def keep(self, rows: Tensor, reads: Tensor) -> _Group:
+        """Drop rows; the arguments map the replay's old row and read numbers to new ones, -1 for gone."""
+        kept, read_kept = rows[self.rows] >= 0, reads[self.reads] >= 0
+        group = replace(self, rows=rows[self.rows[kept]], reads=reads[self.reads[read_kept]])
+        if kept.all():
+            return group
+        places = kept.nonzero().squeeze(1)
+        batch = self.batch.select(places)
+        return replace(
+            group,
+            batch=batch,
+            hidden=self.hidden[places, : batch.ids.shape[1]],
+            read_rows=renumber(kept)[self.read_rows[read_kept]],
+            read_positions=self.read_positions[read_kept],
+        )
 
 
 @dataclass(frozen=True)
@@ -23,59 +66,87 @@ class Replay:
     """Rows that can be run again and again with a change at each row's slot, under the weights of `record`."""
 
     model: LanguageModel
-    batch: Padded
-    """What follows the prefixes; each row begins at its slot."""
-    row_slots: Tensor
-    """Where the slots stand in the whole rows, (rows,)."""
     site: Site
     start: int
     """First block that runs."""
-    hidden: Tensor
-    """Input of that block, (rows, length, hidden size)."""
+    groups: list[_Group]
+    order: Tensor
+    """Where each read stands in what the groups return one after another, (reads,) int64."""
     initial: Tensor
     """The unchanged activation at each row's slot, (rows, hidden size), in the wide dtype."""
 
     @classmethod
-    def record(cls, model: LanguageModel, rows: Sequence[Row], site: Site = "block") -> Replay:
+    def record(
+        cls, model: LanguageModel, rows: Sequence[Row], reads: Sequence[Read], site: Site, max_tokens: int
+    ) -> Replay:
         """Compute what will not change.
 
         Args:
             model: the language model.
             rows: whole rows.
+            reads: places whose predictions `logits` returns.
             site: where the change will be added, at the target layer.
+            max_tokens: how many tokens run at once.
         """
-        batch = continue_prefixes(model.network, model.text, rows)
-        layer = model.target_layer
+        layer, device = model.target_layer, model.device
+        start = layer + 1 if site == "block" else layer
+        prefixes = Prefixes.run(model, [row.ids[: row.slot] for row in rows], max_tokens)
         block, matrix = model.architecture.blocks[layer], model.architecture.matrix(layer)
-        (block_in, block_out), (_, matrix_out) = model.observe(batch, [block, matrix], stop=layer + 1)
-        start, hidden, at_site = (layer + 1, block_out, block_out) if site == "block" else (layer, block_in, matrix_out)
-        if batch.past is not None:
-            batch = replace(batch, past=batch.past.above(start))
-        slots = torch.tensor([row.slot for row in rows], device=model.device)
-        return cls(model, batch, slots, site, start, hidden, at_site[:, 0].to(model.wide_dtype))
+        of_row: list[list[int]] = [[] for _ in rows]
+        for number, read in enumerate(reads):
+            of_row[read.row].append(number)
+        initial = torch.empty(len(rows), model.architecture.hidden_size, dtype=model.wide_dtype, device=device)
+        groups = []
+        for members in by_length([len(row.ids) - row.slot for row in rows], max_tokens, device):
+            chosen = [rows[i] for i in members]
+            batch = prefixes.followed_by(
+                model, [row.ids[: row.slot] for row in chosen], [row.ids[row.slot :] for row in chosen]
+            )
+            (block_in, block_out), (_, matrix_out) = model.observe(batch, [block, matrix], stop=layer + 1)
+            numbers = torch.tensor(members, device=device)
+            initial[numbers] = (block_out if site == "block" else matrix_out)[:, 0].to(initial.dtype)
+            wanted = [(number, place) for place, i in enumerate(members) for number in of_row[i]]
+            positions = [reads[number].position - chosen[place].slot for number, place in wanted]
+            read_numbers, read_rows = torch.tensor(wanted, device=device).reshape(-1, 2).T
+            groups.append(
+                _Group(
+                    numbers,
+                    replace(batch, past=batch.past.above(start)),
+                    block_out if site == "block" else block_in,
+                    read_numbers,
+                    read_rows,
+                    torch.tensor(positions, dtype=torch.long, device=device),
+                )
+            )
+        return cls(model, site, start, groups, _order(groups), initial)
 
-    def select(self, rows: Tensor) -> Replay:
-        """Keep some rows, in the order given."""
-        batch = self.batch.select(rows)
-        hidden = self.hidden[rows, : batch.ids.shape[1]]
-        return replace(self, batch=batch, row_slots=self.row_slots[rows], hidden=hidden, initial=self.initial[rows])
+    def keep(self, rows: Tensor, reads: Tensor) -> Replay:
+        """Keep the rows and reads marked in (rows,) and (reads,) bool, in their order."""
+        row_numbers, read_numbers = renumber(rows), renumber(reads)
+        groups = [group.keep(row_numbers, read_numbers) for group in self.groups if rows[group.rows].any()]
+        return replace(self, groups=groups, order=_order(groups), initial=self.initial[rows])
 
-    def logits(self, change: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        """Compute logits (reads, vocabulary) with `change` added at the slots; differentiable.
+    def logits(self, change: Tensor) -> Tensor:
+        """Compute logits (reads, vocabulary) with `change` (rows, hidden size) added at the slots; differentiable."""
+        states = [self._states(group, change[group.rows]) for group in self.groups]
+        return self.model.head(torch.cat(states)[self.order])
 
-        Args:
-            change: (rows, hidden size).
-            rows: which row is read, (reads,) int64.
-            positions: where in the whole row, (reads,) int64.
-        """
-
+    def _states(self, group: _Group, change: Tensor) -> Tensor:
         def add(hidden: Tensor) -> Tensor:
             first = (hidden[:, 0] + change.to(hidden.dtype)).unsqueeze(1)
             return torch.cat([first, hidden[:, 1:]], dim=1)
 
-        positions = positions - self.row_slots[rows]
+        reads = group.batch, group.read_rows, group.read_positions
         if self.site == "block":
-            return self.model.logits(self.batch, rows, positions, self.start, add(self.hidden))
-        matrix = self.model.architecture.matrix(self.model.target_layer)
-        with change_output(matrix, add):
-            return self.model.logits(self.batch, rows, positions, self.start, self.hidden)
+            return self.model.states(*reads, self.start, add(group.hidden))
+        with change_output(self.model.architecture.matrix(self.model.target_layer), add):
+            return self.model.states(*reads, self.start, group.hidden)
+
+
+def renumber(kept: Tensor) -> Tensor:
+    """Map old numbers to new ones after dropping those not marked in `kept` (items,) bool; -1 for the dropped."""
+    return torch.where(kept, kept.long().cumsum(0) - 1, -1)
+
+
+def _order(groups: Sequence[_Group]) -> Tensor:
+    return torch.cat([group.reads for group in groups]).argsort()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Site = Literal["block", "matrix"]
@@ -27,7 +29,12 @@ class Targets:
     """Where the targets live."""
 
     @classmethod
-    def unset(cls, initial: Tensor, site: Site) -> Targets:
-        """Start from the unchanged activations, to be filled in."""
-        count = len(initial)
-        return cls(initial.clone(), [0] * count, [0.0] * count, [""] * count, site)
+    def joined(cls, parts: Sequence[Targets]) -> Targets:
+        """Put the targets of some requests behind those of others."""
+        return cls(
+            torch.cat([part.vectors for part in parts]),
+            [steps for part in parts for steps in part.steps],
+            [loss for part in parts for loss in part.losses],
+            [reason for part in parts for reason in part.reasons],
+            parts[0].site,
+        )

@@ -7,18 +7,20 @@ batch does not matter, because Adam works element by element and losses are neve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lke_lightning.edits import SLOT, EditBatch, EditError, EditRequest
+from lke_lightning.model.batching import within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Site, Targets
 from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.objectives import Descent, EssenceKL, NegativeLogLikelihood, Objective, TargetNorm
-from lke_lightning.stage_one.packed import PackedRows, parts
+from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
 from lke_lightning.stage_one.target_space import NormBall, TargetSpace
@@ -38,7 +40,10 @@ class TargetOptimization(Callback):
         lr: learning rate of Adam; higher reaches targets in fewer steps and overshoots more.
         max_steps: forward passes at most, so one update fewer.
         site: `block`: the target is the target block's output (MEMIT family); `matrix`: its MLP matrix's (ROME).
-        max_tokens: how many tokens are run at once; lower it when memory is short. Results do not depend on it.
+        max_tokens: how many tokens are run at once, at first; where memory runs out it is halved. Results do not
+            depend on it.
+        check_every: after how many steps finished requests are looked for and dropped. Results do not depend on it.
+            `None`: every step on a CPU, every fourth on a GPU, which has to wait for the answer.
         reference_quirks: do as the published code where it differs from the paper (`MostProbable`, `EssenceKL`).
     """
 
@@ -52,6 +57,7 @@ class TargetOptimization(Callback):
         max_steps: int = 20,
         site: Site = "block",
         max_tokens: int = 32768,
+        check_every: int | None = None,
         reference_quirks: bool = False,
     ) -> None:
         if max_steps < 1:
@@ -61,7 +67,7 @@ class TargetOptimization(Callback):
         self.space = space or NormBall()
         self.context_templates = contexts or ContextTemplates()
         self.lr, self.max_steps, self.site = lr, max_steps, site
-        self.max_tokens, self.reference_quirks = max_tokens, reference_quirks
+        self.max_tokens, self.check_every, self.reference_quirks = max_tokens, check_every, reference_quirks
         self.contexts: list[str] = []
         """Contexts of this run, `"{}"` first; sampled once by the unedited model, kept in checkpoints."""
 
@@ -101,27 +107,29 @@ class TargetOptimization(Callback):
             requests: the edits.
             contexts: templates, `"{}"` first.
         """
-        built = build_rows(requests, contexts, model.text, self.reference_quirks)
-        found = [self._descend(model, part) for part in parts(built, self.max_tokens)]
-        return Targets(
-            torch.cat([targets.vectors for targets in found]),
-            [steps for targets in found for steps in targets.steps],
-            [loss for targets in found for loss in targets.losses],
-            [reason for targets in found for reason in targets.reasons],
-            self.site,
+        return self.descend(model, build_rows(requests, contexts, model.text, self.reference_quirks))
+
+    def descend(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
+        """Find the targets of requests that are already rows, all in as many contexts."""
+        found, self.max_tokens = within_memory(
+            lambda part: self._descend_together(model, part), built, RequestRows.count_tokens, self.max_tokens
         )
+        return Targets.joined(found)
 
     @torch.enable_grad()
-    def _descend(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
-        rows = PackedRows.build(model, built, self.site)
+    def _descend_together(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
+        rows = PackedRows.build(model, built, self.site, self.max_tokens)
         initial = rows.initial
         initial_norm = initial.norm(dim=1)
-        targets = Targets.unset(initial, self.site)
+        device = initial.device
         change = torch.zeros_like(initial, requires_grad=True)
         optimizer = torch.optim.Adam([change], lr=self.lr)
-        active = torch.arange(len(built), device=change.device)
-        history = torch.zeros((0, len(built), rows.contexts), dtype=torch.bool, device=change.device)
+        outcome = _Outcome(initial.clone(), *(torch.zeros(len(built), dtype=t, device=device) for t in _Outcome.DTYPES))
+        active = torch.arange(len(built), device=device)  # the requests that still have rows
+        going = torch.ones_like(active, dtype=torch.bool)  # those of them that have not stopped
+        history = torch.zeros((0, len(built), rows.contexts), dtype=torch.bool, device=device)
         essence_before: Tensor | None = None
+        check_every = self.check_every or (1 if device.type == "cpu" else 4)
 
         for step in range(1, self.max_steps + 1):
             nll, most_probable, essence = rows.predict(change[active])
@@ -132,21 +140,24 @@ class TargetOptimization(Callback):
             )
             loss = torch.stack([objective(descent) for objective in self.objectives]).sum(0)
             reason = self._reasons(descent, loss, is_last=step == self.max_steps)
-            stopped = reason >= 0
-            if stopped.any():
-                self._record(targets, active[stopped], change, step, loss[stopped], reason[stopped])
-                if stopped.all():
-                    break
+            stopped = going & (reason >= 0)
+            outcome.record(active, stopped, (initial + change)[active], step, loss, reason)
+            going = going & ~stopped
+            if step == self.max_steps:
+                break
+            is_check = step % check_every == 0
+            left = int(going.sum()) if is_check else len(active)
+            if not left:
+                break
             optimizer.zero_grad()
-            loss[~stopped].sum().backward()
+            torch.where(going, loss, 0).sum().backward()
             optimizer.step()
             with torch.no_grad():
                 change.copy_(self.space.project(change, initial_norm))
-            if stopped.any():  # finished requests cost nothing from here on
-                going = ~stopped
+            if left < len(active):  # finished requests cost nothing from here on
                 active, history, essence_before = active[going], history[:, going], essence_before[going]
-                rows = rows.keep(going)
-        return targets
+                rows, going = rows.keep(going), going[going]
+        return outcome.targets([type(rule).__name__ for rule in self.stopping] + ["MaxSteps"], self.site)
 
     def _reasons(self, descent: Descent, loss: Tensor, is_last: bool) -> Tensor:
         """Return the index of the first rule that fires for each request, -1 for none."""
@@ -155,9 +166,27 @@ class TargetOptimization(Callback):
             reason = torch.where(rule(descent, loss), i, reason)
         return reason
 
-    def _record(self, targets: Targets, done: Tensor, change: Tensor, step: int, loss: Tensor, reason: Tensor) -> None:
-        """Freeze finished requests at the vector that passed."""
-        targets.vectors[done] += change[done].detach()
-        names = [type(rule).__name__ for rule in self.stopping] + ["MaxSteps"]
-        for i, value, rule in zip(done.tolist(), loss.tolist(), reason.tolist(), strict=True):
-            targets.steps[i], targets.losses[i], targets.reasons[i] = step, value, names[rule]
+
+@dataclass
+class _Outcome:
+    """What was found so far, on the device: nothing waits for it until the descent is over."""
+
+    vectors: Tensor
+    steps: Tensor
+    reasons: Tensor
+    losses: Tensor
+
+    DTYPES: ClassVar = (torch.long, torch.long, torch.float64)
+
+    @torch.no_grad()
+    def record(self, active: Tensor, stopped: Tensor, vectors: Tensor, step: int, loss: Tensor, reason: Tensor) -> None:
+        """Freeze requests that just stopped at the vector that passed; all tensors are (active requests, ...)."""
+        self.vectors[active] = torch.where(stopped.unsqueeze(1), vectors, self.vectors[active])
+        self.steps[active] = torch.where(stopped, step, self.steps[active])
+        self.losses[active] = torch.where(stopped, loss.to(self.losses), self.losses[active])
+        self.reasons[active] = torch.where(stopped, reason, self.reasons[active])
+
+    def targets(self, names: Sequence[str], site: Site) -> Targets:
+        """Return the result, with the rules' names."""
+        reasons = [names[i] for i in self.reasons.tolist()]
+        return Targets(self.vectors, self.steps.tolist(), self.losses.tolist(), reasons, site)

@@ -24,6 +24,10 @@ class RequestRows:
     essence_read: int
     """Position in the essence row whose prediction is preserved."""
 
+    def count_tokens(self) -> int:
+        """Count the tokens of all rows."""
+        return sum(len(row.ids) for row in self.contexts) + (len(self.essence.ids) if self.essence else 0)
+
 
 def build_rows(
     requests: Sequence[EditRequest], contexts: Sequence[str], text: TextEncoder, reference_quirks: bool = False

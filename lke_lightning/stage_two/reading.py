@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lke_lightning.edits import EditRequest
+from lke_lightning.model.batching import by_length
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Site
-from lke_lightning.model.tokens import Row
+from lke_lightning.model.tokens import Padded, Row
 
 
 class SlotReader:
@@ -22,38 +24,80 @@ class SlotReader:
         model: the language model.
         requests: the edits.
         contexts: templates, `"{}"` first.
+        max_tokens: how many tokens run at once.
     """
 
-    def __init__(self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        max_tokens: int = 32768,
+    ) -> None:
         rows = model.text.rows([request.in_context(template) for request in requests for template in contexts])
-        self.model = model
-        self.batch = model.text.pad([Row(row.ids[: row.slot + 1], row.slot) for row in rows], model.device)
-        self.contexts = len(contexts)
+        rows = [Row(row.ids[: row.slot + 1], row.slot) for row in rows]
+        self.model, self.contexts = model, len(contexts)
+        self._parts = [
+            _Part(torch.tensor(members, device=model.device), model.text.pad([rows[i] for i in members], model.device))
+            for members in by_length([len(row.ids) for row in rows], max_tokens, model.device)
+        ]
+        self._rows = len(rows)
         self._start = 0
-        self._hidden: Tensor | None = None
 
     def keys(self, layer: int, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return the keys of a layer averaged over contexts, (requests, d_key), for each set of weights (contexts,)."""
         block, matrix = self.model.architecture.blocks[layer], self.model.architecture.matrix(layer)
-        (hidden, _), (keys, _) = self.model.observe(
-            self.batch, [block, matrix], stop=layer + 1, start=self._start, hidden=self._hidden
-        )
-        self._start, self._hidden = layer, hidden
-        at_slots = keys[torch.arange(len(self.batch), device=keys.device), self.batch.slots]
-        return [self._average(at_slots, w) for w in weights]
+        at_slots = []
+        for part in self._parts:
+            (hidden, _), (keys, _) = self.model.observe(
+                part.batch, [block, matrix], stop=layer + 1, start=self._start, hidden=part.hidden
+            )
+            part.hidden = hidden
+            at_slots.append(part.at_slots(keys))
+        self._start = layer
+        whole = self._in_order(self._parts, at_slots)
+        return [self._average(whole, w) for w in weights]
 
     def outputs(self, site: Site, weights: Tensor) -> Tensor:
         """Return what stands at the target layer's site now, averaged over contexts, (requests, hidden size)."""
         target = self.model.target_layer
         module = self.model.architecture.blocks[target] if site == "block" else self.model.architecture.matrix(target)
-        used = (weights > 0).to(self.batch.slots.device).repeat(len(self.batch) // self.contexts)
-        rows = used.nonzero().squeeze(1)
-        batch = self.batch.select(rows)
-        hidden = None if self._hidden is None else self._hidden[rows, : batch.ids.shape[1]]
-        [(_, output)] = self.model.observe(batch, [module], stop=target + 1, start=self._start, hidden=hidden)
-        at_slots = output[torch.arange(len(batch), device=output.device), batch.slots]
-        return self._average(at_slots, weights[weights > 0])
+        used = (weights > 0).to(self.model.device).repeat(self._rows // self.contexts)
+        parts = [part.select(used[part.rows]) for part in self._parts if used[part.rows].any()]
+        at_slots = []
+        for part in parts:
+            [(_, output)] = self.model.observe(
+                part.batch, [module], stop=target + 1, start=self._start, hidden=part.hidden
+            )
+            at_slots.append(part.at_slots(output))
+        return self._average(self._in_order(parts, at_slots), weights[weights > 0])
+
+    @staticmethod
+    def _in_order(parts: Sequence[_Part], values: Sequence[Tensor]) -> Tensor:
+        return torch.cat(values)[torch.cat([part.rows for part in parts]).argsort()]
 
     def _average(self, values: Tensor, weights: Tensor) -> Tensor:
         grouped = values.to(self.model.wide_dtype).view(-1, len(weights), values.shape[1])
         return torch.einsum("rcd,c->rd", grouped, weights.to(grouped))
+
+
+@dataclass
+class _Part:
+    """Rows of about one length that run together."""
+
+    rows: Tensor
+    """Which rows these are, (rows,) int64."""
+    batch: Padded
+    hidden: Tensor | None = None
+    """Input of the block read last, (rows, length, hidden size); `None` before the first."""
+
+    def select(self, kept: Tensor) -> _Part:
+        """Keep the rows marked in `kept` (rows,) bool."""
+        places = kept.nonzero().squeeze(1)
+        batch = self.batch.select(places)
+        hidden = None if self.hidden is None else self.hidden[places, : batch.ids.shape[1]]
+        return _Part(self.rows[places], batch, hidden)
+
+    def at_slots(self, values: Tensor) -> Tensor:
+        """Take the values (rows, length, size) at the slots."""
+        return values[torch.arange(len(self.rows), device=values.device), self.batch.slots]
