@@ -49,7 +49,7 @@ AFTER_SLOT = {1: 15, 2: 19, 3: 31, 4: 15, 5: 15, 6: 4, 7: 1}
 """Tokens of CounterFact prompts up to the subject's last token and after it, in percent (GPT-2 tokenizer)."""
 
 
-def build(shape: str, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+def build(shape: str, dtype: torch.dtype, device: torch.device, tokenizer: Any = None) -> LanguageModel:
     """Make a model of a shape with random weights, made where they will live."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -57,7 +57,7 @@ def build(shape: str, dtype: torch.dtype, device: torch.device) -> LanguageModel
     torch.manual_seed(0)
     with device:
         network: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes), dtype=dtype)
-    return LanguageModel(network, tiny_tokenizer(), layers)
+    return LanguageModel(network, tokenizer or tiny_tokenizer(), layers)
 
 
 def requests(count: int, vocabulary: int, contexts: int = 6, context_tokens: int = 11) -> list[RequestRows]:

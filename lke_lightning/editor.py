@@ -12,7 +12,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from lke_lightning.edits import EditBatch, EditError, EditRequest
+from lke_lightning.edits import EditBatch, EditError
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
 from lke_lightning.model.targets import Targets
 
@@ -108,10 +108,10 @@ class Editor(lightning.LightningModule):
         """Return the clock's optimizer."""
         return torch.optim.SGD([self.clock], lr=0.0)
 
-    def validation_step(self, batch: list[EditRequest], batch_idx: int) -> None:
+    def validation_step(self, batch: EditBatch, batch_idx: int) -> None:
         """Do nothing: `Scorecard` measures."""
 
-    def test_step(self, batch: list[EditRequest], batch_idx: int) -> None:
+    def test_step(self, batch: EditBatch, batch_idx: int) -> None:
         """Do nothing: `Scorecard` measures."""
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

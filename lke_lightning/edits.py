@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 SLOT = "{}"
@@ -110,21 +111,27 @@ class EditRequest:
         return before + self.text, upto
 
 
-@dataclass(frozen=True)
 class EditBatch:
-    """The requests of one training step, at most one per fact."""
+    """The requests of one training step, at most one per fact; of a validation step, any.
 
-    requests: tuple[EditRequest, ...]
-    superseded: tuple[EditRequest, ...] = ()
-    """Requests left out because a later one of the same batch states the same fact."""
+    Not a dataclass, unlike the rest: Lightning's half precision looks for tensors inside of those, and refuses frozen
+    ones.
+
+    Args:
+        requests: what is edited or scored.
+        superseded: requests left out because a later one of the same batch states the same fact.
+    """
+
+    def __init__(self, requests: Sequence[EditRequest], superseded: Sequence[EditRequest] = ()) -> None:
+        self.requests, self.superseded = tuple(requests), tuple(superseded)
 
     def __len__(self) -> int:
         """Count the requests that are edited."""
         return len(self.requests)
 
     @classmethod
-    def of(cls, requests: list[EditRequest] | tuple[EditRequest, ...]) -> EditBatch:
+    def of(cls, requests: Sequence[EditRequest]) -> EditBatch:
         """Collect requests; of two about the same fact the later wins."""
         last = {request.fact: request for request in requests}
-        kept = tuple(request for request in requests if last[request.fact] is request)
-        return cls(kept, tuple(request for request in requests if last[request.fact] is not request))
+        kept = [request for request in requests if last[request.fact] is request]
+        return cls(kept, [request for request in requests if last[request.fact] is not request])

@@ -87,9 +87,9 @@ class EditStream(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader:
-        """Return all requests, a batch at a time, as lists."""
+        """Return all requests, a batch at a time."""
         return DataLoader(
-            self.requests, batch_sampler=EditBatches(len(self.requests), self.batch_size), collate_fn=list
+            self.requests, batch_sampler=EditBatches(len(self.requests), self.batch_size), collate_fn=EditBatch
         )
 
 

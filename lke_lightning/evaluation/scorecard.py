@@ -100,11 +100,11 @@ class Scorecard(Callback):
         self._write(trainer, pl_module)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: list[EditRequest], *_: Any
+        self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, *_: Any
     ) -> None:
         """Score all facts edited so far; on a model without edits, all facts."""
         edited = set(pl_module.edited)
-        requests = [request for request in batch if not edited or request.id in edited]
+        requests = [request for request in batch.requests if not edited or request.id in edited]
         if requests:
             self.final.update(self._score(trainer, pl_module, requests))
 

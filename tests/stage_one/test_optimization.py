@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 
 from lke_lightning.edits import EditRequest
 from lke_lightning.model.language_model import LanguageModel
@@ -135,3 +136,58 @@ def test_norm_ball_holds():
     targets = stage.optimize(model, REQUESTS, CONTEXTS)
     at_start = make_stage(max_steps=1).optimize(model, REQUESTS, CONTEXTS).vectors
     assert ((targets.vectors - at_start).norm(dim=1) <= 0.1 * at_start.norm(dim=1) * (1 + 1e-9)).all()
+
+
+def test_result_does_not_depend_on_when_finished_requests_are_dropped():
+    model, stage = make_model("llama"), make_stage()
+    at_once = stage.optimize(model, REQUESTS, CONTEXTS)
+    stage.check_every = 4
+    later = stage.optimize(model, REQUESTS, CONTEXTS)
+    torch.testing.assert_close(later.vectors, at_once.vectors, rtol=1e-9, atol=1e-12)
+    assert (later.steps, later.reasons) == (at_once.steps, at_once.reasons)
+
+
+def test_backs_off_when_memory_runs_out(monkeypatch):
+    model, stage = make_model("llama"), make_stage()
+    expected = stage.optimize(model, REQUESTS, CONTEXTS)
+    forward = model.network.forward
+
+    def small(**inputs):
+        if len(inputs["input_ids"]) > 4:
+            raise torch.OutOfMemoryError
+        return forward(**inputs)
+
+    monkeypatch.setattr(model.network, "forward", small)
+    stage.max_tokens = 10**6
+    with pytest.warns(UserWarning, match="out of memory"):
+        found = stage.optimize(model, REQUESTS, CONTEXTS)
+    torch.testing.assert_close(found.vectors, expected.vectors, rtol=1e-9, atol=1e-12)
+    assert stage.max_tokens < 10**6
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "qwen3", "gemma3_text"])
+def test_agrees_with_the_oracle_in_float32(family):
+    model = LanguageModel(tiny_network(family, **FAMILIES[family]).float(), tiny_tokenizer(), [0, 1])
+    stage = make_stage(extra_steps=99, loss_threshold=0)
+    targets = stage.optimize(model, REQUESTS, CONTEXTS)
+    start = make_stage(max_steps=1).optimize(model, REQUESTS, CONTEXTS).vectors
+    for i, rows in enumerate(build_rows(REQUESTS, CONTEXTS, model.text)):
+        expected, _, losses = descend(
+            model, rows, lr=0.3, max_steps=20, clamp=3.0, kl=0.0625, decay=0.5, loss_threshold=0, extra_steps=99
+        )
+        assert targets.losses[i] == pytest.approx(losses[-1], abs=1e-3)
+        assert torch.cosine_similarity(targets.vectors[i] - start[i], expected - start[i], dim=0) > 0.999
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_half_precision_finds_about_the_same(precision):
+    plugins = {"bf16-true": HalfPrecision("bf16-true"), "bf16-mixed": MixedPrecision("bf16-mixed", "cpu")}
+    network = tiny_network("llama").float()
+    exact = make_stage(extra_steps=99).optimize(LanguageModel(network, tiny_tokenizer(), [0, 1]), REQUESTS, CONTEXTS)
+    plugin = plugins[precision]
+    model = plugin.convert_module(LanguageModel(network, tiny_tokenizer(), [0, 1]))
+    with plugin.forward_context():
+        found = make_stage(extra_steps=99).optimize(model, REQUESTS, CONTEXTS)
+    assert found.vectors.dtype == torch.float32
+    assert model.weight(0).delta.dtype == torch.float32
+    assert torch.cosine_similarity(found.vectors, exact.vectors).min() > 0.98
