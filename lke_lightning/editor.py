@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lke_lightning.edits import EditBatch, EditError
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
 from lke_lightning.model.targets import Targets
+from lke_lightning.stage_two.transforms import ReadoutTransform
 
 
 class Editor(lightning.LightningModule):
@@ -59,6 +60,7 @@ class Editor(lightning.LightningModule):
             raise EditError(f"model.dtype {dtype!r} is unknown: use float32, bfloat16, float16 or float64")
         self.pretrained, self.dtype_name, self.layers, self.matrix = pretrained, dtype, layers, matrix
         self.trust_remote_code, self.method = trust_remote_code, method
+        self.readout: ReadoutTransform | None = None
         self.clock = nn.Parameter(torch.zeros(()))
         self.edited: list[str] = []
         """Ids of all requests that are in the weights, in order."""
@@ -129,6 +131,15 @@ class Editor(lightning.LightningModule):
                 torch.cuda.synchronize(self.device)
             self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - start
 
+    @contextmanager
+    def as_read(self) -> Iterator[None]:
+        """Let the language model be what is scored and exported: with the method's readout, if it has one."""
+        with ExitStack() as stack:
+            if self.readout is not None:
+                for layer in self.language_model.layers:
+                    stack.enter_context(self.language_model.weight(layer).read_as(self.readout))
+            yield
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the change, not the language model; record which model it belongs to."""
         checkpoint["state_dict"] = {
@@ -184,7 +195,8 @@ class Editor(lightning.LightningModule):
             raise EditError(f"{folder} exists and is not empty: choose another folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = folder.with_name(folder.name + ".tmp")
-        self.language_model.network.save_pretrained(unfinished)
+        with self.as_read():
+            self.language_model.network.save_pretrained(unfinished)
         self.language_model.text.tokenizer.save_pretrained(unfinished)
         if folder.exists():
             folder.rmdir()

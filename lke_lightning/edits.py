@@ -51,6 +51,8 @@ class EditRequest:
     """Full prompts that ask for the same fact."""
     neighborhood: tuple[Probe, ...] = ()
     """Full prompts about other subjects, whose answers must stay."""
+    weight: float = 1.0
+    """How much the edit counts in the least-squares problem, beside others and beside ordinary text."""
     generation: tuple[str, ...] = field(default=(), repr=False)
     two_hop: tuple[Probe, ...] = field(default=(), repr=False)
 
@@ -64,6 +66,8 @@ class EditRequest:
             raise EditError("the target is empty")
         if self.original is not None and not self.original.strip():
             raise EditError("the original target is empty: leave it out instead")
+        if self.weight <= 0:
+            raise EditError(f"the weight {self.weight:g} of an edit must be above 0")
         if self.subject is None:
             if set("{}") & set(self.prompt):
                 raise EditError(f"the prompt {self.prompt!r} has braces but no subject is given")

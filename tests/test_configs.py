@@ -1,4 +1,4 @@
-"""Every YAML file of configs/ still parses, alone on top of the defaults."""
+"""Every YAML file of configs/ still parses: alone on top of the defaults, or as a plan of `compare`."""
 
 import runpy
 from pathlib import Path
@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 
 from lke_lightning.cli import main
+from lke_lightning.sweeps.compare import Plan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-@pytest.mark.parametrize("name", sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml")))
+@pytest.mark.parametrize(
+    "name",
+    sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "compare"),
+)
 def test_config_parses(name, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["fit", "-c", str(CONFIGS / name), "--print_config"])
@@ -20,15 +24,23 @@ def test_config_parses(name, capsys):
     assert "lke_lightning.stage_two" in printed
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("compare/*.yaml")), ids=lambda path: path.stem)
+def test_plan_names_files_that_are_there(path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    for run in Plan.read(str(path)).runs:
+        run.check()
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("method/*.yaml")))
 def test_a_method_says_where_it_comes_from(name):
     header = [line for line in (CONFIGS / "method" / name).read_text().splitlines() if line.startswith("#")]
     assert "arXiv" in " ".join(header)
 
 
-def test_the_readmes_method_table_is_current():
+def test_the_readmes_tables_are_current():
     root = CONFIGS.parent
-    script = runpy.run_path(str(root / "docs" / "method_table.py"))
+    script = runpy.run_path(str(root / "docs" / "tables.py"))
     readme = (root / "README.md").read_text()
-    assert script["BEGIN"] in readme
+    for name in ("methods", "performance"):
+        assert all(marker in readme for marker in script["markers"](name))
     assert script["rewritten"](readme) == readme

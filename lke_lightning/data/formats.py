@@ -147,6 +147,7 @@ def _own_request(record: Record) -> EditRequest:
         relation=record.get("relation"),
         paraphrases=tuple(record.get("paraphrases") or ()),
         neighborhood=tuple(neighborhood),
+        weight=float(record.get("weight", 1)),
     )
 
 

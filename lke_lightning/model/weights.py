@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,6 +53,25 @@ class EditedWeight(nn.Module):
         """Write base + delta into the network."""
         change = self.delta.T if is_transposed(self.matrix) else self.delta
         self.matrix.weight.copy_(self.base.to(change.dtype) + change)
+
+    def live(self) -> Tensor:
+        """Return base + delta before rounding to the model's dtype, (d_out, d_key)."""
+        base = self.base.T if is_transposed(self.matrix) else self.base
+        return base.to(self.delta.dtype) + self.delta
+
+    @contextmanager
+    @torch.no_grad()
+    def read_as(self, transform: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+        """Let the network run with `transform(base, delta)` in place of the total change; the delta itself stays."""
+        exact = self.delta
+        base = self.base.T if is_transposed(self.matrix) else self.base
+        try:
+            self.delta = transform(base.to(exact.dtype), exact).to(exact)
+            self.refresh()
+            yield
+        finally:
+            self.delta = exact
+            self.refresh()
 
     @torch.no_grad()
     def norms(self) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lke_lightning.edits import EditError
@@ -57,8 +58,22 @@ class NormPenalty(Preservation):
 class PastEdits:
     """Earlier edits shall stay: the keys of every batch, as used, enter A for the batches after it.
 
+    AlphaEdit's code reads them again once the whole batch is written. That gives the same keys: those of a layer depend
+    on the layers below it only, and these were written when its keys were first read.
+
     Args:
         weight: how much an earlier edit counts beside a new one; 1 in the published code.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+
+class EditWeights:
+    """Edits count more or less than one beside the preservation terms; EMMET's slack mu is a weight of 1 / mu.
+
+    Args:
+        weight: factor for every edit, on top of a request's own `weight`.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -90,4 +105,5 @@ class NullSpace:
                 f"with threshold {self.threshold:g} ordinary text {state} of {len(values)} keys (eigenvalues "
                 f"{values[0]:.2g} to {values[-1]:.2g}, median {values.median():.2g}): choose a threshold in between"
             )
+        rank_zero_info(f"null space: {rank} of {len(values)} directions below {self.threshold:g}")
         return vectors[:, :rank]

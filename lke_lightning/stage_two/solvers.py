@@ -9,14 +9,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lke_lightning.edits import EditError
-from lke_lightning.stage_two.preservation import NullSpace, PastEdits, Preservation
+from lke_lightning.stage_two.preservation import EditWeights, NullSpace, PastEdits, Preservation
 
 Memory = dict[str, Tensor]
+
+CHECK_EVERY = 1000
+"""Edits after which the drift of a maintained inverse is measured."""
+
+DRIFT = {torch.float64: 1e-6, torch.float32: 1e-2}
+"""Relative error of P (M x) - x, by dtype, above which P is computed anew."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,18 @@ class EditSystem:
     """Keys at which an equality-constrained update holds exactly, (n, d_key); ROME's differ from `keys`."""
     residuals: Tensor
     """What the outputs lack, (n, d_out)."""
+    changes: Tensor | None = None
+    """What the total change of the weight so far adds to the outputs for the keys, (n, d_out); `None`: nothing."""
+    weights: Tensor | None = None
+    """How much each edit counts, (n,); `None`: one."""
 
 
 class Solver(ABC):
     """Turns an `EditSystem` into an update."""
+
+    past_edits: PastEdits | None = None
+    on_device: ClassVar[frozenset[str]] = frozenset({"inverse", "basis"})
+    """The parts of a memory that are computed with; the others stay on the host."""
 
     @abstractmethod
     def init(self, second_moment: Tensor) -> Memory:
@@ -40,23 +56,36 @@ class Solver(ABC):
 
     @abstractmethod
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
-        """Return the update (d_out, d_key), float64, and the memory for the next batch."""
+        """Return the update (d_out, d_key) and the memory for the next batch; the given one is used up."""
+
+    def saved(self, memory: Memory) -> Memory:
+        """Return the part of a memory that a checkpoint has to hold."""
+        return memory
+
+    def completed(self, memory: Memory, second_moment: Tensor) -> Memory:
+        """Add to a saved memory what follows from C0."""
+        return memory
 
 
 class LeastSquares(Solver):
     """MEMIT's closed form with any preservation terms:  D = R K' (A + S + K K')^-1, S = past keys' Gram matrix.
 
-    ENCORE is `BaseStatistics` + `NormPenalty` + `PastEdits`; MEMIT with memory leaves out the norm penalty; AlphaEdit
-    solves in a `NullSpace` with `NormPenalty` alone. Prefer `EqualityConstrained` for a single edit that must hold
-    exactly.
+    ENCORE is `BaseStatistics` + `NormPenalty` + `PastEdits`; MEMIT leaves out the norm penalty; AlphaEdit solves in a
+    `NullSpace` with `NormPenalty` alone. Prefer `EqualityConstrained` for a single edit that must hold exactly.
 
-    The memory is P = (A + S)^-1 in the basis solved in (float64), so a batch of n costs O(d_key^2 n):
-    G = P K (I + K' P K)^-1, D = R G', and P - G (P K)' is the P of the next batch (recursive least squares).
+    The memory is P = (A + S)^-1 in the basis solved in, so a batch of n costs O(d_key^2 n): with I + K' P K = L L' and
+    X = P K L'^-1 the update is D = R L'^-1 X', and P - X X' is the P of the next batch (recursive least squares). After
+    every `CHECK_EVERY` edits P M x is compared with x for M = A + S, and P computed anew where they differ by more
+    than `DRIFT`. Beside P the memory holds, on the host, A and what every past edit asked: so that an edit can be
+    retired, and M be had, without a second matrix on the device.
 
     Args:
         preservation: terms that make up A.
         past_edits: keep earlier edits in mind; `None` forgets them, as MEMIT of 2022 does.
         null_space: solve only in directions that ordinary text hardly uses.
+        edit_weights: let edits count more or less beside the preservation terms; default: each counts one.
+        dtype: of P and of the solve. `float32` halves memory and is fast on GPUs; its error grows with the condition
+            of A (measured in benchmarks/solver.py). The first factorisation is done in float64 in any case.
     """
 
     def __init__(
@@ -64,8 +93,12 @@ class LeastSquares(Solver):
         preservation: Sequence[Preservation],
         past_edits: PastEdits | None = None,
         null_space: NullSpace | None = None,
+        edit_weights: EditWeights | None = None,
+        dtype: Literal["float64", "float32"] = "float64",
     ) -> None:
         self.preservation, self.past_edits, self.null_space = list(preservation), past_edits, null_space
+        self.edit_weights = edit_weights or EditWeights()
+        self.dtype: torch.dtype = getattr(torch, dtype)
 
     def init(self, second_moment: Tensor) -> Memory:
         """Invert A.
@@ -74,26 +107,123 @@ class LeastSquares(Solver):
             EditError: A is singular: too few tokens of statistics and no norm penalty.
         """
         moment = second_moment.double()
-        gram = torch.stack([term.gram(moment) for term in self.preservation]).sum(0)
-        memory = {}
-        if self.null_space is not None:
-            basis = self.null_space.basis(moment)
-            gram = basis.T @ gram @ basis
-            memory["basis"] = basis
-        return {**memory, "inverse": _inverse(gram)}
+        memory = {} if self.null_space is None else {"basis": self.null_space.basis(moment).to(self.dtype)}
+        inverse, gram = invert(self._gram(memory, moment))
+        memory["inverse"] = inverse.to(self.dtype)
+        if self.past_edits is not None:
+            memory["gram"] = gram.cpu()
+        return memory
+
+    def saved(self, memory: Memory) -> Memory:
+        """Leave out A, which the statistics give again."""
+        return {name: part for name, part in memory.items() if name != "gram"}
+
+    def completed(self, memory: Memory, second_moment: Tensor) -> Memory:
+        """Add A."""
+        if self.past_edits is None:
+            return memory
+        return {**memory, "gram": self._gram(memory, second_moment.double().to(memory["inverse"].device)).cpu()}
 
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
-        """Solve for one batch and take its keys into the memory."""
-        inverse, basis = memory["inverse"], memory.get("basis")
-        keys, residuals = system.keys.double(), system.residuals.double()
-        if basis is not None:
-            keys = keys @ basis
-        update = residuals.T @ _gain(inverse, keys).T
+        """Solve for one batch and take it into the memory."""
+        weights = self._weights(system).unsqueeze(1).sqrt()
+        half, factor = _half_gain(memory["inverse"], self._in_basis(memory, system.keys) * weights)
+        whitened = torch.linalg.solve_triangular(factor, system.residuals.to(weights) * weights, upper=False)
+        update = self._from_basis(memory, whitened.T @ half)
         if self.past_edits is not None:
-            weighted = keys * self.past_edits.weight**0.5
-            inverse = inverse - _gain(inverse, weighted) @ (weighted @ inverse)
-            memory = {**memory, "inverse": (inverse + inverse.T) / 2}
-        return update if basis is None else update @ basis.T, memory
+            if self.past_edits.weight != 1:
+                weights = weights * self.past_edits.weight**0.5
+                half, _ = _half_gain(memory["inverse"], self._in_basis(memory, system.keys) * weights)
+            memory["inverse"].addmm_(half.T, half, alpha=-1)
+            memory = self._remember(memory, system)
+        return update, memory
+
+    def _remember(self, memory: Memory, system: EditSystem) -> Memory:
+        """Keep what was asked, so that it can be retired; check the inverse when that is due."""
+        weights = self._weights(system) * self.past_edits.weight
+        changes = system.residuals if system.changes is None else system.changes + system.residuals
+        new = {"keys": system.keys.cpu(), "changes": changes.cpu(), "weights": weights.double().cpu()}
+        before = len(memory["weights"]) if "weights" in memory else 0
+        memory = {**memory, **{name: torch.cat([memory[name], part]) if before else part for name, part in new.items()}}
+        is_due = before // CHECK_EVERY < len(memory["weights"]) // CHECK_EVERY
+        return self._checked(memory) if is_due else memory
+
+    def retire(self, memory: Memory, edits: Sequence[int], change: Tensor) -> tuple[Tensor, Memory]:
+        """Take edits out of the memory and out of the weight, as if they had never been made.
+
+        With M' = M - k k' the solution that never saw (k, v) is W - (v - W k) k' M'^-1 (a downdate).
+
+        Args:
+            memory: is used up.
+            edits: their numbers, counted from the first that was remembered.
+            change: the total change of the weight so far, (d_out, d_key).
+
+        Returns:
+            The update (d_out, d_key) that undoes them, and the memory without them.
+        """
+        inverse, chosen = memory["inverse"], list(edits)
+        weights = memory["weights"][chosen].to(inverse).unsqueeze(1).sqrt()
+        given = memory["keys"][chosen].to(inverse)
+        keys = self._in_basis(memory, given) * weights
+        missing = (memory["changes"][chosen].to(inverse) - given @ change.to(inverse).T) * weights
+        memory = {**memory, "weights": memory["weights"].clone()}
+        memory["weights"][chosen] = 0  # the numbers of the others stay
+        projected = keys @ inverse
+        inner = -projected @ keys.T
+        inner.diagonal().add_(1)
+        factor, info = torch.linalg.cholesky_ex(inner)
+        if info.item():  # edits that A hardly holds back: a downdate would lose all digits
+            memory = self._factored(memory)
+        else:
+            half = torch.linalg.solve_triangular(factor, projected, upper=False)
+            memory["inverse"].addmm_(half.T, half)
+            memory = self._checked(memory)
+        return self._from_basis(memory, -missing.T @ (keys @ memory["inverse"])), memory
+
+    def drift(self, memory: Memory) -> float:
+        """Measure |P (M x) - x| / |x| for a fixed random x, with M from A and all past edits."""
+        inverse, gram = memory["inverse"], memory["gram"]
+        x = torch.randn(len(gram), 1, generator=torch.Generator().manual_seed(0), dtype=gram.dtype)
+        keys = self._past_keys(memory)
+        mx = gram @ x + keys.T @ (keys @ x)
+        return ((inverse @ mx.to(inverse) - x.to(inverse)).norm() / x.norm()).item()
+
+    def _checked(self, memory: Memory) -> Memory:
+        drift = self.drift(memory)
+        if drift <= DRIFT[self.dtype]:
+            return memory
+        rank_zero_info(f"the solver's inverse has drifted by {drift:.1e}: computed anew from its edits")
+        return self._factored(memory)
+
+    def _factored(self, memory: Memory) -> Memory:
+        keys, device = self._past_keys(memory), memory["inverse"].device
+        fresh, _ = invert((memory["gram"] + keys.T @ keys).to(device))
+        return {**memory, "inverse": fresh.to(self.dtype)}
+
+    def _past_keys(self, memory: Memory) -> Tensor:
+        """Return the keys of all past edits in the basis solved in, scaled by their weights, float64 on the host."""
+        keys = memory["keys"].double()
+        if "basis" in memory:
+            keys = keys @ memory["basis"].double().cpu()
+        return keys * memory["weights"].unsqueeze(1).sqrt()
+
+    def _gram(self, memory: Memory, moment: Tensor) -> Tensor:
+        gram = torch.stack([term.gram(moment) for term in self.preservation]).sum(0)
+        if "basis" in memory:
+            basis = memory["basis"].to(gram)
+            gram = basis.T @ gram @ basis
+        return gram
+
+    def _in_basis(self, memory: Memory, keys: Tensor) -> Tensor:
+        keys = keys.to(memory["inverse"])
+        return keys @ memory["basis"] if "basis" in memory else keys
+
+    def _from_basis(self, memory: Memory, update: Tensor) -> Tensor:
+        return update @ memory["basis"].T if "basis" in memory else update
+
+    def _weights(self, system: EditSystem) -> Tensor:
+        ones = torch.ones(len(system.keys), dtype=self.dtype, device=system.keys.device)
+        return self.edit_weights.weight * (ones if system.weights is None else system.weights.to(ones))
 
 
 class EqualityConstrained(Solver):
@@ -117,7 +247,7 @@ class EqualityConstrained(Solver):
             EditError: A is singular.
         """
         moment = second_moment.double()
-        return {"inverse": _inverse(torch.stack([term.gram(moment) for term in self.preservation]).sum(0))}
+        return {"inverse": invert(torch.stack([term.gram(moment) for term in self.preservation]).sum(0))[0]}
 
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
         """Solve for one batch; earlier ones are not remembered.
@@ -137,20 +267,35 @@ class EqualityConstrained(Solver):
         return system.residuals.double().T @ solution, memory
 
 
-def _gain(inverse: Tensor, keys: Tensor) -> Tensor:
-    """Return P K (I + K' P K)^-1, (d_key, n), for keys (n, d_key)."""
+def _half_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return X' = L^-1 K' P, (n, d_key), and L, (n, n), with I + K' P K = L L', for keys (n, d_key)."""
     projected = keys @ inverse
     inner = projected @ keys.T
     inner.diagonal().add_(1)
-    return torch.cholesky_solve(projected, torch.linalg.cholesky(inner)).T
+    factor = torch.linalg.cholesky(inner)
+    return torch.linalg.solve_triangular(factor, projected, upper=False), factor
 
 
-def _inverse(gram: Tensor) -> Tensor:
-    """Invert a symmetric positive definite matrix, or say why it is not one."""
+def invert(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Invert a symmetric positive definite matrix; return the inverse and the matrix inverted.
+
+    Jitter rule: statistics are kept in float32, so nothing below eps32 * (largest diagonal entry) is known. Where that
+    much has to be added for a factorisation, it is, with a warning, if at most one direction in a hundred needs it.
+
+    Raises:
+        EditError: more directions than that are empty: the statistics are singular.
+    """
     factor, info = torch.linalg.cholesky_ex(gram)
-    if info.item():
-        raise EditError(
-            "the statistics are singular: there are directions that no token of the corpus uses. Read more tokens "
-            "(stage_two.statistics.tokens) or add a NormPenalty to the solver's preservation terms"
-        )
-    return torch.cholesky_inverse(factor)
+    largest, size = gram.diagonal().max(), len(gram)
+    if info.item() or factor.diagonal().min() ** 2 < 1e-11 * largest:  # far above float64's noise, far below jitter
+        jitter = torch.finfo(torch.float32).eps * largest
+        empty = int((torch.linalg.eigvalsh(gram) < jitter).sum())
+        if empty > size / 100:
+            raise EditError(
+                f"the statistics are singular: no token of the corpus uses {empty} of {size} directions. Read more "
+                "tokens (stage_two.statistics.tokens) or add a NormPenalty to the solver's preservation terms"
+            )
+        rank_zero_warn(f"{empty} of {size} directions of the statistics are empty: {jitter:.1e} is added to all")
+        gram = gram + jitter * torch.eye(size, dtype=gram.dtype, device=gram.device)
+        factor = torch.linalg.cholesky(gram)
+    return torch.cholesky_inverse(factor), gram

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lke_lightning.edits import EditError
-from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, NullSpace, PastEdits
-from lke_lightning.stage_two.solvers import EditSystem, EqualityConstrained, LeastSquares
+from lke_lightning.stage_two import solvers
+from lke_lightning.stage_two.preservation import BaseStatistics, EditWeights, NormPenalty, NullSpace, PastEdits
+from lke_lightning.stage_two.solvers import EditSystem, EqualityConstrained, LeastSquares, invert
 
 D_KEY, D_OUT = 24, 10
 
@@ -139,3 +140,124 @@ def test_singular_statistics_are_refused_and_a_norm_penalty_mends_them():
     with pytest.raises(EditError, match="singular"):
         LeastSquares([BaseStatistics(1.0)]).init(singular)
     assert LeastSquares([BaseStatistics(1.0), NormPenalty(1e-3)]).init(singular)["inverse"].isfinite().all()
+
+
+def test_edit_weights_count_an_edit_several_times():
+    c0, asked = moment(), system(4, 21)
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
+    solver = LeastSquares([BaseStatistics(2.0)], edit_weights=EditWeights(5.0))
+    weighted = EditSystem(asked.keys, asked.keys, asked.residuals, weights=weights)
+    update, _ = solver.compute(solver.init(c0), weighted)
+    gram = 2.0 * c0 + 5 * asked.keys.T @ torch.diag(weights) @ asked.keys
+    close(update, 5 * asked.residuals.T @ torch.diag(weights) @ asked.keys @ torch.linalg.inv(gram))
+
+
+def test_emmets_slack_is_an_edit_weight():
+    c0, asked = moment(), system(5, 11)
+    emmet = EqualityConstrained([BaseStatistics(7.0)], slack=0.1)
+    memit = LeastSquares([BaseStatistics(7.0)], edit_weights=EditWeights(10.0))
+    close(emmet.compute(emmet.init(c0), asked)[0], memit.compute(memit.init(c0), asked)[0])
+
+
+def run_stream(solver, c0, batches, start=None):
+    """Feed batches of (keys, values); return the memory and the total change."""
+    memory, change = solver.init(c0), torch.zeros(D_OUT, D_KEY, dtype=torch.float64)
+    start = torch.zeros_like(change) if start is None else start
+    for keys, values in batches:
+        changes = keys @ change.T
+        asked = EditSystem(keys, keys, values - keys @ start.T - changes, changes)
+        update, memory = solver.compute(memory, asked)
+        change = change + update
+    return memory, change
+
+
+PARTS = {
+    "encore": lambda: LeastSquares([BaseStatistics(2.0), NormPenalty(0.3)], PastEdits()),
+    "weighted": lambda: LeastSquares([BaseStatistics(2.0)], PastEdits(), edit_weights=EditWeights(3.0)),
+    "null space": lambda: LeastSquares([NormPenalty(1.0)], PastEdits(), NullSpace(1e-1)),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_retired_edit_was_never_there(name):
+    c0, start = moment(), randn(D_OUT, D_KEY, seed=7)
+    batches = [(randn(4, D_KEY, seed=b), randn(4, D_OUT, seed=100 + b)) for b in range(12)]
+    memory, change = run_stream(PARTS[name](), c0, batches, start)
+    gone = [5, 6, 17, 30]
+    update, memory = PARTS[name]().retire(memory, gone, change)
+    kept = [
+        tuple(part[[i for i in range(4) if 4 * b + i not in gone]] for part in batch) for b, batch in enumerate(batches)
+    ]
+    expected_memory, expected = run_stream(PARTS[name](), c0, kept, start)
+    close(change + update, expected, 1e-8)
+    close(memory["inverse"], expected_memory["inverse"], 1e-8)
+
+
+def test_retiring_what_little_holds_back_loses_digits_but_not_the_solution():
+    solver = LeastSquares([NormPenalty(1e-3)], PastEdits())
+    few = (randn(3, D_KEY, seed=3), randn(3, D_OUT, seed=4))
+    huge = [(100 * randn(3, D_KEY, seed=1), randn(3, D_OUT, seed=2)), few]
+        (100 * randn(3, D_KEY, seed=1), randn(3, D_OUT, seed=2)),
+        (randn(3, D_KEY, seed=3), randn(3, D_OUT, seed=4)),
+    ]
+    memory, change = run_stream(solver, moment(), huge)
+    update, memory = solver.retire(memory, [0, 1, 2], change)
+    _, expected = run_stream(solver, moment(), huge[1:])
+    close(change + update, expected, 1e-5)
+    assert solver.drift(memory) < 1e-6
+
+
+def test_the_inverse_stays_true_over_ten_thousand_edits():
+    solver = LeastSquares([BaseStatistics(100.0), NormPenalty(0.1)], PastEdits())
+    c0 = moment(decades=5)
+    memory = solver.init(c0)
+    for batch in range(100):
+        _, memory = solver.compute(memory, system(100, batch))
+    assert solver.drift(memory) < 1e-9
+    inverse = memory["inverse"]
+    assert (inverse - inverse.T).norm() < 1e-12 * inverse.norm()
+    assert torch.linalg.eigvalsh(inverse).min() > 0
+    close(inverse, torch.linalg.inv(memory["gram"] + memory["keys"].T @ memory["keys"]), 1e-8)
+
+
+def test_a_drifted_inverse_is_computed_anew(monkeypatch):
+    monkeypatch.setattr(solvers, "CHECK_EVERY", 10)
+    solver = LeastSquares([BaseStatistics(1.0), NormPenalty(0.1)], PastEdits())
+    _, memory = solver.compute(solver.init(moment()), system(9, 1))
+    memory["inverse"] += 1e-3 * randn(D_KEY, D_KEY, seed=5)
+    assert solver.drift(memory) > 1e-6
+    _, memory = solver.compute(memory, system(9, 2))
+    assert solver.drift(memory) < 1e-9
+
+
+def test_float32_is_near_float64():
+    exact = LeastSquares([BaseStatistics(10.0), NormPenalty(0.1)], PastEdits())
+    single = LeastSquares([BaseStatistics(10.0), NormPenalty(0.1)], PastEdits(), dtype="float32")
+    wide, narrow = exact.init(moment()), single.init(moment())
+    for batch in range(20):
+        expected, wide = exact.compute(wide, system(5, batch))
+        found, narrow = single.compute(narrow, system(5, batch))
+        assert found.dtype == torch.float32
+        close(found.double(), expected, 1e-3)
+
+
+def test_a_checkpoint_needs_no_second_matrix():
+    solver = LeastSquares([BaseStatistics(10.0), NormPenalty(0.1)], PastEdits())
+    _, memory = solver.compute(solver.init(moment()), system(5, 1))
+    saved = solver.saved(memory)
+    assert "gram" not in saved
+    completed = solver.completed(saved, moment())
+    assert all(torch.equal(completed[name], memory[name]) for name in memory)
+
+
+def test_jitter_mends_a_few_empty_directions_only():
+    basis, _ = torch.linalg.qr(randn(200, 200, seed=1))
+    values = torch.ones(200, dtype=torch.float64)
+    values[0] = 0
+    with pytest.warns(UserWarning, match="1 of 200 directions"):
+        inverse, gram = invert(basis @ torch.diag(values) @ basis.T)
+    assert torch.linalg.eigvalsh(gram).min() > 1e-8
+    close(inverse @ gram, torch.eye(200, dtype=torch.float64), 1e-6)
+    values[:3] = 0
+    with pytest.raises(EditError, match="3 of 200"):
+        invert(basis @ torch.diag(values) @ basis.T)

@@ -14,6 +14,7 @@ from lke_lightning.stage_two.preservation import NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.solvers import LeastSquares
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics, StoredStatistics
+from lke_lightning.stage_two.transforms import TopRelativeChange
 from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
 
@@ -91,6 +92,65 @@ def test_residuals_are_spread_evenly_over_what_is_left():
     first, second, third = (systems[layer].residuals for layer in model.layers)
     torch.testing.assert_close(first * 3, third, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(second * 2, third, rtol=1e-6, atol=1e-8)
+
+
+def test_a_root_spread_asks_more_of_early_layers():
+    model = make_model()
+    stage = WeightUpdate(LeastSquares([NormPenalty(1e12)]), statistics=Unit(), spread="root")
+    stage.prepare(model)
+    targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], ["", ""], "block")
+    systems = stage.apply(model, REQUESTS, CONTEXTS, targets)
+    first, _, third = (systems[layer].residuals for layer in model.layers)
+    torch.testing.assert_close(first * 3**0.5, third, rtol=1e-6, atol=1e-8)
+
+
+def some_targets(seed):
+    vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Targets(vectors, [1, 1], [0.0, 0.0], ["", ""], "block")
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_a_later_edit_of_a_fact_replaces_the_older_one(on_host):
+    """One layer and fixed keys: the weights are those of a run that only ever saw the later edit."""
+
+    def stage():
+        return WeightUpdate(LeastSquares([NormPenalty(0.1)], PastEdits()), statistics=Unit(), keep_on_host=on_host)
+
+    model, twice = make_model(layers=(0,)), stage()
+    twice.prepare(model)
+    twice.apply(model, REQUESTS, ["{}"], some_targets(1))
+    twice.apply(model, REQUESTS, ["{}"], some_targets(2))
+    assert [count.item() for count in twice.memory[0]["weights"]] == [0, 0, 1, 1]
+    other, once = make_model(layers=(0,)), stage()
+    once.prepare(other)
+    once.apply(other, REQUESTS, ["{}"], some_targets(2))
+    torch.testing.assert_close(model.weight(0).delta, other.weight(0).delta, rtol=1e-7, atol=1e-10)
+
+
+def test_keys_read_again_after_the_batch_are_those_that_were_used():
+    model = make_model()
+    stage = WeightUpdate(LeastSquares([NormPenalty(1e-3)], PastEdits()), statistics=Unit())
+    stage.prepare(model)
+    used = stage.apply(model, REQUESTS, CONTEXTS, some_targets(1))
+    reader = SlotReader(model, REQUESTS, CONTEXTS)
+    for layer in model.layers:
+        assert model.weight(layer).delta.norm() > 1e-3
+        [keys] = reader.keys(layer, [ContextMean().keys(3, False)])
+        torch.testing.assert_close(keys, used[layer].keys, rtol=1e-9, atol=1e-12)
+
+
+def test_a_transform_acts_before_writing_and_a_readout_only_while_reading():
+    model = make_model(layers=(0,))
+    stage = WeightUpdate(LeastSquares([NormPenalty(0.1)]), statistics=Unit(), transform=TopRelativeChange(0.25))
+    stage.prepare(model)
+    stage.apply(model, REQUESTS, ["{}"], some_targets(1))
+    delta = model.weight(0).delta
+    assert (delta != 0).sum() == delta.numel() // 4
+    live, kept = model.weight(0).matrix.weight.clone(), delta.clone()
+    with model.weight(0).read_as(lambda base, change: change / 2):
+        torch.testing.assert_close(model.weight(0).matrix.weight, (model.weight(0).base + kept.T / 2))
+    assert torch.equal(model.weight(0).matrix.weight, live)
+    assert torch.equal(model.weight(0).delta, kept)
 
 
 @pytest.fixture

@@ -1,0 +1,76 @@
+"""What is done to an update before it is written, and to the sum of updates when the model is read. Torch only."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from lke_lightning.edits import EditError
+
+
+class UpdateTransform(ABC):
+    """Changes each update before it is written."""
+
+    @abstractmethod
+    def __call__(self, weight: Tensor, update: Tensor) -> Tensor:
+        """Return the update to write, given the live weight; both (d_out, d_key)."""
+
+
+class TopRelativeChange(UpdateTransform):
+    """RECT (arXiv 2401.04700): only the entries that change most, relative to the weight, are changed.
+
+    Args:
+        keep: share of the entries that is kept, 0 to 1; 0.2 in the authors' code, 0.4 in AlphaEdit's comparison.
+
+    Raises:
+        EditError: the share is not between 0 and 1.
+    """
+
+    def __init__(self, keep: float = 0.4) -> None:
+        if not 0 < keep <= 1:
+            raise EditError(f"TopRelativeChange.keep is {keep}: it is the share of entries kept, above 0 and at most 1")
+        self.keep = keep
+
+    def __call__(self, weight: Tensor, update: Tensor) -> Tensor:
+        """Zero the other entries."""
+        relative = (update / (weight.to(update) + 1e-8)).abs()
+        dropped = update.numel() - round(self.keep * update.numel())
+        if not dropped:
+            return update
+        return update * (relative > relative.flatten().kthvalue(dropped).values)
+
+
+class ReadoutTransform(ABC):
+    """Restrains the total change when the model is read (scored or exported); editing never sees the result."""
+
+    @abstractmethod
+    def __call__(self, base: Tensor, change: Tensor) -> Tensor:
+        """Return the total change to read with, given the unedited weight; both (d_out, d_key)."""
+
+
+class SpectralCap(ReadoutTransform):
+    """PRUNE (arXiv 2405.16821): singular values of the total change above the weight's largest grow logarithmically.
+
+    s -> log_b(s) - log_b(m) + m for s > m, the largest singular value of the unedited weight.
+
+    Args:
+        base: b; smaller lets more of the change through (published: e, 2, 1.5 and 1.2).
+
+    Raises:
+        EditError: the base is not above 1.
+    """
+
+    def __init__(self, base: float = 1.2) -> None:
+        if base <= 1:
+            raise EditError(f"SpectralCap.base is {base}: the base of a logarithm has to be above 1")
+        self.base = base
+
+    def __call__(self, base: Tensor, change: Tensor) -> Tensor:
+        """Cap the singular values."""
+        limit = torch.linalg.matrix_norm(base.to(change), 2)
+        left, values, right = torch.linalg.svd(change, full_matrices=False)
+        capped = torch.log(values / limit) / math.log(self.base) + limit
+        return (left * torch.where(values > limit, capped, values)) @ right
