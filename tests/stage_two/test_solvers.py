@@ -197,9 +197,6 @@ def test_retiring_what_little_holds_back_loses_digits_but_not_the_solution():
     solver = LeastSquares([NormPenalty(1e-3)], PastEdits())
     few = (randn(3, D_KEY, seed=3), randn(3, D_OUT, seed=4))
     huge = [(100 * randn(3, D_KEY, seed=1), randn(3, D_OUT, seed=2)), few]
-        (100 * randn(3, D_KEY, seed=1), randn(3, D_OUT, seed=2)),
-        (randn(3, D_KEY, seed=3), randn(3, D_OUT, seed=4)),
-    ]
     memory, change = run_stream(solver, moment(), huge)
     update, memory = solver.retire(memory, [0, 1, 2], change)
     _, expected = run_stream(solver, moment(), huge[1:])
