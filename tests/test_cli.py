@@ -46,6 +46,7 @@ def arguments(world, out, *more):
         "--stage_two.statistics", "KeyStatistics", "--stage_two.statistics.corpus", str(world / "text.txt"),
         "--stage_two.statistics.tokens", "2000", "--stage_two.statistics.cache_dir", str(world / "cache"),
         "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(out),
+        "--scorecard.text", json.dumps([str(world / "text.txt")]), "--scorecard.text_tokens", "500",
         "--trainer.enable_progress_bar", "false", *more,
     ]  # fmt: skip
 
@@ -74,6 +75,8 @@ def test_fit_writes_a_scorecard(run):
     assert all(norm["after"] != norm["before"] for norm in card["weight_norms"].values())
     assert set(card["seconds"]) == {"stage_one", "stage_two", "evaluation", "total"}
     assert {"torch", "lightning", "transformers"} <= set(card["versions"])
+    assert 1 < card["perplexity"]["before"] != card["perplexity"]["final"] > 1
+    assert 1 <= card["steps"]["median"] <= 30
 
 
 def test_a_step_is_a_batch_and_the_checkpoint_holds_the_change_only(run, world):
@@ -103,6 +106,9 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one(run, world, tmp_path):
     assert resumed["editing"]["edited"] == whole["editing"]["edited"] == [str(i) for i in range(8)]
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name])
+    cards = [json.loads((tmp_path / out / "scorecard.json").read_text()) for out in ("whole", "resumed")]
+    for part in ("perplexity", "steps"):
+        assert cards[0][part] == cards[1][part]
     for layer, memory in whole["callbacks"]["WeightUpdate"]["memory"].items():
         assert torch.equal(memory["inverse"], resumed["callbacks"]["WeightUpdate"]["memory"][layer]["inverse"])
 
@@ -138,8 +144,11 @@ def test_a_checkpoint_of_another_model_is_refused(run, world, tmp_path):
 
 @pytest.mark.parametrize("name", ["method/encore.yaml", "method/memit.yaml"])
 def test_methods_are_configurations(name, world, tmp_path):
-    main(arguments(world, tmp_path, "-c", f"configs/{name}", "--data.limit", "2", "--stage_one.max_steps", "3"))
-    assert json.loads((tmp_path / "scorecard.json").read_text())["edits"] == 2
+    main(arguments(world, tmp_path, "-c", f"configs/{name}", "--data.limit", "2", "--stage_one.max_steps", "3",
+                   "--scorecard.text", "null"))  # fmt: skip
+    card = json.loads((tmp_path / "scorecard.json").read_text())
+    assert card["edits"] == 2
+    assert "perplexity" not in card
 
 
 @pytest.mark.parametrize(
@@ -167,6 +176,7 @@ def test_unknown_names_are_named_with_the_close_ones(command, message, capsys):
         (["--model.matrix", "mlp.up_proj"], "Matrices in a block"),
         (["--model.dtype", "float31"], "float31"),
         (["--stage_two.statistics.corpus", "nowhere.txt"], "no corpus file"),
+        (["--scorecard.text", "[nowhere.txt]"], "no text file 'nowhere.txt'"),
         (["--stage_two.statistics.tokens", "10"], "fewer than the 64 entries"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -18,7 +19,8 @@ from rich.progress import track
 from rich.table import Table
 
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditBatch, EditRequest
+from lke_lightning.edits import EditBatch, EditError, EditRequest
+from lke_lightning.evaluation.perplexity import perplexity, read_documents
 from lke_lightning.evaluation.teacher_forced import KINDS, Scores, score
 from lke_lightning.metrics import MEASURES, Preference, harmonic_mean
 
@@ -52,15 +54,35 @@ class Scorecard(Callback):
         before: score the whole stream on the unedited model first; without it there is nothing to compare with.
         max_tokens: how many tokens are run at once.
         report: write `scorecard.json` and print it; without it the scores stay on this object.
+        text: text files, a document per line, whose perplexity is measured before and at the end; none of the edits
+            should be about them. `None`: perplexity is not measured.
+        text_tokens: how many tokens of that text are read; more of them make the figure surer.
+
+    Raises:
+        EditError: a text file is not there.
     """
 
-    def __init__(self, before: bool = True, max_tokens: int = 16384, report: bool = True) -> None:
+    def __init__(
+        self,
+        before: bool = True,
+        max_tokens: int = 16384,
+        report: bool = True,
+        text: list[str] | None = None,
+        text_tokens: int = 20000,
+    ) -> None:
+        missing = [name for name in text or [] if not Path(name).is_file()]
+        if missing:
+            raise EditError(f"no text file {missing[0]!r} (scorecard.text)")
         self.before, self.max_tokens, self.report = before, max_tokens, report
+        self.text, self.text_tokens = text, text_tokens
         self.unedited: dict[str, Scores] = {}
         self.just_after: dict[str, Scores] = {}
         self.final: dict[str, Scores] = {}
         self.batches: list[list[str]] = []
         """Ids of the edits of each batch."""
+        self.steps: list[int] = []
+        """What stage one took for each edit."""
+        self.perplexity: dict[str, float | None] = {"before": None, "final": None}
         self._started = 0.0
         self._earlier = 0.0
 
@@ -70,6 +92,8 @@ class Scorecard(Callback):
             "unedited": self.unedited,
             "just_after": self.just_after,
             "batches": self.batches,
+            "steps": self.steps,
+            "perplexity_before": self.perplexity["before"],
             "seconds": self._total_seconds(),
         }
 
@@ -77,6 +101,9 @@ class Scorecard(Callback):
         """Take what the interrupted run measured."""
         self.unedited, self.just_after = dict(state_dict["unedited"]), dict(state_dict["just_after"])
         self.batches, self._earlier = list(state_dict["batches"]), state_dict["seconds"]
+        # Checkpoints of version 0.1.0 may lack these.
+        self.steps = list(state_dict.get("steps", []))
+        self.perplexity["before"] = state_dict.get("perplexity_before")
 
     def on_fit_start(self, trainer: Trainer, pl_module: Editor) -> None:
         """Score the unedited model."""
@@ -86,12 +113,15 @@ class Scorecard(Callback):
             parts = [requests[i : i + size] for i in range(0, len(requests), size)]
             for part in track(parts, "Scoring the unedited model", transient=True):
                 self.unedited.update(self._score(trainer, pl_module, part))
+        if self.text and self.perplexity["before"] is None and not pl_module.edited:
+            self.perplexity["before"] = self._perplexity(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, _: int) -> None:
         """Score the batch right after its edit."""
         scored = self._score(trainer, pl_module, batch.requests)
         self.just_after.update(scored)
         self.batches.append([request.id for request in batch.requests])
+        self.steps += pl_module.targets.steps
         summary = summarize(scored.values())
         for kind in KINDS:
             value = summary[kind]["success" if summary[kind]["success"] is not None else "accuracy"]
@@ -116,6 +146,9 @@ class Scorecard(Callback):
         """Report on all edits."""
         if not self.final:
             return
+        if self.text:
+            self.perplexity["final"] = self._perplexity(trainer, pl_module)
+            pl_module.log("final/perplexity", self.perplexity["final"], batch_size=1)
         summary = summarize(self.final.values())
         for kind in KINDS:
             for measure in MEASURES:
@@ -145,6 +178,8 @@ class Scorecard(Callback):
             "just_after": _section(self.just_after, done),
             "final": _section(self.final, list(self.final)),
             "retention": self._retention(),
+            **({"perplexity": dict(self.perplexity)} if self.text else {}),
+            **({"steps": _mean_and_median(self.steps)} if self.steps else {}),
             "weight_norms": {
                 str(layer): {"before": round(before, 4), "after": round(after, 4)}
                 for layer, (before, after) in norms.items()
@@ -153,6 +188,7 @@ class Scorecard(Callback):
                 **{name: round(editor.seconds.get(name, 0.0), 2) for name in ("stage_one", "stage_two", "evaluation")},
                 "total": round(self._total_seconds(), 2),
             },
+            "device": torch.cuda.get_device_name(editor.device) if editor.device.type == "cuda" else str(editor.device),
             "versions": {
                 **{name: version(name) for name in ("lke-lightning", "torch", "lightning", "transformers")},
                 "python": platform.python_version(),
@@ -173,6 +209,12 @@ class Scorecard(Callback):
         with trainer.precision_plugin.forward_context(), editor.timed("evaluation"):
             scored = score(editor.language_model, requests, self.max_tokens)
         return {request.id: scores for request, scores in zip(requests, scored, strict=True)}
+
+    def _perplexity(self, trainer: Trainer, editor: Editor) -> float:
+        with trainer.precision_plugin.forward_context(), editor.timed("evaluation"):
+            documents = read_documents(self.text or [])
+            found = perplexity(editor.language_model, documents, self.text_tokens, max_tokens=self.max_tokens)
+        return round(found, 4)
 
     def _total_seconds(self) -> float:
         return self._earlier + (time.perf_counter() - self._started if self._started else 0.0)
@@ -204,6 +246,9 @@ class Scorecard(Callback):
         console.print(table)
         growth = " ".join(f"{layer}: x{n['after'] / n['before']:.2f}" for layer, n in card["weight_norms"].items())
         console.print(f"Norm growth of the edited matrices, by layer  {growth}")
+        if self.text:
+            measured = {name: value for name, value in self.perplexity.items() if value is not None}
+            console.print("Perplexity of untouched text  " + ", ".join(f"{n} {v:.2f}" for n, v in measured.items()))
         console.print("Seconds  " + ", ".join(f"{name} {value:.1f}" for name, value in card["seconds"].items()))
         console.print(f"Scorecard   {Path(trainer.default_root_dir) / 'scorecard.json'}", soft_wrap=True)
         saved = getattr(trainer.checkpoint_callback, "last_model_path", "")
@@ -214,6 +259,10 @@ class Scorecard(Callback):
 def _section(scores: dict[str, Scores], names: Sequence[str]) -> dict[str, Any] | None:
     found = [scores[name] for name in names if name in scores]
     return summarize(found) if found else None
+
+
+def _mean_and_median(steps: Sequence[int]) -> dict[str, float]:
+    return {"mean": round(statistics.mean(steps), 2), "median": statistics.median(steps)}
 
 
 def _cell(measures: dict[str, float | None]) -> str:
