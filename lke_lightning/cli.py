@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import sys
 import time
@@ -15,6 +16,8 @@ from lke_lightning.configuration import configs
 COMMANDS = {
     "fit": "edit a model, batch by batch; without arguments: 200 facts of the demo world",
     "validate": "score a model on facts, unedited or from a checkpoint (--ckpt_path)",
+    "compare": "run several methods on the same edits and make one table of them (--plan)",
+    "tune": "sweep strengths on a slice of the edits and propose some for this model; arguments of fit follow after --",
     "export": "write the edited model of a checkpoint as a plain transformers folder",
     "pretrain": "train the demo model anew",
     "knowledge": "measure what the demo model, or another, knows of the demo world",
@@ -91,14 +94,29 @@ def _subclasses(base: type) -> Iterator[type]:
 def _run_function(command: str, args: list[str]) -> None:
     from jsonargparse import auto_cli
 
-    function: Callable[..., Any] = export
+    if command == "tune" and "--" in args:
+        end = args.index("--")
+        args = [*args[:end], "--arguments", json.dumps(args[end + 1 :])]
+    result = auto_cli(_function(command), args=args, as_positional=False, prog=f"lke_lightning {command}")
+    for name, value in (result or {}).items():
+        print(f"{name:20} {value:.4g}")
+
+
+def _function(command: str) -> Callable[..., Any]:
+    """Return what a command calls; imported only now, because some of them take seconds to import."""
     if command in ("pretrain", "knowledge"):
         from lke_lightning.demo import pretraining
 
-        function = pretraining.pretrain if command == "pretrain" else pretraining.knowledge
-    result = auto_cli(function, args=args, as_positional=False, prog=f"lke_lightning {command}")
-    for name, value in (result or {}).items():
-        print(f"{name:20} {value:.4g}")
+        return getattr(pretraining, command)
+    if command == "compare":
+        from lke_lightning.sweeps.compare import compare
+
+        return compare
+    if command == "tune":
+        from lke_lightning.sweeps.tune import tune
+
+        return tune
+    return export
 
 
 def _edit(args: list[str]) -> None:

@@ -1,0 +1,105 @@
+"""Several methods on the same edits, in one table."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lke_lightning.edits import EditError
+from lke_lightning.sweeps.report import CAPTION, HEADER, cells, circumstances, entry, markdown, show
+from lke_lightning.sweeps.runs import LOG, Outcome, Run, carry_out, write
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compare."""
+
+    given: dict[str, Any]
+    """The file's content."""
+    runs: list[Run]
+
+    @classmethod
+    def read(cls, path: str) -> Plan:
+        """Read a plan: `rows`, each with a `name` and `arguments` of `fit`, and perhaps common `arguments`.
+
+        Raises:
+            EditError: the file is missing or is no plan.
+        """
+        if not Path(path).is_file():
+            raise EditError(f"no plan {path!r}")
+        try:
+            given = yaml.safe_load(Path(path).read_text())
+        except yaml.YAMLError as error:
+            raise EditError(f"the plan {path!r} is not YAML: {error}") from error
+        if not isinstance(given, dict) or not isinstance(given.get("rows"), list) or not given["rows"]:
+            raise EditError(f"the plan {path!r} has no rows: it needs a list `rows`, each with a name and arguments")
+        _check_keys(given, {"arguments", "rows"}, f"the plan {path!r}")
+        common = _arguments(given, f"the plan {path!r}")
+        runs = [_run(row, i, common) for i, row in enumerate(given["rows"], 1)]
+        twice = {run.name for run in runs if sum(other.name == run.name for other in runs) > 1}
+        if twice:
+            raise EditError(f"several rows of the plan are named {min(twice)!r}: names must differ")
+        return cls(given, runs)
+
+
+def compare(plan: str, output: str | None = None) -> None:
+    """Run several methods on the same edits and write one table of them.
+
+    Rows that are done are not run again; a row whose arguments or configuration files have changed is.
+
+    Args:
+        plan: a YAML file with `rows`, each a `name` and `arguments` of `fit`, and perhaps `arguments` of all rows.
+        output: folder of the table and of each row's run; default: `runs/` and the name of the plan.
+
+    Raises:
+        EditError: the plan is wrong, and nothing has been run; or rows have failed, and the others are in the table.
+    """
+    read = Plan.read(plan)
+    folder = Path(output or Path("runs") / Path(plan).stem)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = f"python -m lke_lightning compare --plan {plan} --output {folder}"
+
+    def report(outcomes: list[Outcome]) -> None:
+        entries = [entry(outcome) for outcome in outcomes]
+        table = {"plan": read.given, **circumstances(command), "rows": entries}
+        write(folder / "comparison.json", json.dumps(table, indent=1) + "\n")
+        rows = [[said["name"], *cells(said)] for said in entries]
+        write(folder / "comparison.md", f"{markdown(['method', *HEADER], rows)}\n{CAPTION[0].upper()}{CAPTION[1:]}.\n")
+
+    outcomes = carry_out(read.runs, folder, report)
+    show(f"{Path(plan).stem}", ["method", *HEADER], [[o.run.name, *cells(entry(o))] for o in outcomes])
+    print(f"Table  {folder / 'comparison.md'}, {folder / 'comparison.json'}")
+    failed = [outcome.run.name for outcome in outcomes if outcome.error]
+    if failed:
+        logs = ", ".join(str(folder / name / LOG) for name in failed)
+        raise EditError(f"{len(failed)} of {len(outcomes)} rows failed; see {logs}")
+
+
+def _run(row: Any, place: int, common: list[str]) -> Run:
+    what = f"row {place} of the plan"
+    if not isinstance(row, dict):
+        raise EditError(f"{what} is {row!r}: it needs a name and arguments")
+    _check_keys(row, {"name", "arguments"}, what)
+    name = row.get("name")
+    if not isinstance(name, str) or not re.fullmatch(r"[^\W_][^/\\\n]*", name):
+        raise EditError(f"{what} has the name {name!r}: it names a folder, so letters or digits first and no slash")
+    return Run(name, (*common, *_arguments(row, what)))
+
+
+def _check_keys(given: dict[str, Any], known: set[str], what: str) -> None:
+    unknown = sorted(map(str, set(given) - known))
+    if unknown:
+        raise EditError(f"{what} has an unknown {unknown[0]!r}: it may have {' and '.join(sorted(known))}")
+
+
+def _arguments(given: dict[str, Any], what: str) -> list[str]:
+    """Return the arguments as the command line takes them: numbers, lists and null are written as JSON."""
+    arguments = given.get("arguments", [])
+    if not isinstance(arguments, list):
+        raise EditError(f"{what}: arguments must be a list such as [-c, configs/method/encore.yaml, --data.limit, 50]")
+    return [part if isinstance(part, str) else json.dumps(part) for part in arguments]

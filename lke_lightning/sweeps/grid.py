@@ -1,0 +1,97 @@
+"""Points of a sweep: configurations that differ in the strengths of some parts."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lke_lightning.edits import EditError
+
+STAGES = ("stage_one", "stage_two")
+MULTIPLES = (0.25, 1.0, 4.0)
+SCALED = ("BaseStatistics.weight", "NormPenalty.weight")
+"""What is swept over multiples of what is configured."""
+COUNTED = {"MostProbable.extra_steps": [0, 2, 6]}
+"""What is swept over these values."""
+
+Config = dict[str, Any]
+Settings = dict[str, Any]
+"""A value for each swept name."""
+
+
+def default_sweep(config: Config) -> dict[str, list[Any]]:
+    """Choose values around what is configured, for those parts that there are.
+
+    Raises:
+        EditError: there is none of them.
+    """
+    present = {name: value for name, value in _arguments(config)}
+    sweep = {
+        name: list(dict.fromkeys(float(f"{present[name] * multiple:.6g}") for multiple in MULTIPLES))
+        for name in SCALED
+        if name in present
+    }
+    sweep |= {name: values for name, values in COUNTED.items() if name in present}
+    if not sweep:
+        wanted = ", ".join((*SCALED, *COUNTED))
+        raise EditError(f"the configuration has none of {wanted}: say with --sweep what to vary")
+    return sweep
+
+
+def check_sweep(config: Config, sweep: Mapping[str, Sequence[Any]]) -> None:
+    """Raise `EditError` unless every name is an argument of the configuration and has values."""
+    there = [name for name, _ in _arguments(config)]
+    for name, values in sweep.items():
+        if name not in there:
+            close = difflib.get_close_matches(name, there, 3, 0.5)
+            hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(there)}"
+            raise EditError(f"nothing to sweep is called {name!r}: {hint}")
+        if not isinstance(values, list | tuple) or not values:
+            raise EditError(f"the sweep of {name!r} needs a list of values, not {values!r}")
+
+
+def points(sweep: Mapping[str, Sequence[Any]]) -> list[Settings]:
+    """Return all combinations of the values."""
+    return [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
+
+
+def configured(config: Config, settings: Settings) -> Config:
+    """Return the configuration with other values, in every part of a name's class."""
+    changed = copy.deepcopy(config)
+    for place, names in _places(changed):
+        for argument, name in names.items():
+            if name in settings:
+                place[argument] = settings[name]
+    return changed
+
+
+def name(settings: Settings) -> str:
+    """Name a point after its values, fit for a file."""
+    written = "_".join(f"{key}={value}" for key, value in settings.items())
+    return "".join(letter if letter.isalnum() or letter in "._=-+" else "-" for letter in written)
+
+
+def _arguments(config: Config) -> Iterator[tuple[str, Any]]:
+    for place, names in _places(config):
+        yield from ((name, place[argument]) for argument, name in names.items())
+
+
+def _places(config: Config) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    """Yield each dict of arguments of the two stages, with the swept name of each argument."""
+    for stage in STAGES:
+        yield from _places_within(config.get(stage) or {}, stage)
+
+
+def _places_within(given: Any, owner: str) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    if isinstance(given, list):
+        for part in given:
+            yield from _places_within(part, owner)
+    elif isinstance(given, dict) and "class_path" in given:
+        yield from _places_within(given.get("init_args") or {}, given["class_path"].rsplit(".", 1)[-1])
+    elif isinstance(given, dict):
+        yield given, {argument: f"{owner}.{argument}" for argument in given}
+        for argument, value in given.items():
+            yield from _places_within(value, f"{owner}.{argument}")

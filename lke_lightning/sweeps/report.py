@@ -1,0 +1,93 @@
+"""What is said about finished runs: one entry and one table row each."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lke_lightning.sweeps.runs import Outcome
+
+KINDS = ("efficacy", "paraphrase", "neighborhood")  # as in the scorecard, whose module would take seconds to import
+HEADER = (*KINDS, "S", "perplexity", "norm growth", "steps", "seconds: stage one, two, evaluation")
+CAPTION = "success at the end (in parentheses: just after each batch); perplexity before > at the end; median steps"
+
+
+def circumstances(command: str) -> dict[str, Any]:
+    """Describe by what, where and when a table was made."""
+    return {
+        "command": command,
+        "machine": {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "versions": {
+            **{name: version(name) for name in ("lke-lightning", "torch", "lightning", "transformers")},
+            "python": platform.python_version(),
+        },
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def entry(outcome: Outcome) -> dict[str, Any]:
+    """Return what a table knows about a run; with `error` and nothing measured if it failed."""
+    said: dict[str, Any] = {
+        "name": outcome.run.name,
+        "status": outcome.status,
+        "arguments": list(outcome.run.arguments),
+    }
+    if outcome.error:
+        said["error"] = outcome.error
+    card = outcome.card
+    if card:
+        said |= {name: card[name] for name in ("method", "model", "data", "edits", "batch_size", "device")}
+        said |= {moment: _successes(card[moment]) for moment in ("final", "just_after")}
+        said["perplexity"] = card.get("perplexity")
+        said["norm_growth"] = {
+            layer: round(norm["after"] / norm["before"], 4) for layer, norm in card["weight_norms"].items()
+        }
+        said |= {"steps": card.get("steps"), "seconds": card["seconds"]}
+    return said
+
+
+def cells(said: dict[str, Any]) -> list[str]:
+    """Return the table cells of an entry, as `HEADER` names them."""
+    if said["status"] != "done":
+        return [said["status"], *("" for _ in HEADER[1:])]
+    final, just_after = said["final"] or {}, said["just_after"] or {}
+    measured, steps = said["perplexity"] or {}, said["steps"] or {}
+    return [
+        *(f"{number(final.get(kind))} ({number(just_after.get(kind))})" for kind in (*KINDS, "S")),
+        " > ".join(number(measured[moment], 2) for moment in ("before", "final")) if measured else "-",
+        ", ".join(f"{growth:.2f}" for growth in said["norm_growth"].values()),
+        number(steps.get("median"), 1),
+        ", ".join(f"{said['seconds'][name]:.0f}" for name in ("stage_one", "stage_two", "evaluation")),
+    ]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a number that may be undefined."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table."""
+    table = Table(title=title, caption=CAPTION)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _successes(section: dict[str, Any] | None) -> dict[str, float | None] | None:
+    return section and {**{kind: section[kind]["success"] for kind in KINDS}, "S": section["score"]}

@@ -1,0 +1,159 @@
+"""Runs of `fit`, each a process and a folder of its own: done once, and one that fails stops no other."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from lke_lightning.edits import EditError
+
+LOG, DONE, SCORECARD = "log.txt", "done.json", "scorecard.json"
+TAIL = 15
+"""Lines of its log that are kept of a run that failed."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be run: a name, which is also the folder's, and the arguments of `fit`."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+    def configurations(self) -> Iterator[Path]:
+        """Yield the YAML files that the arguments name."""
+        for option, value in itertools.pairwise((*self.arguments, "")):
+            if option in ("-c", "--config"):
+                yield Path(value)
+            elif option.startswith("--config="):
+                yield Path(option.partition("=")[2])
+
+    def check(self) -> None:
+        """Raise `EditError` unless all YAML files that the arguments name are there."""
+        for path in self.configurations():
+            if not path.is_file():
+                raise EditError(f"{self.name}: no configuration {str(path)!r}; paths are relative to {Path.cwd()}")
+
+    def identity(self) -> str:
+        """Hash the arguments and what is in the YAML files they name."""
+        contents = [path.read_text() for path in self.configurations()]
+        return hashlib.sha256(json.dumps([self.arguments, contents]).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run."""
+
+    run: Run
+    card: dict[str, Any] | None = None
+    """Its scorecard, once it is done."""
+    error: str | None = None
+    """The last lines of its log, if it failed."""
+
+    @property
+    def status(self) -> str:
+        """`done`, `failed` or `waiting`."""
+        return "done" if self.card else "failed" if self.error else "waiting"
+
+
+def carry_out(runs: Sequence[Run], output: Path, report: Callable[[list[Outcome]], None]) -> list[Outcome]:
+    """Run what is not done yet, in order.
+
+    Args:
+        runs: what to run; names differ.
+        output: each run writes into the folder below it that has its name.
+        report: called at first, and after every run, with the outcomes of all runs.
+
+    Raises:
+        EditError: a configuration file is missing; nothing has been run then.
+    """
+    for run in runs:
+        run.check()
+    outcomes = [_found(run, output / run.name) for run in runs]
+    report(outcomes)
+    console = Console()
+    for number, run in enumerate(runs):
+        where = f"{number + 1}/{len(runs)} {run.name}"
+        if outcomes[number].card:
+            console.print(f"{where}: done before", highlight=False, markup=False)
+            continue
+        start = time.perf_counter()
+        outcomes[number] = _carry_out(run, output / run.name, where, console)
+        took = f"{outcomes[number].status} in {time.perf_counter() - start:.0f} s"
+        console.print(f"{where}: {took}", highlight=False, markup=False)
+        report(outcomes)
+    return outcomes
+
+
+def call(*arguments: str) -> list[str]:
+    """Return the command that runs this package in a process of its own."""
+    return [sys.executable, "-m", "lke_lightning", *arguments]
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def _found(run: Run, folder: Path) -> Outcome:
+    """Look whether just this run was done before."""
+    if not ((folder / DONE).is_file() and (folder / SCORECARD).is_file()):
+        return Outcome(run)
+    same = json.loads((folder / DONE).read_text())["identity"] == run.identity()
+    return Outcome(run, json.loads((folder / SCORECARD).read_text()) if same else None)
+
+
+def _carry_out(run: Run, folder: Path, where: str, console: Console) -> Outcome:
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / LOG).is_file():  # left by an earlier attempt: nothing of it may be taken for this one's
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for name in (DONE, SCORECARD):
+            (folder / name).unlink(missing_ok=True)
+    identity = run.identity()
+    quiet = ("--trainer.enable_progress_bar", "false")  # a log has no use for it; the run's own arguments may differ
+    command = call("fit", *quiet, *run.arguments, "--trainer.default_root_dir", str(folder))
+    code = _watched(command, folder / LOG, where, console)
+    if code == 0 and (folder / SCORECARD).is_file():
+        write(folder / DONE, json.dumps({"identity": identity, "arguments": run.arguments}, indent=1) + "\n")
+        return Outcome(run, json.loads((folder / SCORECARD).read_text()))
+    ended = "It ended without a scorecard." if code == 0 else f"It ended with exit code {code}."
+    return Outcome(run, error="\n".join([*_last_lines(folder / LOG), ended]))
+
+
+def _watched(command: Sequence[str], log: Path, where: str, console: Console) -> int:
+    """Run a command, its output into a file and the output's last line on the terminal."""
+    with (
+        log.open("w") as file,
+        console.status(escape(where)) as status,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            while True:
+                try:
+                    return process.wait(timeout=0.3)
+                except subprocess.TimeoutExpired:
+                    status.update(escape(f"{where}: {''.join(_last_lines(log)[-1:])}"))
+        except BaseException:  # an interrupted sweep leaves nothing running
+            process.terminate()
+            raise
+
+
+def _last_lines(log: Path) -> list[str]:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 8192))
+        text = file.read().decode(errors="replace")
+    return [line for line in text.splitlines() if line.strip()][-TAIL:]
