@@ -188,7 +188,7 @@ class Scorecard(Callback):
                 **{name: round(editor.seconds.get(name, 0.0), 2) for name in ("stage_one", "stage_two", "evaluation")},
                 "total": round(self._total_seconds(), 2),
             },
-            "device": torch.cuda.get_device_name(editor.device) if editor.device.type == "cuda" else str(editor.device),
+            "device": _device_name(trainer.strategy.root_device),
             "versions": {
                 **{name: version(name) for name in ("lke-lightning", "torch", "lightning", "transformers")},
                 "python": platform.python_version(),
@@ -259,6 +259,10 @@ class Scorecard(Callback):
 def _section(scores: dict[str, Scores], names: Sequence[str]) -> dict[str, Any] | None:
     found = [scores[name] for name in names if name in scores]
     return summarize(found) if found else None
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _mean_and_median(steps: Sequence[int]) -> dict[str, float]:

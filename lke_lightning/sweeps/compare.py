@@ -12,7 +12,7 @@ import yaml
 
 from lke_lightning.edits import EditError
 from lke_lightning.sweeps.report import CAPTION, HEADER, cells, circumstances, entry, markdown, show
-from lke_lightning.sweeps.runs import LOG, Outcome, Run, carry_out, write
+from lke_lightning.sweeps.runs import FILE_OPTIONS, LOG, Outcome, Run, carry_out, write
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Plan:
     @classmethod
     def read(cls, path: str) -> Plan:
         """Read a plan: `rows`, each with a `name` and `arguments` of `fit`, and perhaps common `arguments`.
+
+        Each row gets the common YAML files, its own, the common options, and its own, in this order.
 
         Raises:
             EditError: the file is missing or is no plan.
@@ -88,7 +90,17 @@ def _run(row: Any, place: int, common: list[str]) -> Run:
     name = row.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[^\W_][^/\\\n]*", name):
         raise EditError(f"{what} has the name {name!r}: it names a folder, so letters or digits first and no slash")
-    return Run(name, (*common, *_arguments(row, what)))
+    return Run(name, tuple(_files_first([*common, *_arguments(row, what)])))
+
+
+def _files_first(arguments: list[str]) -> list[str]:
+    """Move YAML files before all options, so that an option common to all rows wins over the files of a row."""
+    files: list[str] = []
+    options: list[str] = []
+    for i, part in enumerate(arguments):
+        is_value = i > 0 and arguments[i - 1] in FILE_OPTIONS
+        (files if is_value or part in FILE_OPTIONS or part.startswith("--config=") else options).append(part)
+    return files + options
 
 
 def _check_keys(given: dict[str, Any], known: set[str], what: str) -> None:

@@ -21,6 +21,7 @@ from rich.markup import escape
 from lke_lightning.edits import EditError
 
 LOG, DONE, SCORECARD = "log.txt", "done.json", "scorecard.json"
+FILE_OPTIONS = ("-c", "--config")
 TAIL = 15
 """Lines of its log that are kept of a run that failed."""
 
@@ -35,7 +36,7 @@ class Run:
     def configurations(self) -> Iterator[Path]:
         """Yield the YAML files that the arguments name."""
         for option, value in itertools.pairwise((*self.arguments, "")):
-            if option in ("-c", "--config"):
+            if option in FILE_OPTIONS:
                 yield Path(value)
             elif option.startswith("--config="):
                 yield Path(option.partition("=")[2])

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from lke_lightning.cli import main
+from lke_lightning.sweeps.compare import Plan
 
 
 def test_methods_in_one_table(tiny, tmp_path, capsys):
@@ -36,6 +37,17 @@ def test_methods_in_one_table(tiny, tmp_path, capsys):
     assert lines[2].startswith("| broken | failed |")
     assert lines[3].startswith("| ENCORE, two edits | ")
     assert "ENCORE" in capsys.readouterr().out
+
+
+def test_options_of_all_rows_win_over_the_files_of_one(tmp_path):
+    row = {"name": "a", "arguments": ["--data.limit", None, "--config=b.yaml", "--config", "c.yaml"]}
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(yaml.safe_dump({"arguments": ["--x", [0, 1], "-c", "a.yaml", "--y=true"], "rows": [row]}))
+    [run] = Plan.read(str(plan)).runs
+    assert " ".join(run.arguments) == (
+        "-c a.yaml --config=b.yaml --config c.yaml --x [0, 1] --y=true --data.limit null"
+    )
+    assert [path.name for path in run.configurations()] == ["a.yaml", "b.yaml", "c.yaml"]
 
 
 @pytest.mark.parametrize(
