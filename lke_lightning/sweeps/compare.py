@@ -74,7 +74,7 @@ def compare(plan: str, output: str | None = None) -> None:
         write(folder / "comparison.md", f"{markdown(['method', *HEADER], rows)}\n{CAPTION[0].upper()}{CAPTION[1:]}.\n")
 
     outcomes = carry_out(read.runs, folder, report)
-    show(f"{Path(plan).stem}", ["method", *HEADER], [[o.run.name, *cells(entry(o))] for o in outcomes])
+    show(Path(plan).stem, [(outcome.run.name, entry(outcome)) for outcome in outcomes])
     print(f"Table  {folder / 'comparison.md'}, {folder / 'comparison.json'}")
     failed = [outcome.run.name for outcome in outcomes if outcome.error]
     if failed:

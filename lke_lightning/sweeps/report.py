@@ -10,12 +10,15 @@ from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lke_lightning.sweeps.runs import Outcome
 
 KINDS = ("efficacy", "paraphrase", "neighborhood")  # as in the scorecard, whose module would take seconds to import
 HEADER = (*KINDS, "S", "perplexity", "norm growth", "steps", "seconds: stage one, two, evaluation")
+BRIEF = ("efficacy, paraphrase, neighborhood", "S", "perplexity", "largest norm growth")
+"""What a terminal of 80 columns has room for."""
 CAPTION = "success at the end (in parentheses: just after each batch); perplexity before > at the end; median steps"
 
 
@@ -57,15 +60,23 @@ def cells(said: dict[str, Any]) -> list[str]:
     """Return the table cells of an entry, as `HEADER` names them."""
     if said["status"] != "done":
         return [said["status"], *("" for _ in HEADER[1:])]
-    final, just_after = said["final"] or {}, said["just_after"] or {}
-    measured, steps = said["perplexity"] or {}, said["steps"] or {}
+    final, just_after, steps = said["final"] or {}, said["just_after"] or {}, said["steps"] or {}
     return [
         *(f"{number(final.get(kind))} ({number(just_after.get(kind))})" for kind in (*KINDS, "S")),
-        " > ".join(number(measured[moment], 2) for moment in ("before", "final")) if measured else "-",
+        _perplexity(said),
         ", ".join(f"{growth:.2f}" for growth in said["norm_growth"].values()),
         number(steps.get("median"), 1),
         ", ".join(f"{said['seconds'][name]:.0f}" for name in ("stage_one", "stage_two", "evaluation")),
     ]
+
+
+def brief_cells(said: dict[str, Any]) -> list[str]:
+    """Return the table cells of an entry, as `BRIEF` names them."""
+    if said["status"] != "done":
+        return [said["status"], *("" for _ in BRIEF[1:])]
+    final = said["final"] or {}
+    successes = " ".join(number(final.get(kind)) for kind in KINDS)
+    return [successes, number(final.get("S")), _perplexity(said), f"{max(said['norm_growth'].values()):.2f}"]
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -79,14 +90,22 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
-def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table."""
-    table = Table(title=title, caption=CAPTION)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*row)
+def show(title: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Print a brief table of entries under the names given."""
+    table = Table(title=title, caption="at the end; success, fractions of 1")
+    table.add_column("", overflow="fold")
+    for name in BRIEF:
+        table.add_column(name, justify="right")
+    for name, said in rows:
+        table.add_row(escape(name), *brief_cells(said))
     Console().print(table)
+
+
+def _perplexity(said: dict[str, Any]) -> str:
+    measured = said["perplexity"]
+    if not measured:
+        return "-"
+    return " > ".join("-" if measured[when] is None else f"{measured[when]:.4g}" for when in ("before", "final"))
 
 
 def _successes(section: dict[str, Any] | None) -> dict[str, float | None] | None:

@@ -72,7 +72,8 @@ def tune(
         write(folder / "tuning.md", markdown(_header(chosen), lines) + f"\n*: on the Pareto front. {CAPTION}.\n")
 
     said = _entries(carry_out(runs, folder / "points", report), settings)
-    show(f"{len(said)} points, {edits} edits", _header(chosen), [_row(point) for point in said])
+    named = [("* " * point["front"] + _describe(point["settings"]).replace(", ", "\n"), point) for point in said]
+    show(f"{len(said)} points, {edits} edits (*: on the Pareto front)", named)
     print(f"Table     {folder / 'tuning.md'}, {folder / 'tuning.json'}")
     best = propose(said)
     draw(said, best, folder / "tuning.png")
