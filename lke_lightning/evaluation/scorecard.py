@@ -206,12 +206,12 @@ class Scorecard(Callback):
         return kept
 
     def _score(self, trainer: Trainer, editor: Editor, requests: Sequence[EditRequest]) -> dict[str, Scores]:
-        with trainer.precision_plugin.forward_context(), editor.timed("evaluation"):
+        with trainer.precision_plugin.forward_context(), editor.timed("evaluation"), editor.as_read():
             scored = score(editor.language_model, requests, self.max_tokens)
         return {request.id: scores for request, scores in zip(requests, scored, strict=True)}
 
     def _perplexity(self, trainer: Trainer, editor: Editor) -> float:
-        with trainer.precision_plugin.forward_context(), editor.timed("evaluation"):
+        with trainer.precision_plugin.forward_context(), editor.timed("evaluation"), editor.as_read():
             documents = read_documents(self.text or [])
             found = perplexity(editor.language_model, documents, self.text_tokens, max_tokens=self.max_tokens)
         return round(found, 4)
