@@ -111,7 +111,8 @@ def machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     model = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "")
-    return f"{model.partition(': ')[2] or platform.processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{model.partition(': ')[2] or platform.processor()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _resident() -> int:
