@@ -63,16 +63,20 @@ class Architecture:
         """Raise `EditError` unless `layers` are distinct, ascending and exist."""
         count = len(self.blocks)
         if not layers:
-            third = max(1, count // 5)
-            proposal = list(range(third, min(count, third + max(1, min(5, count // 3)))))
             raise EditError(
-                f"no layers to edit: give --model.layers, for {count} layers for example '{proposal}' "
+                f"no layers to edit: give --model.layers, for {count} layers for example '{layers_by_depth(count)}' "
                 "(proposed from the depth; published settings are in configs/experiment)"
             )
         if sorted(set(layers)) != list(layers):
             raise EditError(f"layers {layers} must be distinct and ascending")
         if layers[0] < 0 or layers[-1] >= count:
             raise EditError(f"layers {layers} do not exist: the model has layers 0 to {count - 1}")
+
+
+def layers_by_depth(count: int) -> list[int]:
+    """Propose layers to edit in a model of `count` layers: up to five, from a fifth of the depth on."""
+    first = min(count - 1, max(1, count // 5))
+    return list(range(first, min(count, first + max(1, min(5, count // 3)))))
 
 
 def _find_blocks(network: nn.Module, count: int) -> nn.ModuleList:

@@ -108,10 +108,12 @@ class LeastSquares(Solver):
         """
         moment = second_moment.double()
         memory = {} if self.null_space is None else {"basis": self.null_space.basis(moment).to(self.dtype)}
-        inverse, gram = invert(self._gram(memory, moment))
+        gram = self._gram(memory, moment)
+        inverse, jitter = invert(gram)
         memory["inverse"] = inverse.to(self.dtype)
         if self.past_edits is not None:
-            memory["gram"] = gram.cpu()
+            gram.diagonal().add_(jitter)
+            memory |= {"gram": gram.cpu(), "jitter": torch.tensor(jitter, dtype=torch.float64)}
         return memory
 
     def saved(self, memory: Memory) -> Memory:
@@ -122,7 +124,9 @@ class LeastSquares(Solver):
         """Add A."""
         if self.past_edits is None:
             return memory
-        return {**memory, "gram": self._gram(memory, second_moment.double().to(memory["inverse"].device)).cpu()}
+        gram = self._gram(memory, second_moment.double())
+        gram.diagonal().add_(memory["jitter"].item())
+        return {**memory, "gram": gram.cpu()}
 
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
         """Solve for one batch and take it into the memory."""
@@ -210,7 +214,7 @@ class LeastSquares(Solver):
     def _gram(self, memory: Memory, moment: Tensor) -> Tensor:
         gram = torch.stack([term.gram(moment) for term in self.preservation]).sum(0)
         if "basis" in memory:
-            basis = memory["basis"].to(gram)
+            basis = memory["basis"].to(gram)  # also from another device, where a memory waits on the host
             gram = basis.T @ gram @ basis
         return gram
 
@@ -276,8 +280,8 @@ def _half_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.solve_triangular(factor, projected, upper=False), factor
 
 
-def invert(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Invert a symmetric positive definite matrix; return the inverse and the matrix inverted.
+def invert(gram: Tensor) -> tuple[Tensor, float]:
+    """Invert a symmetric positive definite matrix; return the inverse and what had to be added to the diagonal for it.
 
     Jitter rule: statistics are kept in float32, so nothing below eps32 * (largest diagonal entry) is known. Where that
     much has to be added for a factorisation, it is, with a warning, if at most one direction in a hundred needs it.
@@ -286,7 +290,7 @@ def invert(gram: Tensor) -> tuple[Tensor, Tensor]:
         EditError: more directions than that are empty: the statistics are singular.
     """
     factor, info = torch.linalg.cholesky_ex(gram)
-    largest, size = gram.diagonal().max(), len(gram)
+    largest, size, jitter = gram.diagonal().max().item(), len(gram), 0.0
     if info.item() or factor.diagonal().min() ** 2 < 1e-11 * largest:  # far above float64's noise, far below jitter
         jitter = torch.finfo(torch.float32).eps * largest
         empty = int((torch.linalg.eigvalsh(gram) < jitter).sum())
@@ -296,6 +300,5 @@ def invert(gram: Tensor) -> tuple[Tensor, Tensor]:
                 "tokens (stage_two.statistics.tokens) or add a NormPenalty to the solver's preservation terms"
             )
         rank_zero_warn(f"{empty} of {size} directions of the statistics are empty: {jitter:.1e} is added to all")
-        gram = gram + jitter * torch.eye(size, dtype=gram.dtype, device=gram.device)
-        factor = torch.linalg.cholesky(gram)
-    return torch.cholesky_inverse(factor), gram
+        factor = torch.linalg.cholesky(gram + jitter * torch.eye(size, dtype=gram.dtype, device=gram.device))
+    return torch.cholesky_inverse(factor), jitter

@@ -9,12 +9,6 @@ from lke_lightning.edits import EditError
 MOST_CANDIDATES = 6
 
 
-def from_depth(count: int) -> list[int]:
-    """Propose layers for a model of `count` layers, as the error about missing layers does."""
-    first = min(count - 1, max(1, count // 5))
-    return list(range(first, min(count, first + _width(count))))
-
-
 def candidates(count: int) -> list[int]:
     """Return a handful of layers spread over the lower two thirds, where subjects are enriched."""
     last = _last(count)

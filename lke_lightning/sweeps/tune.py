@@ -15,7 +15,7 @@ import yaml
 
 from lke_lightning.edits import EditError
 from lke_lightning.sweeps import grid
-from lke_lightning.sweeps.layers import best_window, candidates, from_depth
+from lke_lightning.sweeps.layers import best_window, candidates
 from lke_lightning.sweeps.report import CAPTION, HEADER, cells, circumstances, entry, markdown, number, show
 from lke_lightning.sweeps.runs import Outcome, Run, call, carry_out, write
 
@@ -163,7 +163,9 @@ class _Study:
             return {}
         count = _depth(self.config["model"])
         if how == "depth":
-            self.config["model"]["layers"] = from_depth(count)
+            from lke_lightning.model.architecture import layers_by_depth
+
+            self.config["model"]["layers"] = layers_by_depth(count)
             return {}
         batch = min(self.edits, self.data("batch_size") or self.edits)
         runs = []

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from lke_lightning.edits import EditError
-from lke_lightning.model.architecture import Architecture, matrix_shape
+from lke_lightning.model.architecture import Architecture, layers_by_depth, matrix_shape
 from lke_lightning.testing import tiny_network
 
 
@@ -40,3 +40,11 @@ def test_a_matrix_can_be_named_by_hand():
 def test_impossible_layers_are_refused(layers):
     with pytest.raises(EditError, match="layers"):
         Architecture.of(tiny_network("llama")).check_layers(layers)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 12, 32, 48])
+def test_proposed_layers_are_layers_that_can_be_edited(count):
+    architecture = Architecture(nn.ModuleList([nn.Identity()] * count), "fc", 1)
+    architecture.check_layers(layers_by_depth(count))
+    with pytest.raises(EditError, match="no layers to edit"):
+        architecture.check_layers([])

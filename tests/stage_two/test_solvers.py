@@ -247,14 +247,24 @@ def test_a_checkpoint_needs_no_second_matrix():
     assert all(torch.equal(completed[name], memory[name]) for name in memory)
 
 
+def test_a_completed_memory_has_the_jitter_of_the_first_factorisation():
+    basis, _ = torch.linalg.qr(randn(200, 200, seed=1))
+    values = torch.ones(200, dtype=torch.float64)
+    values[0] = 0
+    solver, c0 = LeastSquares([BaseStatistics(1.0)], PastEdits()), basis @ torch.diag(values) @ basis.T
+    with pytest.warns(UserWarning, match="1 of 200"):
+        memory = solver.init(c0)
+    assert torch.equal(solver.completed(solver.saved(memory), c0)["gram"], memory["gram"])
+
+
 def test_jitter_mends_a_few_empty_directions_only():
     basis, _ = torch.linalg.qr(randn(200, 200, seed=1))
     values = torch.ones(200, dtype=torch.float64)
     values[0] = 0
     with pytest.warns(UserWarning, match="1 of 200 directions"):
-        inverse, gram = invert(basis @ torch.diag(values) @ basis.T)
-    assert torch.linalg.eigvalsh(gram).min() > 1e-8
-    close(inverse @ gram, torch.eye(200, dtype=torch.float64), 1e-6)
+        inverse, jitter = invert(basis @ torch.diag(values) @ basis.T)
+    assert jitter > 1e-8
+    close(torch.linalg.inv(inverse), basis @ torch.diag(values + jitter) @ basis.T, 1e-6)
     values[:3] = 0
     with pytest.raises(EditError, match="3 of 200"):
         invert(basis @ torch.diag(values) @ basis.T)

@@ -8,14 +8,13 @@ import sys
 
 import pytest
 import yaml
-from torch import nn
 
 from lke_lightning.cli import main
 from lke_lightning.edits import EditError
-from lke_lightning.model.architecture import Architecture
+from lke_lightning.model.architecture import layers_by_depth
 from lke_lightning.sweeps import grid
 from lke_lightning.sweeps import tune as module
-from lke_lightning.sweeps.layers import best_window, candidates, from_depth
+from lke_lightning.sweeps.layers import best_window, candidates
 from lke_lightning.sweeps.runs import Outcome
 from lke_lightning.sweeps.tune import _merged, mark_front, propose
 
@@ -47,7 +46,7 @@ def test_a_sweep_ends_in_a_configuration(tiny, tmp_path, capsys, monkeypatch):
     main(["tune", *options, "--", *tiny])
     said = json.loads((tmp_path / "tuning.json").read_text())
     [point] = said["points"]
-    assert said["layers"] == from_depth(3)
+    assert said["layers"] == layers_by_depth(3)
     assert point["settings"] == {"BaseStatistics.weight": 0.1, "stage_one.lr": 0.5}
     assert point["edits"] == 2
     assert set(point["drift"]) == {"largest norm growth", "perplexity ratio"}
@@ -56,7 +55,7 @@ def test_a_sweep_ends_in_a_configuration(tiny, tmp_path, capsys, monkeypatch):
     assert "| * | 0.1 | 0.5 |" in (tmp_path / "tuning.md").read_text()
     assert not list(tmp_path.glob("points/*/checkpoints/*"))
     proposed = yaml.safe_load((tmp_path / "proposed.yaml").read_text())
-    assert proposed["model"]["layers"] == from_depth(3)
+    assert proposed["model"]["layers"] == layers_by_depth(3)
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main(["fit", "-c", str(tmp_path / "proposed.yaml"), "--print_config"])
@@ -116,16 +115,6 @@ def test_the_front_holds_what_no_other_beats():
     assert propose(said[3:])["name"] == "same"
     with pytest.raises(EditError, match="no point could be scored"):
         propose(said[-1:])
-
-
-@pytest.mark.parametrize("count", [1, 2, 4, 12, 32, 48])
-def test_layers_from_depth_are_those_of_the_error_about_missing_layers(count):
-    architecture = Architecture(nn.ModuleList([nn.Identity()] * count), "fc", 1)
-    proposal = from_depth(count)
-    if count > 1:
-        with pytest.raises(EditError, match=rf"'\[{', '.join(map(str, proposal))}\]'"):
-            architecture.check_layers([])
-    architecture.check_layers(proposal)
 
 
 def test_candidates_are_few_and_low():
