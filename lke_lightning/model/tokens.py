@@ -21,6 +21,9 @@ from lke_lightning.edits import EditError
 if TYPE_CHECKING:
     from lke_lightning.model.prefix import PrefixCache
 
+MOST_KNOWN = 200_000
+"""Prompts whose ids are kept: both stages and every evaluation ask for the same ones."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -77,6 +80,7 @@ class TextEncoder:
         self.prefix: tuple[int, ...] = tuple(special[:start])
         fallback = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
         self.padding: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else fallback
+        self._known: dict[str, tuple[int, ...]] = {}
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Encode texts, the special prefix in front of each."""
@@ -85,9 +89,17 @@ class TextEncoder:
         encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return [self.prefix + tuple(ids) for ids in encoded]
 
+    def _recall(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Encode texts, but not again what was asked for before."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if len(self._known) + len(new) > MOST_KNOWN:
+            self._known, new = {}, list(dict.fromkeys(texts))
+        self._known |= dict(zip(new, self.encode(new), strict=True))
+        return [self._known[text] for text in texts]
+
     def rows(self, texts: Sequence[tuple[str, str]]) -> list[Row]:
         """Encode pairs (whole text, text up to the slot's end)."""
-        whole, upto = self.encode([text for text, _ in texts]), self.encode([part for _, part in texts])
+        whole, upto = self._recall([text for text, _ in texts]), self._recall([part for _, part in texts])
         return [Row(ids, _slot(ids, part, text)) for ids, part, (text, _) in zip(whole, upto, texts, strict=True)]
 
     def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -96,14 +108,14 @@ class TextEncoder:
         Raises:
             EditError: a target has no ids, or an unknown token among them.
         """
-        prompts = self.encode([prompt.rstrip() for prompt, _ in pairs])
-        wholes = self.encode([f"{prompt.rstrip()} {target.strip()}" for prompt, target in pairs])
+        prompts = self._recall([prompt.rstrip() for prompt, _ in pairs])
+        wholes = self._recall([f"{prompt.rstrip()} {target.strip()}" for prompt, target in pairs])
         found = []
         for prompt_ids, whole, (_, target) in zip(prompts, wholes, pairs, strict=True):
             if whole[: len(prompt_ids)] == prompt_ids:
                 ids = whole[len(prompt_ids) :]
             else:  # the blank or the target's first letters merged with the prompt
-                ids = self.encode([f" {target.strip()}"])[0][len(self.prefix) :]
+                ids = self._recall([f" {target.strip()}"])[0][len(self.prefix) :]
             self._check_target(ids, target)
             found.append((prompt_ids, ids))
         return found

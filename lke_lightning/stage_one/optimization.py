@@ -85,11 +85,15 @@ class TargetOptimization(Callback):
         Raises:
             EditError: a request that cannot be, with its id; nothing has been optimised yet.
         """
-        for request in trainer.datamodule.requests:
-            try:
-                build_rows([request], [SLOT], pl_module.language_model.text)
-            except EditError as error:
-                raise EditError(f"edit {request.id}: {error}") from error
+        requests, text = trainer.datamodule.requests, pl_module.language_model.text
+        try:
+            build_rows(requests, [SLOT], text)
+        except EditError:  # which one?
+            for request in requests:
+                try:
+                    build_rows([request], [SLOT], text)
+                except EditError as error:
+                    raise EditError(f"edit {request.id}: {error}") from error
         if not self.contexts:
             self.contexts = self.context_templates.sample(pl_module.language_model)
         pl_module.contexts = self.contexts

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,3 +81,10 @@ def test_rule_on_real_prompts_with_gpt2():
         [(whole, r["target_new"]["str"]) for (whole, _), r in zip(placed, requests, strict=True)]
     )
     assert all(len(ids) == 1 for _, ids in targets), "all CounterFact targets are single GPT-2 tokens"
+
+
+def test_a_prompt_is_tokenised_once(monkeypatch):
+    text, pairs = TextEncoder(tiny_tokenizer()), [("the city", "the"), ("a river is", "a river")]
+    first = text.rows(pairs), text.continuations(pairs)
+    monkeypatch.setattr(text, "tokenizer", SimpleNamespace(unk_token_id=None))
+    assert (text.rows(pairs), text.continuations(pairs)) == first
