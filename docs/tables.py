@@ -77,8 +77,11 @@ def _method(path: Path) -> list[str]:
     one, two = config["stage_one"], config["stage_two"]
     parts = two["solver"]["init_args"].copy()
     terms = [_part(term) for term in parts.pop("preservation")]
-    terms += [f"`{name}({_arguments(value) if isinstance(value, dict) else value})`" for name, value in parts.items()]
+    named = {name: value for name, value in parts.items() if value is not None}
+    terms += [f"`{name}({_arguments(value) if isinstance(value, dict) else value})`" for name, value in named.items()]
     terms += [_part(two[name]) for name in ("transform", "readout") if name in two]
+    terms += [f"`{two['keys']['class_path']}`"] * (two["keys"]["class_path"] != "ContextMean")
+    terms += [f"`spread={two['spread']}`"] * ("spread" in two)
     return [
         f"[{config['model']['method']}](configs/method/{path.name})",
         f"[{paper}](https://arxiv.org/abs/{paper})",

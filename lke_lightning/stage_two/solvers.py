@@ -257,8 +257,10 @@ class EqualityConstrained(Solver):
         """Solve for one batch; earlier ones are not remembered.
 
         Raises:
-            EditError: two edits of the batch have the same key.
+            EditError: two edits of the batch have the same key, or edits have weights.
         """
+        if system.weights is not None and (system.weights != 1).any():
+            raise EditError("an equality holds or does not: edits with a weight need LeastSquares (data: weight)")
         directions = system.keys.double() @ memory["inverse"]
         coupling = directions @ system.anchors.double().T
         coupling += self.slack * torch.eye(len(coupling), dtype=coupling.dtype, device=coupling.device)

@@ -134,6 +134,13 @@ def test_two_equal_keys_cannot_both_hold_exactly():
         solver.compute(solver.init(moment()), EditSystem(keys, keys, randn(2, D_OUT, seed=2)))
 
 
+def test_equalities_do_not_weigh():
+    keys, weights = randn(2, D_KEY, seed=1), torch.tensor([1.0, 2.0])
+    solver = EqualityConstrained([NormPenalty(1.0)])
+    with pytest.raises(EditError, match="need LeastSquares"):
+        solver.compute(solver.init(moment()), EditSystem(keys, keys, randn(2, D_OUT, seed=2), weights=weights))
+
+
 def test_singular_statistics_are_refused_and_a_norm_penalty_mends_them():
     few = randn(D_KEY - 5, D_KEY, seed=3)
     singular = few.T @ few / len(few)
