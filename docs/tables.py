@@ -81,7 +81,7 @@ def _method(path: Path) -> list[str]:
     terms += [f"`{name}({_arguments(value) if isinstance(value, dict) else value})`" for name, value in named.items()]
     terms += [_part(two[name]) for name in ("transform", "readout") if name in two]
     terms += [f"`{two['keys']['class_path']}`"] * (two["keys"]["class_path"] != "ContextMean")
-    terms += [f"`spread={two['spread']}`"] * ("spread" in two)
+    terms += [f"`{name}={two[name]}`" for name in ("spread",) if name in two]
     return [
         f"[{config['model']['method']}](configs/method/{path.name})",
         f"[{paper}](https://arxiv.org/abs/{paper})",
