@@ -91,13 +91,16 @@ class NullSpace:
     def __init__(self, threshold: float = 2e-2) -> None:
         self.threshold = threshold
 
-    def basis(self, second_moment: Tensor) -> Tensor:
+    def basis(self, values: Tensor, vectors: Tensor) -> Tensor:
         """Return an orthonormal basis of the unused directions, (d_key, rank).
+
+        Args:
+            values: eigenvalues of C0, ascending, (d_key,).
+            vectors: its eigenvectors, as columns, (d_key, d_key).
 
         Raises:
             EditError: all directions are used, or none is.
         """
-        values, vectors = torch.linalg.eigh(second_moment)
         rank = int((values < self.threshold).sum())
         if rank in (0, len(values)):
             state = "uses every direction" if rank == 0 else "uses no direction"

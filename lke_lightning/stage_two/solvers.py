@@ -7,7 +7,7 @@ A solver keeps nothing: what has to survive between batches is the memory it tak
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,6 +19,9 @@ from lke_lightning.edits import EditError
 from lke_lightning.stage_two.preservation import EditWeights, NullSpace, PastEdits, Preservation
 
 Memory = dict[str, Tensor]
+
+Eigen = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From a symmetric matrix to its eigenvalues, ascending, and eigenvectors, as columns."""
 
 CHECK_EVERY = 1000
 """Edits after which the drift of a maintained inverse is measured."""
@@ -51,8 +54,13 @@ class Solver(ABC):
     """The parts of a memory that are computed with; the others stay on the host."""
 
     @abstractmethod
-    def init(self, second_moment: Tensor) -> Memory:
-        """Do once per layer what depends on C0 (d_key, d_key) only."""
+    def init(self, second_moment: Tensor, eigen: Eigen = torch.linalg.eigh) -> Memory:
+        """Do once per layer what depends on C0 (d_key, d_key) only.
+
+        Args:
+            second_moment: C0.
+            eigen: decomposes it, or knows its decomposition already: one serves all strengths and thresholds.
+        """
 
     @abstractmethod
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
@@ -100,14 +108,16 @@ class LeastSquares(Solver):
         self.edit_weights = edit_weights or EditWeights()
         self.dtype: torch.dtype = getattr(torch, dtype)
 
-    def init(self, second_moment: Tensor) -> Memory:
+    def init(self, second_moment: Tensor, eigen: Eigen = torch.linalg.eigh) -> Memory:
         """Invert A.
 
         Raises:
             EditError: A is singular: too few tokens of statistics and no norm penalty.
         """
         moment = second_moment.double()
-        memory = {} if self.null_space is None else {"basis": self.null_space.basis(moment).to(self.dtype)}
+        memory = {}
+        if self.null_space is not None:
+            memory["basis"] = self.null_space.basis(*eigen(moment)).to(self.dtype)
         gram = self._gram(memory, moment)
         inverse, jitter = invert(gram)
         memory["inverse"] = inverse.to(self.dtype)
@@ -244,7 +254,7 @@ class EqualityConstrained(Solver):
     def __init__(self, preservation: Sequence[Preservation], slack: float = 0.0) -> None:
         self.preservation, self.slack = list(preservation), slack
 
-    def init(self, second_moment: Tensor) -> Memory:
+    def init(self, second_moment: Tensor, eigen: Eigen = torch.linalg.eigh) -> Memory:
         """Invert A.
 
         Raises:

@@ -36,6 +36,10 @@ class Statistics(ABC):
     def second_moments(self, model: LanguageModel) -> dict[int, Tensor]:
         """Return C0 (d_key, d_key) for every edited layer; called while the model is unedited."""
 
+    def eigen(self, moment: Tensor) -> tuple[Tensor, Tensor]:
+        """Return eigenvalues, ascending, and eigenvectors, as columns, of a second moment."""
+        return torch.linalg.eigh(moment)
+
 
 class StoredStatistics(Statistics):
     """Second moments from a safetensors file that holds one (d_key, d_key) tensor per matrix, by its module name.
@@ -112,8 +116,18 @@ class KeyStatistics(Statistics):
         missing = [layer for layer in model.layers if not self._file(keys[layer]).is_file()]
         if missing:
             for layer, moment in self._compute(model, missing, tokens).items():
-                self._store(keys[layer], moment)
+                _write({"second_moment": moment}, self._file(keys[layer]), keys[layer])
         return {layer: self._load(key).to(model.device) for layer, key in keys.items()}
+
+    def eigen(self, moment: Tensor) -> tuple[Tensor, Tensor]:
+        """Decompose a second moment once: the cache keeps what was found, by the content of the matrix."""
+        content = _hash(moment.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        file = self.cache_dir / "eigen" / f"{content}.safetensors"
+        if not file.is_file():
+            values, vectors = torch.linalg.eigh(moment)
+            _write({"values": values, "vectors": vectors}, file)
+        with safe_open(file, "pt", device=str(moment.device)) as stored:
+            return stored.get_tensor("values"), stored.get_tensor("vectors")
 
     def _key(self, model: LanguageModel, layer: int, tokens: int) -> dict[str, str]:
         return {
@@ -127,14 +141,6 @@ class KeyStatistics(Statistics):
 
     def _file(self, key: dict[str, str]) -> Path:
         return self.cache_dir / "statistics" / f"{_hash(json.dumps(key, sort_keys=True).encode())}.safetensors"
-
-    def _store(self, key: dict[str, str], moment: Tensor) -> None:
-        file = self._file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-        os.close(handle)
-        save_file({"second_moment": moment.cpu().contiguous()}, unfinished, metadata=key)
-        os.replace(unfinished, file)
 
     def _load(self, key: dict[str, str]) -> Tensor:
         file = self._file(key)
@@ -208,6 +214,15 @@ def _corpus_identity(name: str) -> str:
     if not path.is_file():
         raise EditError(f"no corpus file {name!r} (stage_two.statistics.corpus)")
     return f"{path.name}:{_hash(path.read_bytes())}"
+
+
+def _write(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, unfinished = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    os.close(handle)
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, unfinished, metadata=metadata)
+    os.replace(unfinished, file)
 
 
 def _hash(data: bytes) -> str:

@@ -99,7 +99,7 @@ class WeightUpdate(Callback):
                 layer: self.solver.completed(self.memory[layer], moment) for layer, moment in moments.items()
             }
         else:
-            self.memory = {layer: self.solver.init(moment) for layer, moment in moments.items()}
+            self.memory = {layer: self.solver.init(moment, self.statistics.eigen) for layer, moment in moments.items()}
 
     @torch.no_grad()
     def apply(

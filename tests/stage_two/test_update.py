@@ -10,7 +10,7 @@ from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Targets
 from lke_lightning.stage_two.keys import ConsistentKeys, ContextMean, MixedKeys
-from lke_lightning.stage_two.preservation import NormPenalty, PastEdits
+from lke_lightning.stage_two.preservation import NormPenalty, NullSpace, PastEdits
 from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.solvers import LeastSquares
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics, StoredStatistics
@@ -199,6 +199,19 @@ def test_a_cached_file_that_is_not_what_its_name_says_is_refused(corpus, tmp_pat
         save_file(load_file(file), file, metadata={"model": "another"})
     with pytest.raises(EditError, match="belong to another"):
         statistics.second_moments(make_model())
+
+
+def test_one_eigendecomposition_serves_every_threshold(tmp_path, monkeypatch):
+    statistics = KeyStatistics(cache_dir=str(tmp_path))
+    root = torch.randn(30, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moment = root.T @ root
+    solver = LeastSquares([NormPenalty(1.0)], null_space=NullSpace(20.0))
+    expected = solver.init(moment)["inverse"]
+    torch.testing.assert_close(solver.init(moment, statistics.eigen)["inverse"], expected)
+    monkeypatch.setattr(torch.linalg, "eigh", lambda _: pytest.fail("decomposed again"))
+    for threshold in (10.0, 20.0, 30.0):
+        found = LeastSquares([NormPenalty(1.0)], null_space=NullSpace(threshold)).init(moment, statistics.eigen)
+        assert 0 < found["basis"].shape[1] < 24
 
 
 def test_stored_statistics_must_fit(tmp_path):
