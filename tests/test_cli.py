@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lke_lightning.cli import main
+from lke_lightning.configuration import configs
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
@@ -142,13 +143,23 @@ def test_a_checkpoint_of_another_model_is_refused(run, world, tmp_path):
         )
 
 
-@pytest.mark.parametrize("name", ["method/encore.yaml", "method/memit.yaml"])
+METHODS = sorted(path.stem for path in (configs() / "method").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_methods_are_configurations(name, world, tmp_path):
-    main(arguments(world, tmp_path, "-c", f"configs/{name}", "--data.limit", "2", "--stage_one.max_steps", "3",
-                   "--scorecard.text", "null"))  # fmt: skip
+    given = arguments(world, tmp_path, "--data.limit", "2", "--stage_one.max_steps", "3", "--model.layers", "[1]",
+                      "--scorecard.text", "null")  # fmt: skip
+    given[given.index("configs/method/encore.yaml")] = f"configs/method/{name}.yaml"
+    del given[3:5]  # the strengths of tests/conf/tiny.yaml are ENCORE's
+    if "alphaedit" in name:  # thresholds belong to a model
+        given += ["--stage_two.solver.init_args.null_space.threshold", "1.0"]
+    main(given)
     card = json.loads((tmp_path / "scorecard.json").read_text())
     assert card["edits"] == 2
     assert "perplexity" not in card
+    [norms] = card["weight_norms"].values()
+    assert norms["after"] != norms["before"]
 
 
 @pytest.mark.parametrize(
