@@ -26,6 +26,9 @@ from lke_lightning.metrics import MEASURES, Preference, harmonic_mean
 
 PROTOCOL = "teacher-forced"
 
+WRITE_EVERY = 5.0
+"""Seconds: a scorecard sums up all edits so far, which batches of a single edit should not wait for."""
+
 
 def summarize(scores: Iterable[Scores]) -> dict[str, Any]:
     """Average the scores of some edits.
@@ -84,6 +87,7 @@ class Scorecard(Callback):
         """What stage one took for each edit."""
         self.perplexity: dict[str, float | None] = {"before": None, "final": None}
         self._started = 0.0
+        self._written = -WRITE_EVERY
         self._earlier = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,7 +131,8 @@ class Scorecard(Callback):
             value = summary[kind]["success" if summary[kind]["success"] is not None else "accuracy"]
             if value is not None:
                 pl_module.log(f"just_after/{kind}", value, batch_size=len(batch), prog_bar=kind == "efficacy")
-        self._write(trainer, pl_module)
+        if time.perf_counter() - self._written >= WRITE_EVERY:
+            self._write(trainer, pl_module)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, *_: Any
@@ -227,6 +232,7 @@ class Scorecard(Callback):
         unfinished = folder / "scorecard.json.tmp"
         unfinished.write_text(json.dumps(self.card(trainer, editor), indent=1) + "\n")
         os.replace(unfinished, folder / "scorecard.json")
+        self._written = time.perf_counter()
 
     def _print(self, trainer: Trainer, editor: Editor) -> None:
         if not (self.report and trainer.is_global_zero):
