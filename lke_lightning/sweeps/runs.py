@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -137,6 +138,7 @@ def _carry_out(run: Run, folder: Path, where: str, console: Console) -> Outcome:
 
 def _watched(command: Sequence[str], log: Path, where: str, console: Console) -> int:
     """Run a command, its output into a file and the output's last line on the terminal."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # as an exception, like Ctrl-C
     with (
         log.open("w") as file,
         console.status(escape(where)) as status,
@@ -151,6 +153,8 @@ def _watched(command: Sequence[str], log: Path, where: str, console: Console) ->
         except BaseException:  # an interrupted sweep leaves nothing running
             process.terminate()
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _last_lines(log: Path) -> list[str]:
