@@ -13,11 +13,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from lke_lightning.results import versions, write
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -97,13 +98,11 @@ def report(name: str, result: dict[str, Any]) -> None:
         "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         **result,
         "machine": machine(),
-        "versions": {name: version(name) for name in ("lke-lightning", "torch", "transformers")},
+        "versions": versions(),
         "date": time.strftime("%Y-%m-%d"),
     }
     print(json.dumps(line))
-    unfinished = RESULTS / f"benchmark-{name}-{where}.json.tmp"
-    unfinished.write_text(json.dumps(line, indent=1) + "\n")
-    unfinished.replace(unfinished.with_suffix(""))
+    write(RESULTS / f"benchmark-{name}-{where}.json", json.dumps(line, indent=1) + "\n")
 
 
 def machine() -> str:

@@ -139,10 +139,13 @@ def _edit(args: list[str]) -> None:
     from lke_lightning.stage_two.preservation import Preservation
     from lke_lightning.stage_two.solvers import Solver
     from lke_lightning.stage_two.statistics import Statistics
+    from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
     from lke_lightning.stage_two.update import WeightUpdate
 
     # What is imported can be named in YAML without its path.
-    bases = (EditStream, Objective, StopRule, TargetSpace, Solver, Preservation, KeyPolicy, Statistics)
+    stage_one_bases = (Objective, StopRule, TargetSpace)
+    stage_two_bases = (Solver, Preservation, KeyPolicy, Statistics, UpdateTransform, ReadoutTransform)
+    bases = (EditStream, *stage_one_bases, *stage_two_bases)
     parts = [part.__name__ for base in bases for part in _subclasses(base)]
 
     class EditParser(LightningArgumentParser):

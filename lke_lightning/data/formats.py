@@ -101,7 +101,8 @@ class JsonLines(RecordFile):
 
     Fields: `prompt` and `target`; optional `subject` (spelled in the prompt, or marked there by `{}`; without one the
     edit is made at the prompt's last token), `original` (what the model says today), `paraphrases` (list of prompts),
-    `neighborhood` (list of {"prompt", "answer"}, or of prompts whose answer is `original`), `id`, `relation`.
+    `neighborhood` (list of {"prompt", "answer"}, or of prompts whose answer is `original`), `id`, `relation`,
+    `weight` (how much the edit counts, 1 if not given).
     """
 
     @staticmethod

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.evaluation.perplexity import perplexity, read_documents
 from lke_lightning.evaluation.teacher_forced import KINDS, Scores, score
 from lke_lightning.metrics import MEASURES, Preference, harmonic_mean
+from lke_lightning.results import versions, write
 
 PROTOCOL = "teacher-forced"
 
@@ -194,10 +192,7 @@ class Scorecard(Callback):
                 "total": round(self._total_seconds(), 2),
             },
             "device": _device_name(trainer.strategy.root_device),
-            "versions": {
-                **{name: version(name) for name in ("lke-lightning", "torch", "lightning", "transformers")},
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
         }
 
     def _retention(self) -> list[dict[str, Any]]:
@@ -229,9 +224,7 @@ class Scorecard(Callback):
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / "scorecard.json.tmp"
-        unfinished.write_text(json.dumps(self.card(trainer, editor), indent=1) + "\n")
-        os.replace(unfinished, folder / "scorecard.json")
+        write(folder / "scorecard.json", json.dumps(self.card(trainer, editor), indent=1) + "\n")
         self._written = time.perf_counter()
 
     def _print(self, trainer: Trainer, editor: Editor) -> None:

@@ -90,8 +90,7 @@ def within_memory(
                     f"one item of {used} tokens does not fit into the device's memory: use a smaller dtype, another "
                     "device or Lightning's model-parallel strategies"
                 ) from error
+            torch.cuda.empty_cache()  # does nothing where there is no GPU
             max_tokens = used // 2
             warnings.warn(f"out of memory: from here on {max_tokens} tokens at once (max_tokens)", stacklevel=2)
-        if torch.cuda.is_available() and left:
-            torch.cuda.empty_cache()
     return results, max_tokens

@@ -222,7 +222,7 @@ class LeastSquares(Solver):
         return keys * memory["weights"].unsqueeze(1).sqrt()
 
     def _gram(self, memory: Memory, moment: Tensor) -> Tensor:
-        gram = torch.stack([term.gram(moment) for term in self.preservation]).sum(0)
+        gram = _sum_of(self.preservation, moment)
         if "basis" in memory:
             basis = memory["basis"].to(gram)  # also from another device, where a memory waits on the host
             gram = basis.T @ gram @ basis
@@ -261,7 +261,7 @@ class EqualityConstrained(Solver):
             EditError: A is singular.
         """
         moment = second_moment.double()
-        return {"inverse": invert(torch.stack([term.gram(moment) for term in self.preservation]).sum(0))[0]}
+        return {"inverse": invert(_sum_of(self.preservation, moment))[0]}
 
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
         """Solve for one batch; earlier ones are not remembered.
@@ -281,6 +281,11 @@ class EqualityConstrained(Solver):
                 "use a smaller data.batch_size, a slack, or LeastSquares"
             )
         return system.residuals.double().T @ solution, memory
+
+
+def _sum_of(preservation: Sequence[Preservation], moment: Tensor) -> Tensor:
+    """Return A, (d_key, d_key)."""
+    return torch.stack([term.gram(moment) for term in preservation]).sum(0)
 
 
 def _half_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from lke_lightning.edits import EditError
+from lke_lightning.results import write
 from lke_lightning.sweeps.report import CAPTION, HEADER, cells, circumstances, entry, markdown, show
-from lke_lightning.sweeps.runs import FILE_OPTIONS, LOG, Outcome, Run, carry_out, write
+from lke_lightning.sweeps.runs import FILE_OPTIONS, LOG, Outcome, Run, carry_out
 
 
 @dataclass(frozen=True)

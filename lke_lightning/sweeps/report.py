@@ -6,13 +6,13 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lke_lightning.results import versions
 from lke_lightning.sweeps.runs import Outcome
 
 KINDS = ("efficacy", "paraphrase", "neighborhood")  # as in the scorecard, whose module would take seconds to import
@@ -27,10 +27,7 @@ def circumstances(command: str) -> dict[str, Any]:
     return {
         "command": command,
         "machine": {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
-        "versions": {
-            **{name: version(name) for name in ("lke-lightning", "torch", "lightning", "transformers")},
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

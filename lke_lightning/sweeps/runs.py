@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lke_lightning.edits import EditError
+from lke_lightning.results import write
 
 LOG, DONE, SCORECARD = "log.txt", "done.json", "scorecard.json"
 FILE_OPTIONS = ("-c", "--config")
@@ -102,13 +102,6 @@ def carry_out(runs: Sequence[Run], output: Path, report: Callable[[list[Outcome]
 def call(*arguments: str) -> list[str]:
     """Return the command that runs this package in a process of its own."""
     return [sys.executable, "-m", "lke_lightning", *arguments]
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
 
 
 def _found(run: Run, folder: Path) -> Outcome:

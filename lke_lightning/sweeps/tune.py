@@ -14,10 +14,11 @@ from typing import Any, Literal
 import yaml
 
 from lke_lightning.edits import EditError
+from lke_lightning.results import write
 from lke_lightning.sweeps import grid
 from lke_lightning.sweeps.layers import best_window, candidates
 from lke_lightning.sweeps.report import CAPTION, HEADER, cells, circumstances, entry, markdown, number, show
-from lke_lightning.sweeps.runs import Outcome, Run, call, carry_out, write
+from lke_lightning.sweeps.runs import Outcome, Run, call, carry_out
 
 NO_CHECKPOINTS = {"checkpoint": {"save_last": False, "save_top_k": 0}}
 """Points are looked at and not gone on with; their checkpoints would fill the disk."""
