@@ -40,7 +40,8 @@ class WeightUpdate(Callback):
         statistics: second moments of keys on ordinary text. Default: computed on the demo text.
         spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which asks more of early layers.
         transform: what is done to each update before it is written (RECT).
-        readout: what is done to the total change when the model is scored or exported; editing never sees it (PRUNE).
+        readout: what is done to the total change when the model is scored; editing never sees it (PRUNE).
+            The command `export` does not know it and writes the whole change.
         keep_on_host: hold the solver's memory in the host's memory and bring one layer at a time to the device.
         reference_quirks: do as the published code where it differs from the paper (`ContextMean`).
     """
