@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import Trainer
 
+from lke_lightning.composition import compose
 from lke_lightning.configuration import configs
 from lke_lightning.data import RequestList
 from lke_lightning.editor import Editor
@@ -66,13 +67,14 @@ def edit(
     Raises:
         EditError: a request or the model cannot be edited with; nothing has been changed then.
     """
-    configured = _read(config)
+    configuration = _read(config)
+    stages = compose(configuration)
     stream = RequestList([_request(i, request) for i, request in enumerate(requests)], batch_size)
-    editor = Editor.around(model, tokenizer, layers or configured.layers)
+    editor = Editor.around(model, tokenizer, layers or configuration.get("model", {}).get("layers"))
     scorecard = Scorecard(report=False)
     trainer = Trainer(
         max_epochs=1,
-        callbacks=[stage_one or configured.stage_one, stage_two or configured.stage_two, scorecard],
+        callbacks=[stage_one or stages.one, stage_two or stages.two, scorecard],
         accelerator="cuda" if model.device.type == "cuda" else "cpu",
         devices=1,
         use_distributed_sampler=False,
@@ -88,27 +90,11 @@ def edit(
     return EditResult(editor, summarize(scorecard.unedited.values()), summarize(scorecard.final.values()))
 
 
-@dataclass(frozen=True)
-class _Configured:
-    stage_one: TargetOptimization
-    stage_two: WeightUpdate
-    layers: list[int] | None
-
-
-def _read(config: str | Path) -> _Configured:
-    """Make the stages that a YAML file names."""
-    from jsonargparse import ArgumentParser
-
+def _read(config: str | Path) -> dict[str, Any]:
     path = Path(config) if Path(config).is_file() else configs() / config
     if not path.is_file():
         raise EditError(f"no configuration {str(config)!r}, neither as a file nor below {configs()}")
-    given = yaml.safe_load(path.read_text())
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TargetOptimization, "stage_one")
-    parser.add_class_arguments(WeightUpdate, "stage_two")
-    parser.link_arguments("stage_one.reference_quirks", "stage_two.reference_quirks")
-    stages = parser.instantiate(parser.parse_object({name: given.get(name, {}) for name in ("stage_one", "stage_two")}))
-    return _Configured(stages.stage_one, stages.stage_two, given.get("model", {}).get("layers"))
+    return yaml.safe_load(path.read_text())
 
 
 def _request(number: int, request: EditRequest | dict[str, Any]) -> EditRequest:

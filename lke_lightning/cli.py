@@ -8,20 +8,24 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from importlib import import_module
 from typing import Any, NoReturn
 
 from lke_lightning.configuration import configs
 
 COMMANDS = {
-    "fit": "edit a model, batch by batch; without arguments: 200 facts of the demo world",
-    "validate": "score a model on facts, unedited or from a checkpoint (--ckpt_path)",
-    "compare": "run several methods on the same edits and make one table of them (--plan)",
-    "tune": "sweep strengths on a slice of the edits and propose some for this model; arguments of fit follow after --",
-    "export": "write the edited model of a checkpoint as a plain transformers folder",
-    "pretrain": "train the demo model anew",
-    "knowledge": "measure what the demo model, or another, knows of the demo world",
+    "fit": ("edit a model, batch by batch; without arguments: 200 facts of the demo world", None),
+    "validate": ("score a model on facts, unedited or from a checkpoint (--ckpt_path)", None),
+    "compare": ("run several methods on the same edits and make one table of them (--plan)", "sweeps.compare"),
+    "tune": (
+        "sweep strengths on a slice of the edits and propose some; arguments of fit follow after --",
+        "sweeps.tune",
+    ),
+    "export": ("write the edited model of a checkpoint as a plain transformers folder", "commands.export"),
+    "pretrain": ("train the demo model anew", "demo.pretraining"),
+    "knowledge": ("measure what the demo model, or another, knows of the demo world", "demo.pretraining"),
 }
+"""What each command does, and the module with the function of its name; `None`: Lightning's."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -37,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
     command = args[0] if args else "--help"
     if command in ("-h", "--help"):
         print("usage: python -m lke_lightning COMMAND [options]\n\nLifelong knowledge editing of language models.\n")
-        print("\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"  {name:10} {what}" for name, (what, _) in COMMANDS.items()))
         print("\nEvery command has its own --help; fit and validate take YAML files with -c.")
         return
     if command not in COMMANDS:
@@ -47,28 +51,12 @@ def main(args: Sequence[str] | None = None) -> None:
     from lke_lightning.edits import EditError
 
     try:
-        if command in ("fit", "validate"):
+        if COMMANDS[command][1] is None:
             _edit(args)
         else:
             _run_function(command, args[1:])
     except EditError as error:
         sys.exit(f"error: {error}")
-
-
-def export(ckpt_path: str, output: str) -> None:
-    """Write the edited model of a checkpoint as a plain transformers folder.
-
-    Args:
-        ckpt_path: a checkpoint that `fit` wrote.
-        output: folder to write; it must not exist or be empty.
-    """
-    from lke_lightning.editor import Editor
-    from lke_lightning.edits import EditError
-
-    if not Path(ckpt_path).is_file():
-        raise EditError(f"no checkpoint {ckpt_path!r}")
-    editor = Editor.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
-    print(f"{len(editor.edited)} edits written to {editor.save_pretrained(output)}")
 
 
 def suggest(message: str, options: Sequence[str], classes: Sequence[str]) -> str:
@@ -104,19 +92,7 @@ def _run_function(command: str, args: list[str]) -> None:
 
 def _function(command: str) -> Callable[..., Any]:
     """Return what a command calls; imported only now, because some of them take seconds to import."""
-    if command in ("pretrain", "knowledge"):
-        from lke_lightning.demo import pretraining
-
-        return getattr(pretraining, command)
-    if command == "compare":
-        from lke_lightning.sweeps.compare import compare
-
-        return compare
-    if command == "tune":
-        from lke_lightning.sweeps.tune import tune
-
-        return tune
-    return export
+    return getattr(import_module(f"lke_lightning.{COMMANDS[command][1]}"), command)
 
 
 def _edit(args: list[str]) -> None:

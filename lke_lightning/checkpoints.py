@@ -1,0 +1,140 @@
+"""Checkpoints on disk: written whole or not at all, checked before they are trusted, found by name."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+
+from lke_lightning.edits import EditError
+
+FOLDER, LAST, PATTERN = "checkpoints", "last.ckpt", "batch-*.ckpt"
+
+
+def file_name(batches: int) -> str:
+    """Name the checkpoint of a run by how many batches it has edited; names sort in that order."""
+    return PATTERN.replace("*", f"{batches:08}")
+
+
+def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file, whole or not at all, also where the power fails.
+
+    Raises:
+        EditError: it cannot be written, with the reason; what was there before still is.
+    """
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+        unfinished.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise EditError(
+            f"cannot write {path} ({reason}): is the disk full or the folder read-only? What was saved before is whole"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure that a renamed file keeps its new name where the power fails."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint on the CPU, without running any pickle, after all its checksums were compared.
+
+    Raises:
+        EditError: it is not there, or is damaged; the message names the newest whole one beside it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EditError(f"no checkpoint {str(path)!r}")
+    damage = damage_of(path)
+    if damage:
+        others = [other for other in _numbered(path.parent) if other != path.resolve() and not damage_of(other)]
+        offer = (
+            f"continue from the one before it: --ckpt_path {others[-1]}" if others else "there is no other beside it"
+        )
+        raise EditError(f"the checkpoint {path} is damaged ({damage}): {offer}")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def damage_of(path: Path) -> str | None:
+    """Say what is wrong with the bytes of a checkpoint; `None`: every record has its checksum (CRC-32)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        return f"cut short or overwritten: {error}"
+    return None if record is None else f"the checksum of {record} is wrong"
+
+
+def newest(run: str | Path) -> Path | None:
+    """Return the checkpoint of a run's folder that has the most batches, or `None`."""
+    return next(reversed(_numbered(Path(run) / FOLDER)), None)
+
+
+def find(place: str | Path) -> Path:
+    """Turn a checkpoint's path or a run's folder into a checkpoint's path.
+
+    Raises:
+        EditError: there is none.
+    """
+    place = Path(place)
+    if place.is_file():
+        return place.resolve()
+    found = newest(place) if place.is_dir() else None
+    if found is None:
+        raise EditError(f"{str(place)!r} is neither a checkpoint nor the folder of a run with one")
+    return found
+
+
+def keep_newest(folder: Path, count: int, spared: Path | None = None) -> None:
+    """Delete all but the newest `count` checkpoints of a folder and `spared`."""
+    for old in _numbered(folder)[:-count]:
+        if spared is None or old != spared.resolve():
+            old.unlink(missing_ok=True)
+
+
+def link_last(path: Path) -> None:
+    """Let `last.ckpt` beside a checkpoint lead to it."""
+    unfinished = path.with_name(LAST + ".tmp")
+    unfinished.unlink(missing_ok=True)
+    unfinished.symlink_to(path.name)
+    os.replace(unfinished, path.with_name(LAST))
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(path.resolve() for path in folder.glob(PATTERN))
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """What Lightning saves and loads checkpoints with."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint, whole or not at all."""
+        replace(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint that is whole."""
+        checkpoint = read(path)
+        rank_zero_info(f"Continuing from {path}")
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)

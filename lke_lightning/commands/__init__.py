@@ -1,0 +1,1 @@
+"""What the command line offers beside `fit`: looking back, taking back, taking away, looking ahead."""

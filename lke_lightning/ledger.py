@@ -1,0 +1,88 @@
+"""The ledger of a run: what happened to the model, one JSON object a line, in order, never rewritten."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from lke_lightning.edits import EditError
+
+NAME, DISCARDED = "ledger.jsonl", "ledger.discarded.jsonl"
+
+Entry = dict[str, Any]
+"""One event: `event` says of what kind it is, `time` (UTC) when it was written."""
+
+
+class Ledger:
+    """An append-only file of entries.
+
+    A checkpoint remembers how long the ledger was. What a run wrote after its last checkpoint describes edits that died
+    with the process; `cut` takes it out, to where it can still be read.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / NAME
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Write entries and see them to the disk.
+
+        Raises:
+            EditError: they cannot be written; none of them counts then, because no checkpoint knows of them.
+        """
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        lines = "".join(json.dumps({**entry, "time": now}, ensure_ascii=False) + "\n" for entry in entries)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(lines.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise EditError(
+                f"cannot write {self.path} ({error.strerror}): is the disk full or the folder read-only?"
+            ) from error
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def cut(self, size: int) -> int:
+        """Shorten the ledger to a length that a checkpoint remembers; return how many entries were taken out.
+
+        Raises:
+            EditError: the ledger is shorter than that: part of it is gone.
+        """
+        if self.size < size:
+            raise EditError(
+                f"{self.path} has {self.size} bytes, the checkpoint was written when it had {size}: it was changed or "
+                "replaced since; put the original back, or continue from a copy of the run"
+            )
+        if self.size == size:
+            return 0
+        with self.path.open("r+b") as file:
+            file.seek(size)
+            rest = file.read()
+            with self.path.with_name(DISCARDED).open("ab") as discarded:
+                discarded.write(rest if rest.endswith(b"\n") else rest + b"\n")
+            file.truncate(size)
+        return rest.count(b"\n")
+
+    def read(self, size: int | None = None) -> Iterator[Entry]:
+        """Yield the entries in order, those of the first `size` bytes only if given; an unfinished line is left out."""
+        if not self.path.is_file():
+            return
+        position = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                position += len(line)
+                if not line.endswith(b"\n") or (size is not None and position > size):
+                    return
+                yield json.loads(line)
