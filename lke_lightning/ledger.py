@@ -5,16 +5,43 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lke_lightning.edits import EditError
+from filelock import FileLock, Timeout
 
-NAME, DISCARDED = "ledger.jsonl", "ledger.discarded.jsonl"
+from lke_lightning.edits import EditError
+from lke_lightning.results import replace
+
+NAME, DISCARDED, LOCK = "ledger.jsonl", "ledger.discarded.jsonl", ".lock"
 
 Entry = dict[str, Any]
 """One event: `event` says of what kind it is, `time` (UTC) when it was written."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder; the lock goes with the process, however that ends.
+
+    Raises:
+        EditError: another process is in it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, blocking=False)
+        lock.acquire()
+    except Timeout:
+        raise EditError(f"another process is editing in {folder}: wait for it, or name another folder") from None
+    except OSError as error:
+        raise EditError(
+            f"cannot write into {folder} ({error.strerror}): name another with trainer.default_root_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Ledger:
@@ -36,7 +63,7 @@ class Ledger:
         Raises:
             EditError: they cannot be written; none of them counts then, because no checkpoint knows of them.
         """
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         lines = "".join(json.dumps({**entry, "time": now}, ensure_ascii=False) + "\n" for entry in entries)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +80,18 @@ class Ledger:
     def size(self) -> int:
         """Length in bytes."""
         return self.path.stat().st_size if self.path.is_file() else 0
+
+    def begin_with(self, other: Ledger, size: int) -> None:
+        """Copy the first `size` bytes of another run's ledger.
+
+        Raises:
+            EditError: it is not that long.
+        """
+        if other.size < size:
+            raise EditError(f"the checkpoint was written when {other.path} had {size} bytes; it has {other.size} now")
+        with other.path.open("rb") as file:
+            past = file.read(size)
+        replace(self.path, lambda file: file.write(past))
 
     def cut(self, size: int) -> int:
         """Shorten the ledger to a length that a checkpoint remembers; return how many entries were taken out.

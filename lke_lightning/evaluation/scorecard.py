@@ -95,17 +95,17 @@ class Scorecard(Callback):
             "just_after": self.just_after,
             "batches": self.batches,
             "steps": self.steps,
-            "perplexity_before": self.perplexity["before"],
+            "final": self.final,
+            "perplexity": self.perplexity,
             "seconds": self._total_seconds(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what the interrupted run measured."""
         self.unedited, self.just_after = dict(state_dict["unedited"]), dict(state_dict["just_after"])
-        self.batches, self._earlier = list(state_dict["batches"]), state_dict["seconds"]
-        # Checkpoints of version 0.1.0 may lack these.
-        self.steps = list(state_dict.get("steps", []))
-        self.perplexity["before"] = state_dict.get("perplexity_before")
+        self.batches, self.steps = list(state_dict["batches"]), list(state_dict["steps"])
+        self.final, self.perplexity = dict(state_dict["final"]), dict(state_dict["perplexity"])
+        self._earlier = state_dict["seconds"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: Editor) -> None:
         """Score the unedited model."""
@@ -115,20 +115,21 @@ class Scorecard(Callback):
             parts = [requests[i : i + size] for i in range(0, len(requests), size)]
             for part in track(parts, "Scoring the unedited model", transient=True):
                 self.unedited.update(self._score(trainer, pl_module, part))
-        if self.text and self.perplexity["before"] is None and not pl_module.edited:
+        if self.text and self.perplexity["before"] is None and not pl_module.made:
             self.perplexity["before"] = self._perplexity(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, _: int) -> None:
         """Score the batch right after its edit."""
-        scored = self._score(trainer, pl_module, batch.requests)
+        edited = pl_module.batch.requests
+        pl_module.scores = scored = self._score(trainer, pl_module, edited) if edited else {}
         self.just_after.update(scored)
-        self.batches.append([request.id for request in batch.requests])
+        self.batches.append([request.id for request in edited])
         self.steps += pl_module.targets.steps
         summary = summarize(scored.values())
         for kind in KINDS:
             value = summary[kind]["success" if summary[kind]["success"] is not None else "accuracy"]
             if value is not None:
-                pl_module.log(f"just_after/{kind}", value, batch_size=len(batch), prog_bar=kind == "efficacy")
+                pl_module.log(f"just_after/{kind}", value, batch_size=len(edited), prog_bar=kind == "efficacy")
         if time.perf_counter() - self._written >= WRITE_EVERY:
             self._write(trainer, pl_module)
 
@@ -175,7 +176,7 @@ class Scorecard(Callback):
             "model": editor.pretrained,
             "data": data.name,
             "protocol": PROTOCOL,
-            "edits": len(editor.edited),
+            "edits": editor.made,
             "batch_size": data.batch_size,
             "before": _section(self.unedited, done or list(self.unedited)),
             "just_after": _section(self.just_after, done),
