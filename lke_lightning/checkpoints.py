@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,17 @@ def read(path: str | Path) -> dict[str, Any]:
             f"continue from the one before it: --ckpt_path {others[-1]}" if others else "there is no other beside it"
         )
         raise EditError(f"the checkpoint {path} is damaged ({damage}): {offer}")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise EditError(
+            f"{path} is no checkpoint of an editing run: it holds more than tensors and plain values"
+        ) from error
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """Load a checkpoint without reading its tensors into memory, and without comparing checksums."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def damage_of(path: Path) -> str | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import errno
+import inspect
+import itertools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +20,10 @@ COMMANDS = {
         "sweep strengths on a slice of the edits and propose some; arguments of fit follow after --",
         "sweeps.tune",
     ),
+    "log": ("list what a run did: log RUN", "commands.history"),
+    "show": ("print all that is known of one edit: show RUN ID", "commands.history"),
+    "undo": ("take edits of a run back, exactly: undo RUN --edit ID [ID ...]", "commands.undo"),
+    "redo": ("write edits again that were undone: redo RUN --edit ID [ID ...]", "commands.undo"),
     "export": ("write the edited model of a checkpoint as a plain transformers folder", "commands.export"),
     "pretrain": ("train the demo model anew", "demo.pretraining"),
     "knowledge": ("measure what the demo model, or another, knows of the demo world", "demo.pretraining"),
@@ -63,12 +69,37 @@ def main(args: Sequence[str] | None = None) -> None:
 def _run_function(command: str, args: list[str]) -> None:
     from jsonargparse import auto_cli
 
-    if command == "tune" and "--" in args:
-        end = args.index("--")
-        args = [*args[:end], "--arguments", json.dumps(args[end + 1 :])]
-    result = auto_cli(_function(command), args=args, as_positional=False, prog=f"lke_lightning {command}")
+    function = _function(command)
+    result = auto_cli(function, args=_spelled_out(function, args), as_positional=False, prog=f"lke_lightning {command}")
     for name, value in (result or {}).items():
         print(f"{name:20} {value:.4g}")
+
+
+def _spelled_out(function: Callable[..., Any], args: list[str]) -> list[str]:
+    """Give names to arguments without one, and brackets to lists: `RUN --edit 1 2` as `--run RUN --edit ["1", "2"]`.
+
+    What follows `--` is the list of arguments for `fit`.
+    """
+    parameters = inspect.signature(function).parameters
+    lists = {f"--{name}" for name, parameter in parameters.items() if str(parameter.annotation).startswith("list")}
+    rest = args[args.index("--") + 1 :] if "--" in args else None
+    args = args[: args.index("--")] if rest is not None else args
+    spelled: list[str] = []
+    names = iter(parameters)
+    while args and not args[0].startswith("-"):
+        spelled += [f"--{next(names, 'unexpected')}", args[0]]
+        args = args[1:]
+    for option, values in _options(args):
+        is_list = option in lists and not (values and values[0].startswith("["))
+        spelled += [option, json.dumps(values)] if is_list else [option, *values]
+    return spelled if rest is None else [*spelled, "--arguments", json.dumps(rest)]
+
+
+def _options(args: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each option with the values that follow it."""
+    starts = [i for i, arg in enumerate(args) if arg.startswith("-")]
+    for start, end in itertools.pairwise([*starts, len(args)]):
+        yield args[start], args[start + 1 : end]
 
 
 def _function(command: str) -> Callable[..., Any]:

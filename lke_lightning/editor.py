@@ -175,6 +175,14 @@ class Editor(lightning.LightningModule):
                     stack.enter_context(self.language_model.weight(layer).read_as(self.readout))
             yield
 
+    @contextmanager
+    def as_unedited(self) -> Iterator[None]:
+        """Let the language model be what it was before the first edit."""
+        with ExitStack() as stack:
+            for layer in self.language_model.layers if self.made else ():
+                stack.enter_context(self.language_model.weight(layer).read_as(lambda _, delta: torch.zeros_like(delta)))
+            yield
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the change, not the language model; record which model, method and stream it belongs to."""
         checkpoint["state_dict"] = {

@@ -130,7 +130,7 @@ class EditCLI(LightningCLI):
             given.ckpt_path = checkpoints.find(given.ckpt_path)
         elif fits_alone and checkpoints.newest(root):
             raise EditError(f"{root} holds a run: continue it with --ckpt_path last, or name another folder")
-        given.ckpt_path = given.ckpt_path and str(given.ckpt_path)
+        given.ckpt_path, given.weights_only = given.ckpt_path and str(given.ckpt_path), True
 
     def _parse_ckpt_path(self) -> None:
         """Do not take the model's settings from the checkpoint: those given are compared with it."""

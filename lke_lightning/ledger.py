@@ -125,3 +125,32 @@ class Ledger:
                 if not line.endswith(b"\n") or (size is not None and position > size):
                     return
                 yield json.loads(line)
+
+
+def states(entries: Iterable[Entry], saved: int | None = None) -> dict[int, str]:
+    """Tell what became of every edit of a ledger, by the number of its entry.
+
+    Args:
+        entries: the ledger's, in order.
+        saved: how many bytes of it the newest checkpoint knows of; `None`: all.
+
+    Returns:
+        `in the weights`, `replaced`, `undone`, or `not saved`: made, or changed, since the newest checkpoint.
+    """
+    found: dict[int, str] = {}
+    latest: dict[str, int] = {}
+    size = 0
+    for number, entry in enumerate(entries):
+        size += len(json.dumps(entry, ensure_ascii=False).encode()) + 1
+        is_saved = saved is None or size <= saved
+        event, name, other = entry["event"], entry.get("id"), entry.get("replaces") or entry.get("other")
+        if event == "edit":
+            latest[name] = number
+        holds, gone = {
+            "edit": (name, other), "redo": (name, other), "undo": (other, name)
+        }.get(event, (None, None))  # fmt: skip
+        if gone is not None and gone in latest:
+            found[latest[gone]] = ("undone" if event == "undo" else "replaced") if is_saved else "not saved"
+        if holds is not None and holds in latest:
+            found[latest[holds]] = "in the weights" if is_saved else "not saved"
+    return found

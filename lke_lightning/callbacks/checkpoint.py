@@ -57,18 +57,18 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save if it is due and no evaluation is; before the last batch too, whose evaluation may take long."""
-        is_next_the_last = batch_idx + 2 == trainer.num_training_batches
-        if not _is_evaluation_due(trainer, batch_idx) and (self._is_due(trainer) or is_next_the_last):
+        left = trainer.num_training_batches - (batch_idx + 1)
+        is_evaluation_due = bool(trainer.enable_validation) and (batch_idx + 1) % trainer.val_check_batch == 0
+        if left and not is_evaluation_due and (left == 1 or self._is_due(trainer)):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Save if it was due before the evaluation; after the last batch in any case."""
-        is_over = trainer.global_step >= trainer.num_training_batches
-        if trainer.state.fn == "fit" and (self._is_due(trainer) or is_over):
+        """Save if it was due before the evaluation."""
+        if trainer.state.fn == "fit" and trainer.global_step < trainer.num_training_batches and self._is_due(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Save what is not saved yet."""
+        """Save the finished run, evaluation and all."""
         self._save(trainer)
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -92,7 +92,3 @@ class RunCheckpoint(Checkpoint):
         self.seconds += time.perf_counter() - start
         if trainer.received_sigterm:
             rank_zero_info(f"told to stop after {trainer.global_step} batches: continue with --ckpt_path {path}")
-
-
-def _is_evaluation_due(trainer: Trainer, batch_idx: int) -> bool:
-    return bool(trainer.enable_validation) and (batch_idx + 1) % trainer.val_check_batch == 0

@@ -68,9 +68,16 @@ class Recorder(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: Editor) -> None:
         """Write what an evaluation during the run measured."""
-        final = {name: value.item() for name, value in trainer.logged_metrics.items() if name.startswith("final/")}
-        if trainer.state.fn == "fit" and final:
-            self._append(trainer, [{"event": "evaluation", "batch": trainer.global_step - 1, **final}])
+        self._append_events(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Editor) -> None:
+        """Write what the evaluation at the end measured."""
+        self._append_events(trainer, pl_module)
+
+    def _append_events(self, trainer: Trainer, editor: Editor) -> None:
+        if trainer.state.fn == "fit" and editor.events:
+            self._append(trainer, editor.events)
+            editor.events = []
 
     def _append(self, trainer: Trainer, entries: list[Entry]) -> None:
         if trainer.is_global_zero:

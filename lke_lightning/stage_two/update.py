@@ -238,12 +238,13 @@ class WeightUpdate(Callback):
 
     def _move(self, model: LanguageModel, out: Sequence[int] = (), back: Sequence[int] = ()) -> None:
         """Take edits out of memory and weights, and others in again."""
-        for numbers, move in ((out, self.solver.retire), (back, self.solver.restore)):
-            for layer in model.layers if numbers else ():
-                weight = model.weight(layer)
-                update, memory = move(self._fetch(layer, model), numbers, weight.delta)
-                self._keep(layer, memory)
-                weight.add(update)
+        for layer in model.layers if out or back else ():
+            weight = model.weight(layer)
+            for numbers, move in ((out, self.solver.retire), (back, self.solver.restore)):
+                if numbers:
+                    update, memory = move(self._fetch(layer, model), numbers, weight.delta)
+                    self._keep(layer, memory)
+                    weight.add(update)
 
     def _fetch(self, layer: int, model: LanguageModel) -> Memory:
         """Bring what the solver computes with to the device."""
