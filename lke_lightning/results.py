@@ -27,9 +27,11 @@ def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
         sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+    except (OSError, RuntimeError) as error:
         unfinished.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        # torch raises an error of its own after the one that a full disk raised
+        first = error if isinstance(error, OSError) else error.__context__
+        reason = first.strerror if isinstance(first, OSError) and first.strerror else str(error).splitlines()[0]
         raise EditError(
             f"cannot write {path} ({reason}): is the disk full or the folder read-only? What was saved before is whole"
         ) from error

@@ -321,8 +321,10 @@ def invert(gram: Tensor) -> tuple[Tensor, float]:
     much has to be added for a factorisation, it is, with a warning, if at most one direction in a hundred needs it.
 
     Raises:
-        EditError: more directions than that are empty: the statistics are singular.
+        EditError: more directions than that are empty: the statistics are singular; or they are not finite.
     """
+    if not gram.isfinite().all():
+        raise EditError("the statistics are not finite: the unedited model gives NaN or infinity on their text")
     factor, info = torch.linalg.cholesky_ex(gram)
     largest, size, jitter = gram.diagonal().max().item(), len(gram), 0.0
     if info.item() or factor.diagonal().min() ** 2 < 1e-11 * largest:  # far above float64's noise, far below jitter
