@@ -34,8 +34,7 @@ class EditResult:
 
     def revert(self) -> None:
         """Give the model its unedited weights back, bit for bit."""
-        for weight in self.editor.language_model.edited.values():
-            weight.revert()
+        self.editor.revert()
 
 
 def edit(
@@ -65,7 +64,7 @@ def edit(
             the demo model.
 
     Raises:
-        EditError: a request or the model cannot be edited with; nothing has been changed then.
+        EditError: a request or the model cannot be edited with; the model is what it was then, as after any error.
     """
     configuration = _read(config)
     stages = compose(configuration)
@@ -86,7 +85,11 @@ def edit(
         enable_progress_bar=False,
         default_root_dir=tempfile.gettempdir(),
     )
-    trainer.fit(editor, datamodule=stream)
+    try:
+        trainer.fit(editor, datamodule=stream)
+    except BaseException:  # also an interrupted notebook cell: the caller's model is not left half edited
+        editor.revert()
+        raise
     return EditResult(editor, summarize(scorecard.unedited.values()), summarize(scorecard.final.values()))
 
 

@@ -175,6 +175,11 @@ class Editor(lightning.LightningModule):
                     stack.enter_context(self.language_model.weight(layer).read_as(self.readout))
             yield
 
+    def revert(self) -> None:
+        """Give the model its unedited weights back, bit for bit."""
+        for weight in self.language_model.edited.values():
+            weight.revert()
+
     @contextmanager
     def as_unedited(self) -> Iterator[None]:
         """Let the language model be what it was before the first edit."""

@@ -74,7 +74,7 @@ def test_fit_writes_a_scorecard(run):
         (2, 0, 2),
     ]
     assert all(norm["after"] != norm["before"] for norm in card["weight_norms"].values())
-    assert set(card["seconds"]) == {"stage_one", "stage_two", "evaluation", "total"}
+    assert set(card["seconds"]) == {"stage_one", "stage_two", "evaluation", "guard", "checkpoint", "total"}
     assert {"torch", "lightning", "transformers"} <= set(card["versions"])
     assert 1 < card["perplexity"]["before"] != card["perplexity"]["final"] > 1
     assert 1 <= card["steps"]["median"] <= 30

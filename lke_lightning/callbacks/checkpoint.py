@@ -42,8 +42,6 @@ class RunCheckpoint(Checkpoint):
         self.dirpath, self.every_n_train_steps, self.keep = dirpath, every_n_train_steps, keep
         self.interval = train_time_interval
         self.last_model_path = ""
-        self.seconds = 0.0
-        """What writing took so far, in this process."""
         self._saved_at, self._saved_batches = time.monotonic(), -1
 
     def setup(self, trainer: Trainer, pl_module: Editor, stage: str) -> None:
@@ -81,14 +79,13 @@ class RunCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         if self.keep == 0 or self._saved_batches == trainer.global_step:
             return
-        start = time.perf_counter()
         path = Path(self.dirpath) / checkpoints.file_name(trainer.global_step)
-        trainer.save_checkpoint(path)
+        with trainer.lightning_module.timed("checkpoint"):
+            trainer.save_checkpoint(path)
         self._saved_at, self._saved_batches, self.last_model_path = time.monotonic(), trainer.global_step, str(path)
         if trainer.is_global_zero:
             checkpoints.link_last(path)
             if self.keep > 0:
                 checkpoints.keep_newest(path.parent, self.keep, Path(trainer.ckpt_path) if trainer.ckpt_path else None)
-        self.seconds += time.perf_counter() - start
         if trainer.received_sigterm:
             rank_zero_info(f"told to stop after {trainer.global_step} batches: continue with --ckpt_path {path}")

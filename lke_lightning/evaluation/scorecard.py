@@ -24,6 +24,9 @@ from lke_lightning.results import versions, write
 
 PROTOCOL = "teacher-forced"
 
+ACTIVITIES = ("stage_one", "stage_two", "evaluation", "guard", "checkpoint")
+"""What seconds are told of."""
+
 WRITE_EVERY = 5.0
 """Seconds: a scorecard sums up all edits so far, which batches of a single edit should not wait for."""
 
@@ -213,7 +216,7 @@ class Scorecard(Callback):
                 for layer, (before, after) in norms.items()
             },
             "seconds": {
-                **{name: round(editor.seconds.get(name, 0.0), 2) for name in ("stage_one", "stage_two", "evaluation")},
+                **{name: round(editor.seconds.get(name, 0.0), 2) for name in ACTIVITIES},
                 "total": round(self._total_seconds(), 2),
             },
             "device": _device_name(trainer.strategy.root_device),
