@@ -32,6 +32,25 @@ class EditResult:
     after: dict[str, Any]
     """Scores of the edited model over all requests."""
 
+    stage_two: WeightUpdate
+    """Holds the memory of the edits."""
+
+    def undo(self, *ids: str) -> None:
+        """Take edits back, exactly, as if they had never been made.
+
+        Raises:
+            EditError: one of them is not in the weights, or the method has no exact undo; nothing is changed then.
+        """
+        self.stage_two.undo(self.editor.language_model, ids)
+
+    def redo(self, *ids: str) -> None:
+        """Write edits again that were undone.
+
+        Raises:
+            EditError: one of them is in the weights already; nothing is changed then.
+        """
+        self.stage_two.redo(self.editor.language_model, ids)
+
     def revert(self) -> None:
         """Give the model its unedited weights back, bit for bit."""
         self.editor.revert()
@@ -71,9 +90,10 @@ def edit(
     stream = RequestList([_request(i, request) for i, request in enumerate(requests)], batch_size)
     editor = Editor.around(model, tokenizer, layers or configuration.get("model", {}).get("layers"))
     scorecard = Scorecard(report=False)
+    update = stage_two or stages.two
     trainer = Trainer(
         max_epochs=1,
-        callbacks=[stage_one or stages.one, stage_two or stages.two, scorecard],
+        callbacks=[stage_one or stages.one, update, scorecard],
         accelerator="cuda" if model.device.type == "cuda" else "cpu",
         devices=1,
         use_distributed_sampler=False,
@@ -90,7 +110,7 @@ def edit(
     except BaseException:  # also an interrupted notebook cell: the caller's model is not left half edited
         editor.revert()
         raise
-    return EditResult(editor, summarize(scorecard.unedited.values()), summarize(scorecard.final.values()))
+    return EditResult(editor, summarize(scorecard.unedited.values()), summarize(scorecard.final.values()), update)
 
 
 def _read(config: str | Path) -> dict[str, Any]:
