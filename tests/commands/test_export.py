@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import lightning
@@ -352,3 +353,11 @@ def test_a_matrix_that_peft_does_not_know_is_refused(pretrained, tmp_path):
     weight._matrix = (Own(weight.matrix),)
     with pytest.raises(EditError, match="of a Own, not a linear layer: use --format delta"):
         write_lora(editor, tmp_path / "adapter")
+
+
+def test_the_page_shows_what_was_measured():
+    script = runpy.run_path(str(ROOT / "docs" / "tables.py"))
+    page = (ROOT / "docs" / "export.md").read_text()
+    for name in ("survival", "control", "ranks"):
+        assert all(marker in page for marker in script["markers"](name))
+    assert script["rewritten"](page) == page
