@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from lke_lightning.edits import EditError
+from lke_lightning.results import replace
 
 FOLDER, LAST, PATTERN = "checkpoints", "last.ckpt", "batch-*.ckpt"
 
@@ -20,38 +21,6 @@ FOLDER, LAST, PATTERN = "checkpoints", "last.ckpt", "batch-*.ckpt"
 def file_name(batches: int) -> str:
     """Name the checkpoint of a run by how many batches it has edited; names sort in that order."""
     return PATTERN.replace("*", f"{batches:08}")
-
-
-def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file, whole or not at all, also where the power fails.
-
-    Raises:
-        EditError: it cannot be written, with the reason; what was there before still is.
-    """
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-        unfinished.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise EditError(
-            f"cannot write {path} ({reason}): is the disk full or the folder read-only? What was saved before is whole"
-        ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make sure that a renamed file keeps its new name where the power fails."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -70,7 +39,17 @@ def read(path: str | Path) -> dict[str, Any]:
             f"continue from the one before it: --ckpt_path {others[-1]}" if others else "there is no other beside it"
         )
         raise EditError(f"the checkpoint {path} is damaged ({damage}): {offer}")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise EditError(
+            f"{path} is no checkpoint of an editing run: it holds more than tensors and plain values"
+        ) from error
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """Load a checkpoint without reading its tensors into memory, and without comparing checksums."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def damage_of(path: Path) -> str | None:

@@ -1,17 +1,16 @@
-"""The command line. `fit` and `validate` are Lightning's, with the two stages as sections of their own."""
+"""The command line: which command is meant, and how errors reach the user."""
 
 from __future__ import annotations
 
 import difflib
+import errno
+import inspect
+import itertools
 import json
-import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from typing import Any, NoReturn
-
-from lke_lightning.configuration import configs
+from typing import Any
 
 COMMANDS = {
     "fit": ("edit a model, batch by batch; without arguments: 200 facts of the demo world", None),
@@ -21,6 +20,10 @@ COMMANDS = {
         "sweep strengths on a slice of the edits and propose some; arguments of fit follow after --",
         "sweeps.tune",
     ),
+    "log": ("list what a run did: log RUN", "commands.history"),
+    "show": ("print all that is known of one edit: show RUN ID", "commands.history"),
+    "undo": ("take edits of a run back, exactly: undo RUN --edit ID [ID ...]", "commands.undo"),
+    "redo": ("write edits again that were undone: redo RUN --edit ID [ID ...]", "commands.undo"),
     "export": ("write the edited model of a checkpoint as a plain transformers folder", "commands.export"),
     "pretrain": ("train the demo model anew", "demo.pretraining"),
     "knowledge": ("measure what the demo model, or another, knows of the demo world", "demo.pretraining"),
@@ -52,146 +55,53 @@ def main(args: Sequence[str] | None = None) -> None:
 
     try:
         if COMMANDS[command][1] is None:
-            _edit(args)
+            import_module("lke_lightning.fitting").run(args)
         else:
             _run_function(command, args[1:])
     except EditError as error:
         sys.exit(f"error: {error}")
-
-
-def suggest(message: str, options: Sequence[str], classes: Sequence[str]) -> str:
-    """Name the known options or classes closest to the unknown one that an error message speaks of."""
-    unknown = re.findall(r"--([\w.]+)|[Kk]ey [\"']([\w.]+)[\"']|does not accept [\w ]*[\"']?([\w.]+)", message)
-    last = {option.rsplit(".", 1)[-1]: option for option in options}
-    close: list[str] = []
-    for name in (next(filter(None, groups)) for groups in unknown):
-        found = difflib.get_close_matches(name, options, 3, 0.6)
-        found += [last[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 3, 0.7)]
-        close += ["--" + option for option in found if option != name]
-    for name in re.findall(r"Given value: ([A-Za-z]\w*)", message):
-        close += [match for match in difflib.get_close_matches(name, classes, 3, 0.6) if match != name]
-    return f"{message}\nDid you mean: {', '.join(dict.fromkeys(close))}?" if close else message
-
-
-def _subclasses(base: type) -> Iterator[type]:
-    for part in base.__subclasses__():
-        yield part
-        yield from _subclasses(part)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        sys.exit(f"error: cannot write {error.filename}: {error.strerror}. What was saved before is whole")
 
 
 def _run_function(command: str, args: list[str]) -> None:
     from jsonargparse import auto_cli
 
-    if command == "tune" and "--" in args:
-        end = args.index("--")
-        args = [*args[:end], "--arguments", json.dumps(args[end + 1 :])]
-    result = auto_cli(_function(command), args=args, as_positional=False, prog=f"lke_lightning {command}")
+    function = _function(command)
+    result = auto_cli(function, args=_spelled_out(function, args), as_positional=False, prog=f"lke_lightning {command}")
     for name, value in (result or {}).items():
         print(f"{name:20} {value:.4g}")
+
+
+def _spelled_out(function: Callable[..., Any], args: list[str]) -> list[str]:
+    """Give names to arguments without one, and brackets to lists: `RUN --edit 1 2` as `--run RUN --edit ["1", "2"]`.
+
+    What follows `--` is the list of arguments for `fit`.
+    """
+    parameters = inspect.signature(function).parameters
+    lists = {f"--{name}" for name, parameter in parameters.items() if str(parameter.annotation).startswith("list")}
+    rest = args[args.index("--") + 1 :] if "--" in args else None
+    args = args[: args.index("--")] if rest is not None else args
+    spelled: list[str] = []
+    names = iter(parameters)
+    while args and not args[0].startswith("-"):
+        spelled += [f"--{next(names, 'unexpected')}", args[0]]
+        args = args[1:]
+    for option, values in _options(args):
+        is_list = option in lists and not (values and values[0].startswith("["))
+        spelled += [option, json.dumps(values)] if is_list else [option, *values]
+    return spelled if rest is None else [*spelled, "--arguments", json.dumps(rest)]
+
+
+def _options(args: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each option with the values that follow it."""
+    starts = [i for i, arg in enumerate(args) if arg.startswith("-")]
+    for start, end in itertools.pairwise([*starts, len(args)]):
+        yield args[start], args[start + 1 : end]
 
 
 def _function(command: str) -> Callable[..., Any]:
     """Return what a command calls; imported only now, because some of them take seconds to import."""
     return getattr(import_module(f"lke_lightning.{COMMANDS[command][1]}"), command)
-
-
-def _edit(args: list[str]) -> None:
-    """Run `fit` or `validate` through LightningCLI."""
-    import warnings
-
-    from lightning.pytorch.callbacks import ModelCheckpoint
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-    from lightning.pytorch.loggers import CSVLogger
-
-    from lke_lightning.callbacks.progress import BatchLine
-    from lke_lightning.data import EditStream
-    from lke_lightning.editor import Editor
-    from lke_lightning.evaluation.scorecard import Scorecard
-    from lke_lightning.stage_one.objectives import Objective
-    from lke_lightning.stage_one.optimization import TargetOptimization
-    from lke_lightning.stage_one.stopping import StopRule
-    from lke_lightning.stage_one.target_space import TargetSpace
-    from lke_lightning.stage_two.keys import KeyPolicy
-    from lke_lightning.stage_two.preservation import Preservation
-    from lke_lightning.stage_two.solvers import Solver
-    from lke_lightning.stage_two.statistics import Statistics
-    from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
-    from lke_lightning.stage_two.update import WeightUpdate
-
-    # What is imported can be named in YAML without its path.
-    stage_one_bases = (Objective, StopRule, TargetSpace)
-    stage_two_bases = (Solver, Preservation, KeyPolicy, Statistics, UpdateTransform, ReadoutTransform)
-    bases = (EditStream, *stage_one_bases, *stage_two_bases)
-    parts = [part.__name__ for base in bases for part in _subclasses(base)]
-
-    class EditParser(LightningArgumentParser):
-        """A parser whose errors name the options that come close."""
-
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            parser = getattr(ex, "subcommand_parser", None) or self
-            options = sorted(
-                {name[2:] for action in parser._actions for name in action.option_strings if ".help" not in name}
-            )
-            super().error(suggest(message, options, parts), ex)
-
-    class EditCLI(LightningCLI):
-        """Lightning's command line, with the two stages, the scorecard and the checkpoint as sections."""
-
-        @staticmethod
-        def subcommands() -> dict[str, set[str]]:
-            given = LightningCLI.subcommands()
-            return {name: given[name] for name in ("fit", "validate")}
-
-        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            parser.add_lightning_class_args(TargetOptimization, "stage_one")
-            parser.add_lightning_class_args(WeightUpdate, "stage_two")
-            parser.add_lightning_class_args(Scorecard, "scorecard")
-            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-            parser.link_arguments("stage_one.reference_quirks", "stage_two.reference_quirks")
-            parser.set_defaults(
-                {"checkpoint.save_last": True, "checkpoint.save_top_k": 1, "checkpoint.every_n_train_steps": 10}
-            )
-
-        def before_instantiate_classes(self) -> None:
-            trainer, checkpoint = self._get(self.config, "trainer"), self._get(self.config, "checkpoint")
-            if trainer.default_root_dir is None:
-                trainer.default_root_dir = f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
-            if checkpoint.dirpath is None:
-                checkpoint.dirpath = f"{trainer.default_root_dir}/checkpoints"
-
-        def instantiate_trainer(self, **kwargs: Any) -> Any:
-            trainer = self._get(self.config_init, "trainer")
-            if trainer["logger"] is None:
-                kwargs["logger"] = CSVLogger(trainer["default_root_dir"])
-            return super().instantiate_trainer(**kwargs)
-
-    # A language model in evaluation mode, and batches of text, are what editing wants.
-    for expected in ("in eval mode at the start", "does not have many workers", "overridden `transfer_batch"):
-        warnings.filterwarnings("ignore", message=f".*{expected}.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # deprecation inside lightning 2.6.6
-    warnings.filterwarnings("ignore", message=".*set_vital.*")  # deprecation inside torchdata 0.11
-    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    defaults = [str(configs() / name) for name in ("method/encore.yaml", "model/demo.yaml", "data/demo.yaml")]
-    EditCLI(
-        Editor,
-        EditStream,
-        subclass_mode_data=True,
-        args=args,
-        parser_class=EditParser,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={name: {"default_config_files": defaults} for name in ("fit", "validate")},
-        trainer_defaults={
-            "max_epochs": 1,
-            "use_distributed_sampler": False,  # the order of edits is data
-            "num_sanity_val_steps": 0,
-            "inference_mode": False,
-            "log_every_n_steps": 1,
-            "enable_model_summary": False,
-            "callbacks": [BatchLine()],
-        },
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ def compose(configuration: Mapping[str, Any]) -> Stages:
     parser.add_class_arguments(TargetOptimization, "stage_one")
     parser.add_class_arguments(WeightUpdate, "stage_two")
     parser.link_arguments("stage_one.reference_quirks", "stage_two.reference_quirks")
-    given = {name: configuration.get(name, {}) for name in ("stage_one", "stage_two")}
+    # a copy, because parsing replaces parts of what it is given
+    given = {name: copy.deepcopy(configuration.get(name, {})) for name in ("stage_one", "stage_two")}
     made = parser.instantiate(parser.parse_object(given))
     return Stages(made.stage_one, made.stage_two)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,20 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from lke_lightning.edits import EditBatch, EditError
+from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
 from lke_lightning.model.targets import Targets
 from lke_lightning.stage_two.transforms import ReadoutTransform
+
+SAME_RESULTS = frozenset(
+    {
+        "stage_one.max_tokens",
+        "stage_one.check_every",
+        "stage_two.keep_on_host",
+        "stage_two.statistics.init_args.cache_dir",
+    }
+)
+"""Settings that a run may be continued with another value of."""
 
 
 class Editor(lightning.LightningModule):
@@ -41,7 +52,7 @@ class Editor(lightning.LightningModule):
     targets: Targets
     """What stage one found for the present batch."""
     batch: EditBatch
-    """The present batch."""
+    """The present batch, without what is left out."""
 
     def __init__(
         self,
@@ -62,10 +73,33 @@ class Editor(lightning.LightningModule):
         self.trust_remote_code, self.method = trust_remote_code, method
         self.readout: ReadoutTransform | None = None
         self.clock = nn.Parameter(torch.zeros(()))
-        self.edited: list[str] = []
-        """Ids of all requests that are in the weights, in order."""
+        self.standing: dict[tuple[str, str], str] = {}
+        """The facts that were edited, each with the id of the edit that states it today, in order."""
+        self.made = 0
+        """How many edits were written so far, also those that do not stand any more."""
+        self.left_out: list[tuple[EditRequest, str]] = []
+        """Requests of the present batch that are not edited, with the reason."""
+        self.events: list[dict[str, Any]] = []
+        """What else the ledger should tell of the present batch."""
+        self.scores: dict[str, dict[str, Tensor]] = {}
+        """What the scorecard found for the edits of the present batch, by id and kind."""
+        self.configuration: dict[str, Any] = {}
+        """The sections `stage_one` and `stage_two` that the run was started with, where there is a command line."""
+        self._random: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         """Wall time by activity, from `timed`."""
+
+    @property
+    def edited(self) -> list[str]:
+        """Ids of the edits that are in the weights, in order."""
+        return list(self.standing.values())
+
+    def mark_edited(self, requests: Iterable[EditRequest]) -> None:
+        """Note that requests are in the weights; each takes the place of an earlier edit of its fact."""
+        for request in requests:
+            self.standing.pop(request.fact, None)  # so that the order is that of the edits
+            self.standing[request.fact] = request.id
+            self.made += 1
 
     @classmethod
     def around(cls, network: nn.Module, tokenizer: Any, layers: list[int] | None, **options: Any) -> Editor:
@@ -90,18 +124,19 @@ class Editor(lightning.LightningModule):
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
         """Log what stage one found; stage two follows, before the clock ticks."""
-        self.batch = batch
+        if not self.batch.requests:
+            return self.clock * 0
         steps = torch.tensor(self.targets.steps, dtype=torch.float32)
         loss = torch.tensor(self.targets.losses).mean()
-        self.log("stage_one/loss", loss, batch_size=len(batch))
-        self.log("stage_one/median_steps", steps.median(), batch_size=len(batch), prog_bar=True)
+        self.log("stage_one/loss", loss, batch_size=len(self.batch))
+        self.log("stage_one/median_steps", steps.median(), batch_size=len(self.batch), prog_bar=True)
         return self.clock * 0 + loss.to(self.clock.device)
 
     def on_train_batch_end(self, outputs: Any, batch: EditBatch, batch_idx: int) -> None:
         """Log how the edited matrices grow."""
         for layer in self.language_model.layers:
             before, now = self.language_model.weight(layer).norms()
-            self.log(f"norm_growth/layer_{layer}", now / before, batch_size=len(batch))
+            self.log(f"norm_growth/layer_{layer}", now / before, batch_size=max(1, len(self.batch)))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the weights change by stage two."""
@@ -140,23 +175,35 @@ class Editor(lightning.LightningModule):
                     stack.enter_context(self.language_model.weight(layer).read_as(self.readout))
             yield
 
+    @contextmanager
+    def as_unedited(self) -> Iterator[None]:
+        """Let the language model be what it was before the first edit."""
+        with ExitStack() as stack:
+            for layer in self.language_model.layers if self.made else ():
+                stack.enter_context(self.language_model.weight(layer).read_as(lambda _, delta: torch.zeros_like(delta)))
+            yield
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the change, not the language model; record which model it belongs to."""
+        """Keep the change, not the language model; record which model, method and stream it belongs to."""
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if ".network." not in f".{name}"
         }
         checkpoint["editing"] = {
             "base_hash": self.language_model.base_hash,
             "layers": list(self.language_model.layers),
-            "edited": list(self.edited),
+            "standing": [[*fact, name] for fact, name in self.standing.items()],
+            "made": self.made,
             "seconds": dict(self.seconds),
+            "configuration": self.configuration,
+            "stream": self.trainer.datamodule.consumed(self.trainer.global_step),
+            "random": {"torch": torch.get_rng_state(), "python": _plain(random.getstate())},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint belongs to this model.
+        """Check that the checkpoint belongs to this model, and to this method and stream where a run continues.
 
         Raises:
-            EditError: it does not, or is no checkpoint of an editing run.
+            EditError: it does not, with the difference; or it is no checkpoint of an editing run.
         """
         self.configure_model()
         if "editing" not in checkpoint:
@@ -169,7 +216,18 @@ class Editor(lightning.LightningModule):
             )
         if saved["layers"] != model.layers:
             raise EditError(f"the checkpoint edits layers {saved['layers']}, this model is set to {model.layers}")
-        self.edited, self.seconds = list(saved["edited"]), dict(saved["seconds"])
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            check_same_method(saved["configuration"], self.configuration)
+            self.trainer.datamodule.check_continues(saved["stream"])
+        self.standing = {(subject, relation): name for subject, relation, name in saved["standing"]}
+        self.made, self.seconds, self._random = saved["made"], dict(saved["seconds"]), saved["random"]
+
+    def on_train_start(self) -> None:
+        """Go on with the random numbers of the interrupted run."""
+        if self._random:
+            torch.set_rng_state(self._random["torch"])
+            version, state, gauss = self._random["python"]
+            random.setstate((version, tuple(state), gauss))
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take the change; nothing but the language model itself may be missing.
@@ -201,3 +259,34 @@ class Editor(lightning.LightningModule):
         if folder.exists():
             folder.rmdir()
         return unfinished.rename(folder)
+
+
+def check_same_method(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Compare the configurations of two stages; without a command line there is none, and nothing is compared.
+
+    Raises:
+        EditError: they differ in something that results depend on; each difference is named.
+    """
+    if not (saved and present):
+        return
+    was, now = dict(_leaves(saved)), dict(_leaves(present))
+    keys = [key for key in {**was, **now} if was.get(key) != now.get(key) and key not in SAME_RESULTS]
+    if keys:
+        lines = [f"  {key}: {was.get(key, 'not set')} in the checkpoint, {now.get(key, 'not set')} now" for key in keys]
+        raise EditError("the checkpoint was made by another method:\n" + "\n".join(lines))
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for name, part in tree.items():
+            yield from _leaves(part, f"{path}.{name}" if path else name)
+    elif isinstance(tree, list) and any(isinstance(part, Mapping) for part in tree):
+        for number, part in enumerate(tree):
+            yield from _leaves(part, f"{path}.{number}")
+    else:
+        yield path, tree
+
+
+def _plain(state: Any) -> Any:
+    """Turn tuples into lists: checkpoints hold tensors and plain types only."""
+    return [_plain(part) for part in state] if isinstance(state, (tuple, list)) else state

@@ -5,16 +5,43 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lke_lightning.edits import EditError
+from filelock import FileLock, Timeout
 
-NAME, DISCARDED = "ledger.jsonl", "ledger.discarded.jsonl"
+from lke_lightning.edits import EditError
+from lke_lightning.results import replace
+
+NAME, DISCARDED, LOCK = "ledger.jsonl", "ledger.discarded.jsonl", ".lock"
 
 Entry = dict[str, Any]
 """One event: `event` says of what kind it is, `time` (UTC) when it was written."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder; the lock goes with the process, however that ends.
+
+    Raises:
+        EditError: another process is in it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, blocking=False)
+        lock.acquire()
+    except Timeout:
+        raise EditError(f"another process is editing in {folder}: wait for it, or name another folder") from None
+    except OSError as error:
+        raise EditError(
+            f"cannot write into {folder} ({error.strerror}): name another with trainer.default_root_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Ledger:
@@ -36,7 +63,7 @@ class Ledger:
         Raises:
             EditError: they cannot be written; none of them counts then, because no checkpoint knows of them.
         """
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         lines = "".join(json.dumps({**entry, "time": now}, ensure_ascii=False) + "\n" for entry in entries)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +80,18 @@ class Ledger:
     def size(self) -> int:
         """Length in bytes."""
         return self.path.stat().st_size if self.path.is_file() else 0
+
+    def begin_with(self, other: Ledger, size: int) -> None:
+        """Copy the first `size` bytes of another run's ledger.
+
+        Raises:
+            EditError: it is not that long.
+        """
+        if other.size < size:
+            raise EditError(f"the checkpoint was written when {other.path} had {size} bytes; it has {other.size} now")
+        with other.path.open("rb") as file:
+            past = file.read(size)
+        replace(self.path, lambda file: file.write(past))
 
     def cut(self, size: int) -> int:
         """Shorten the ledger to a length that a checkpoint remembers; return how many entries were taken out.
@@ -86,3 +125,32 @@ class Ledger:
                 if not line.endswith(b"\n") or (size is not None and position > size):
                     return
                 yield json.loads(line)
+
+
+def states(entries: Iterable[Entry], saved: int | None = None) -> dict[int, str]:
+    """Tell what became of every edit of a ledger, by the number of its entry.
+
+    Args:
+        entries: the ledger's, in order.
+        saved: how many bytes of it the newest checkpoint knows of; `None`: all.
+
+    Returns:
+        `in the weights`, `replaced`, `undone`, or `not saved`: made, or changed, since the newest checkpoint.
+    """
+    found: dict[int, str] = {}
+    latest: dict[str, int] = {}
+    size = 0
+    for number, entry in enumerate(entries):
+        size += len(json.dumps(entry, ensure_ascii=False).encode()) + 1
+        is_saved = saved is None or size <= saved
+        event, name, other = entry["event"], entry.get("id"), entry.get("replaces") or entry.get("other")
+        if event == "edit":
+            latest[name] = number
+        holds, gone = {
+            "edit": (name, other), "redo": (name, other), "undo": (other, name)
+        }.get(event, (None, None))  # fmt: skip
+        if gone is not None and gone in latest:
+            found[latest[gone]] = ("undone" if event == "undo" else "replaced") if is_saved else "not saved"
+        if holds is not None and holds in latest:
+            found[latest[holds]] = "in the weights" if is_saved else "not saved"
+    return found

@@ -56,20 +56,24 @@ class RunCheckpoint(Checkpoint):
         self.last_model_path = str(trainer.ckpt_path or "")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save if it is due and no evaluation is."""
-        if trainer.received_sigterm or (self._is_due(trainer) and not _is_evaluation_due(trainer, batch_idx)):
+        """Save if it is due and no evaluation is; before the last batch too, whose evaluation may take long."""
+        left = trainer.num_training_batches - (batch_idx + 1)
+        is_evaluation_due = bool(trainer.enable_validation) and (batch_idx + 1) % trainer.val_check_batch == 0
+        if left and not is_evaluation_due and (left == 1 or self._is_due(trainer)):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Save if it was due before the evaluation; after the last batch in any case."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and (self._is_due(trainer) or _is_over(trainer)):
+        """Save if it was due before the evaluation."""
+        if trainer.state.fn == "fit" and trainer.global_step < trainer.num_training_batches and self._is_due(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Save what is not saved yet."""
+        """Save the finished run, evaluation and all."""
         self._save(trainer)
 
     def _is_due(self, trainer: Trainer) -> bool:
+        if trainer.received_sigterm:
+            return True
         by_count = self.every_n_train_steps > 0 and trainer.global_step % self.every_n_train_steps == 0
         is_late = self.interval is not None and time.monotonic() - self._saved_at >= self.interval.total_seconds()
         return by_count or trainer.strategy.broadcast(is_late)
@@ -88,11 +92,3 @@ class RunCheckpoint(Checkpoint):
         self.seconds += time.perf_counter() - start
         if trainer.received_sigterm:
             rank_zero_info(f"told to stop after {trainer.global_step} batches: continue with --ckpt_path {path}")
-
-
-def _is_over(trainer: Trainer) -> bool:
-    return trainer.global_step >= trainer.num_training_batches
-
-
-def _is_evaluation_due(trainer: Trainer, batch_idx: int) -> bool:
-    return bool(trainer.enable_validation and (batch_idx + 1) % trainer.val_check_batch == 0)

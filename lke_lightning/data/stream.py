@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -80,6 +84,36 @@ class EditStream(LightningDataModule):
             raise EditError(f"{self.name} has several records with the id {twice[0]!r}: ids must differ")
         self.requests = requests
 
+    def consumed(self, batches: int) -> dict[str, Any]:
+        """Return what identifies the first batches of the stream, for a checkpoint."""
+        return {"batch_size": self.batch_size, "digests": _digests(self.requests[: batches * self.batch_size])}
+
+    def check_continues(self, saved: dict[str, Any]) -> None:
+        """Check that this stream begins with the batches that an interrupted run has edited.
+
+        What comes after them may differ: records may have been mended or added since.
+
+        Raises:
+            EditError: it does not; the message names the first difference.
+        """
+        if saved["batch_size"] != self.batch_size:
+            raise EditError(
+                f"the checkpoint's batches have {saved['batch_size']} edits, data.batch_size is {self.batch_size}"
+            )
+        done = saved["digests"]
+        if len(self.requests) < len(done):
+            raise EditError(
+                f"the checkpoint has read {len(done)} requests of its stream, {self.name} has {len(self.requests)}"
+            )
+        differs = (_digests(self.requests[: len(done)]) != done).nonzero()
+        if len(differs):
+            number = int(differs[0])
+            raise EditError(
+                f"request {number + 1} of {self.name}, {self.requests[number].id!r} ({self.requests[number].text!r}), "
+                "is not the one that the checkpoint's run has edited in its place: continue with the same data in the "
+                "same order"
+            )
+
     def train_dataloader(self) -> StatefulDataLoader:
         """Return the batches to edit; its position is kept in checkpoints."""
         return StatefulDataLoader(
@@ -115,3 +149,10 @@ def _collate(requests: list[EditRequest]) -> EditBatch:
     for request in batch.superseded:
         rank_zero_info(f"Edit {request.id} is left out: a later edit of its batch states the same fact {request.fact}")
     return batch
+
+
+def _digests(requests: Sequence[EditRequest]) -> Tensor:
+    """Hash what an edit depends on, (requests,) int64."""
+    parts = ((request.id, request.prompt, request.subject, request.target, request.weight) for request in requests)
+    digests = [hashlib.blake2b(repr(part).encode(), digest_size=8).digest() for part in parts]
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=torch.int64)

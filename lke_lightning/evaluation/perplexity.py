@@ -46,8 +46,8 @@ def perplexity(
     Raises:
         EditError: the text has no token that could be predicted.
     """
-    windows = sorted(_windows(model, texts, tokens, length), key=len)
-    count = sum(len(window) - 1 for window in windows)
+    pieces = sorted(windows(model, texts, tokens, length), key=len)
+    count = sum(len(piece) - 1 for piece in pieces)
     if not count:
         raise EditError("the text for perplexity (scorecard.text) has no token to predict: give more text")
 
@@ -55,12 +55,13 @@ def perplexity(
         groups = by_length([len(row) for row in rows], max_tokens, model.device)
         return torch.stack([_summed_nll(model, [rows[i] for i in members]) for members in groups]).sum()
 
-    sums, _ = within_memory(run, windows, len, max_tokens)
+    sums, _ = within_memory(run, pieces, len, max_tokens)
     mean = torch.stack(sums).sum().item() / count
     return math.exp(mean) if mean < 700 else math.inf  # beyond that a float overflows
 
 
-def _windows(model: LanguageModel, texts: Iterable[str], tokens: int, length: int) -> Iterator[tuple[int, ...]]:
+def windows(model: LanguageModel, texts: Iterable[str], tokens: int, length: int) -> Iterator[tuple[int, ...]]:
+    """Yield documents cut into pieces of at most `length` ids, each behind the tokenizer's leading special tokens."""
     prefix = model.text.prefix
     positions = getattr(model.network.config.get_text_config(), "max_position_embeddings", None) or length
     size = max(1, min(length, positions) - len(prefix))

@@ -86,6 +86,8 @@ class Scorecard(Callback):
         self.perplexity: dict[str, float | None] = {"before": None, "final": None}
         self._started = 0.0
         self._written = -WRITE_EVERY
+        self._evaluated_at = -1
+        """How many edits had been made at the last evaluation."""
         self._earlier = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,40 +97,43 @@ class Scorecard(Callback):
             "just_after": self.just_after,
             "batches": self.batches,
             "steps": self.steps,
-            "perplexity_before": self.perplexity["before"],
+            "final": self.final,
+            "evaluated_at": self._evaluated_at,
+            "perplexity": self.perplexity,
             "seconds": self._total_seconds(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what the interrupted run measured."""
         self.unedited, self.just_after = dict(state_dict["unedited"]), dict(state_dict["just_after"])
-        self.batches, self._earlier = list(state_dict["batches"]), state_dict["seconds"]
-        # Checkpoints of version 0.1.0 may lack these.
-        self.steps = list(state_dict.get("steps", []))
-        self.perplexity["before"] = state_dict.get("perplexity_before")
+        self.batches, self.steps = list(state_dict["batches"]), list(state_dict["steps"])
+        self.final, self.perplexity = dict(state_dict["final"]), dict(state_dict["perplexity"])
+        self._earlier, self._evaluated_at = state_dict["seconds"], state_dict["evaluated_at"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: Editor) -> None:
         """Score the unedited model."""
         self._started = time.perf_counter()
-        if self.before and not self.unedited:
-            requests, size = trainer.datamodule.requests, trainer.datamodule.batch_size
-            parts = [requests[i : i + size] for i in range(0, len(requests), size)]
+        requests, size = trainer.datamodule.requests, trainer.datamodule.batch_size
+        new = [request for request in requests if request.id not in self.unedited] if self.before else []
+        parts = [new[i : i + size] for i in range(0, len(new), size)]
+        with pl_module.as_unedited():
             for part in track(parts, "Scoring the unedited model", transient=True):
                 self.unedited.update(self._score(trainer, pl_module, part))
-        if self.text and self.perplexity["before"] is None and not pl_module.edited:
-            self.perplexity["before"] = self._perplexity(trainer, pl_module)
+            if self.text and self.perplexity["before"] is None:
+                self.perplexity["before"] = self._perplexity(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, _: int) -> None:
         """Score the batch right after its edit."""
-        scored = self._score(trainer, pl_module, batch.requests)
+        edited = pl_module.batch.requests
+        pl_module.scores = scored = self._score(trainer, pl_module, edited) if edited else {}
         self.just_after.update(scored)
-        self.batches.append([request.id for request in batch.requests])
+        self.batches.append([request.id for request in edited])
         self.steps += pl_module.targets.steps
         summary = summarize(scored.values())
         for kind in KINDS:
             value = summary[kind]["success" if summary[kind]["success"] is not None else "accuracy"]
             if value is not None:
-                pl_module.log(f"just_after/{kind}", value, batch_size=len(batch), prog_bar=kind == "efficacy")
+                pl_module.log(f"just_after/{kind}", value, batch_size=len(edited), prog_bar=kind == "efficacy")
         if time.perf_counter() - self._written >= WRITE_EVERY:
             self._write(trainer, pl_module)
 
@@ -151,15 +156,35 @@ class Scorecard(Callback):
             return
         if self.text:
             self.perplexity["final"] = self._perplexity(trainer, pl_module)
-            pl_module.log("final/perplexity", self.perplexity["final"], batch_size=1)
-        summary = summarize(self.final.values())
-        for kind in KINDS:
-            for measure in MEASURES:
-                if summary[kind][measure] is not None:
-                    pl_module.log(f"final/{kind}_{measure}", summary[kind][measure], batch_size=1)
+        for name, value in self._finish(pl_module).items():
+            pl_module.log(f"final/{name}", value, batch_size=1)
         self._write(trainer, pl_module)
         if trainer.state.fn != "fit":
             self._print(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Editor) -> None:
+        """Score all edits, unless an evaluation just did, as when `val_check_interval` does not divide the batches."""
+        if not self.report or self._evaluated_at == pl_module.made or not trainer.enable_validation:
+            return
+        self.final, edited = {}, set(pl_module.edited)
+        requests = [request for request in trainer.datamodule.requests if request.id in edited]
+        size = trainer.datamodule.batch_size
+        for i in track(range(0, len(requests), size), "Scoring all edits", transient=True):
+            self.final.update(self._score(trainer, pl_module, requests[i : i + size]))
+        if self.text:
+            self.perplexity["final"] = self._perplexity(trainer, pl_module)
+        self._finish(pl_module)
+
+    def _finish(self, editor: Editor) -> dict[str, float]:
+        """Sum an evaluation up, for the loggers and the ledger."""
+        summary = summarize(self.final.values())
+        found = {f"{kind}_{measure}": summary[kind][measure] for kind in KINDS for measure in MEASURES}
+        if self.text:
+            found["perplexity"] = self.perplexity["final"]
+        found = {name: value for name, value in found.items() if value is not None}
+        editor.events.append({"event": "evaluation", "edits": editor.made, **found})
+        self._evaluated_at = editor.made
+        return found
 
     def on_fit_end(self, trainer: Trainer, pl_module: Editor) -> None:
         """Print the scorecard and where things are."""
@@ -175,7 +200,7 @@ class Scorecard(Callback):
             "model": editor.pretrained,
             "data": data.name,
             "protocol": PROTOCOL,
-            "edits": len(editor.edited),
+            "edits": editor.made,
             "batch_size": data.batch_size,
             "before": _section(self.unedited, done or list(self.unedited)),
             "just_after": _section(self.just_after, done),

@@ -23,10 +23,21 @@ class Targets:
     """Forward passes until the stop."""
     losses: list[float]
     """Total loss of the vector that is kept."""
+    first_losses: list[float]
+    """Total loss before the first step."""
     reasons: list[str]
     """Name of the rule that stopped the request, or `"MaxSteps"`."""
     site: Site
     """Where the targets live."""
+
+    def are_finite(self) -> list[bool]:
+        """Tell for each request whether its optimisation gave finite numbers."""
+        return (self.vectors.isfinite().all(1) & torch.tensor(self.losses).isfinite().to(self.vectors.device)).tolist()
+
+    def chosen(self, numbers: Sequence[int]) -> Targets:
+        """Return the targets of some requests only."""
+        lists = (self.steps, self.losses, self.first_losses, self.reasons)
+        return Targets(self.vectors[list(numbers)], *([part[i] for i in numbers] for part in lists), self.site)
 
     @classmethod
     def joined(cls, parts: Sequence[Targets]) -> Targets:
@@ -35,6 +46,7 @@ class Targets:
             torch.cat([part.vectors for part in parts]),
             [steps for part in parts for steps in part.steps],
             [loss for part in parts for loss in part.losses],
+            [loss for part in parts for loss in part.first_losses],
             [reason for part in parts for reason in part.reasons],
             parts[0].site,
         )

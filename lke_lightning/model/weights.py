@@ -49,6 +49,12 @@ class EditedWeight(nn.Module):
         self.matrix.weight.copy_(self.base)
 
     @torch.no_grad()
+    def restore(self, delta: Tensor) -> None:
+        """Return to an earlier total change (d_out, d_key), bit for bit."""
+        self.delta.copy_(delta)
+        self.refresh()
+
+    @torch.no_grad()
     def refresh(self) -> None:
         """Write base + delta into the network."""
         change = self.delta.T if is_transposed(self.matrix) else self.delta

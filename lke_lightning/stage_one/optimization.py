@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lke_lightning.edits import SLOT, EditBatch, EditError, EditRequest
@@ -24,6 +25,9 @@ from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
 from lke_lightning.stage_one.target_space import NormBall, TargetSpace
+
+SUPERSEDED = "a later edit of its batch states the same fact"
+BROKEN = "its optimisation gave no finite numbers"
 
 
 class TargetOptimization(Callback):
@@ -99,9 +103,18 @@ class TargetOptimization(Callback):
         pl_module.contexts = self.contexts
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
-        """Find the targets of the batch."""
+        """Find the targets of the batch; a request whose optimisation broke down is left out of it."""
         with trainer.precision_plugin.forward_context(), pl_module.timed("stage_one"):
-            pl_module.targets = self.optimize(pl_module.language_model, batch.requests, self.contexts)
+            targets = self.optimize(pl_module.language_model, batch.requests, self.contexts)
+        sound = [i for i, is_sound in enumerate(targets.are_finite()) if is_sound]
+        broken = [request for i, request in enumerate(batch.requests) if i not in set(sound)]
+        pl_module.batch, pl_module.targets = EditBatch([batch.requests[i] for i in sound]), targets.chosen(sound)
+        pl_module.left_out = [
+            (request, "a later edit of its batch states the same fact") for request in batch.superseded
+        ]
+        pl_module.left_out += [(request, "its optimisation gave no finite numbers") for request in broken]
+        for request in broken:
+            rank_zero_warn(f"edit {request.id} is left out: its optimisation gave no finite numbers")
 
     def optimize(self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Targets:
         """Find the targets of some requests under the model's present weights.
@@ -179,12 +192,15 @@ class _Outcome:
     steps: Tensor
     reasons: Tensor
     losses: Tensor
+    first_losses: Tensor
 
-    DTYPES: ClassVar = (torch.long, torch.long, torch.float64)
+    DTYPES: ClassVar = (torch.long, torch.long, torch.float64, torch.float64)
 
     @torch.no_grad()
     def record(self, active: Tensor, stopped: Tensor, vectors: Tensor, step: int, loss: Tensor, reason: Tensor) -> None:
         """Freeze requests that just stopped at the vector that passed; all tensors are (active requests, ...)."""
+        if step == 1:
+            self.first_losses.copy_(loss)
         self.vectors[active] = torch.where(stopped.unsqueeze(1), vectors, self.vectors[active])
         self.steps[active] = torch.where(stopped, step, self.steps[active])
         self.losses[active] = torch.where(stopped, loss.to(self.losses), self.losses[active])
@@ -193,4 +209,6 @@ class _Outcome:
     def targets(self, names: Sequence[str], site: Site) -> Targets:
         """Return the result, with the rules' names."""
         reasons = [names[i] for i in self.reasons.tolist()]
-        return Targets(self.vectors, self.steps.tolist(), self.losses.tolist(), reasons, site)
+        return Targets(
+            self.vectors, self.steps.tolist(), self.losses.tolist(), self.first_losses.tolist(), reasons, site
+        )

@@ -30,6 +30,10 @@ DRIFT = {torch.float64: 1e-6, torch.float32: 1e-2}
 """Relative error of P (M x) - x, by dtype, above which P is computed anew."""
 
 
+PER_EDIT = frozenset({"keys", "changes", "weights", "counts"})
+"""The parts of a memory of `LeastSquares` with a row for each edit; `counts` says which of them count today."""
+
+
 @dataclass(frozen=True)
 class EditSystem:
     """What a batch asks of one weight: that residuals are added to the outputs for these keys."""
@@ -157,6 +161,7 @@ class LeastSquares(Solver):
         weights = self._weights(system) * self.past_edits.weight
         changes = system.residuals if system.changes is None else system.changes + system.residuals
         new = {"keys": system.keys.cpu(), "changes": changes.cpu(), "weights": weights.double().cpu()}
+        new["counts"] = torch.ones(len(system.keys), dtype=torch.bool)
         before = len(memory["weights"]) if "weights" in memory else 0
         memory = {**memory, **{name: torch.cat([memory[name], part]) if before else part for name, part in new.items()}}
         is_due = before // CHECK_EVERY < len(memory["weights"]) // CHECK_EVERY
@@ -169,30 +174,41 @@ class LeastSquares(Solver):
 
         Args:
             memory: is used up.
-            edits: their numbers, counted from the first that was remembered.
+            edits: their numbers, counted from the first that was remembered; all count today.
             change: the total change of the weight so far, (d_out, d_key).
 
         Returns:
-            The update (d_out, d_key) that undoes them, and the memory without them.
+            The update (d_out, d_key) that undoes them, and the memory without them, in which they keep their numbers.
         """
+        return self._moved(memory, edits, change, sign=-1)
+
+    def restore(self, memory: Memory, edits: Sequence[int], change: Tensor) -> tuple[Tensor, Memory]:
+        """Take retired edits into the memory and into the weight again; arguments and result as for `retire`."""
+        return self._moved(memory, edits, change, sign=1)
+
+    def shorten(self, memory: Memory, count: int) -> Memory:
+        """Forget the edits from number `count` on, none of which may count any more, for good."""
+        return {name: part[:count] if name in PER_EDIT else part for name, part in memory.items()}
+
+    def _moved(self, memory: Memory, edits: Sequence[int], change: Tensor, sign: int) -> tuple[Tensor, Memory]:
         inverse, chosen = memory["inverse"], list(edits)
         weights = memory["weights"][chosen].to(inverse).unsqueeze(1).sqrt()
         given = memory["keys"][chosen].to(inverse)
         keys = self._in_basis(memory, given) * weights
         missing = (memory["changes"][chosen].to(inverse) - given @ change.to(inverse).T) * weights
-        memory = {**memory, "weights": memory["weights"].clone()}
-        memory["weights"][chosen] = 0  # the numbers of the others stay
+        memory = {**memory, "counts": memory["counts"].clone()}
+        memory["counts"][chosen] = sign > 0
         projected = keys @ inverse
-        inner = -projected @ keys.T
+        inner = sign * projected @ keys.T
         inner.diagonal().add_(1)
         factor, info = torch.linalg.cholesky_ex(inner)
         if info.item():  # edits that A hardly holds back: a downdate would lose all digits
             memory = self._factored(memory)
         else:
             half = torch.linalg.solve_triangular(factor, projected, upper=False)
-            memory["inverse"].addmm_(half.T, half)
+            memory["inverse"].addmm_(half.T, half, alpha=-sign)
             memory = self._checked(memory)
-        return self._from_basis(memory, -missing.T @ (keys @ memory["inverse"])), memory
+        return self._from_basis(memory, sign * missing.T @ (keys @ memory["inverse"])), memory
 
     def drift(self, memory: Memory) -> float:
         """Measure |P (M x) - x| / |x| for a fixed random x, with M from A and all past edits."""
@@ -216,10 +232,11 @@ class LeastSquares(Solver):
 
     def _past_keys(self, memory: Memory) -> Tensor:
         """Return the keys of all past edits in the basis solved in, scaled by their weights, float64 on the host."""
-        keys = memory["keys"].double()
+        counts = memory["counts"]
+        keys = memory["keys"][counts].double()
         if "basis" in memory:
             keys = keys @ memory["basis"].double().cpu()
-        return keys * memory["weights"].unsqueeze(1).sqrt()
+        return keys * memory["weights"][counts].unsqueeze(1).sqrt()
 
     def _gram(self, memory: Memory, moment: Tensor) -> Tensor:
         gram = _sum_of(self.preservation, moment)

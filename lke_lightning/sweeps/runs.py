@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from lke_lightning import ledger
 from lke_lightning.edits import EditError
 from lke_lightning.results import write
 
@@ -116,7 +117,7 @@ def _carry_out(run: Run, folder: Path, where: str, console: Console) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / LOG).is_file():  # left by an earlier attempt: nothing of it may be taken for this one's
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        for name in (DONE, SCORECARD):
+        for name in (DONE, SCORECARD, ledger.NAME):
             (folder / name).unlink(missing_ok=True)
     identity = run.identity()
     quiet = ("--trainer.enable_progress_bar", "false")  # a log has no use for it; the run's own arguments may differ

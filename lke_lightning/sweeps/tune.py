@@ -20,7 +20,7 @@ from lke_lightning.sweeps.layers import best_window, candidates
 from lke_lightning.sweeps.report import CAPTION, HEADER, cells, circumstances, entry, markdown, number, show
 from lke_lightning.sweeps.runs import Outcome, Run, call, carry_out
 
-NO_CHECKPOINTS = {"checkpoint": {"save_last": False, "save_top_k": 0}}
+NO_CHECKPOINTS = {"checkpoint": {"keep": 0}}
 """Points are looked at and not gone on with; their checkpoints would fill the disk."""
 
 

@@ -77,7 +77,7 @@ def test_all_that_is_missing_is_written_when_one_layer_may():
     reader = SlotReader(model, REQUESTS, ["{}"])
     reader.keys(1, [torch.ones(1)])
     wanted = reader.outputs("block", torch.ones(1)) + torch.randn(2, 32, dtype=torch.float64)
-    stage.apply(model, REQUESTS, ["{}"], Targets(wanted, [1, 1], [0.0, 0.0], ["", ""], "block"))
+    stage.apply(model, REQUESTS, ["{}"], Targets(wanted, [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block"))
     after = SlotReader(model, REQUESTS, ["{}"])
     after.keys(1, [torch.ones(1)])
     torch.testing.assert_close(after.outputs("block", torch.ones(1)), wanted, rtol=1e-6, atol=1e-6)
@@ -87,7 +87,7 @@ def test_residuals_are_spread_evenly_over_what_is_left():
     model = make_model()
     stage = WeightUpdate(LeastSquares([NormPenalty(1e12)]), statistics=Unit())  # nothing is written
     stage.prepare(model)
-    targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], ["", ""], "block")
+    targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block")
     systems = stage.apply(model, REQUESTS, CONTEXTS, targets)
     first, second, third = (systems[layer].residuals for layer in model.layers)
     torch.testing.assert_close(first * 3, third, rtol=1e-6, atol=1e-8)
@@ -98,7 +98,7 @@ def test_a_root_spread_asks_more_of_early_layers():
     model = make_model()
     stage = WeightUpdate(LeastSquares([NormPenalty(1e12)]), statistics=Unit(), spread="root")
     stage.prepare(model)
-    targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], ["", ""], "block")
+    targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block")
     systems = stage.apply(model, REQUESTS, CONTEXTS, targets)
     first, _, third = (systems[layer].residuals for layer in model.layers)
     torch.testing.assert_close(first * 3**0.5, third, rtol=1e-6, atol=1e-8)
@@ -106,7 +106,7 @@ def test_a_root_spread_asks_more_of_early_layers():
 
 def some_targets(seed):
     vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Targets(vectors, [1, 1], [0.0, 0.0], ["", ""], "block")
+    return Targets(vectors, [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block")
 
 
 @pytest.mark.parametrize("on_host", [False, True])
@@ -120,7 +120,7 @@ def test_a_later_edit_of_a_fact_replaces_the_older_one(on_host):
     twice.prepare(model)
     twice.apply(model, REQUESTS, ["{}"], some_targets(1))
     twice.apply(model, REQUESTS, ["{}"], some_targets(2))
-    assert [count.item() for count in twice.memory[0]["weights"]] == [0, 0, 1, 1]
+    assert [count.item() for count in twice.memory[0]["counts"]] == [0, 0, 1, 1]
     other, once = make_model(layers=(0,)), stage()
     once.prepare(other)
     once.apply(other, REQUESTS, ["{}"], some_targets(2))

@@ -1,0 +1,81 @@
+"""A quick look at a model on a fixed text: how well it predicts, how large its activations are, what it would say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lke_lightning.edits import EditError
+from lke_lightning.evaluation.perplexity import read_documents, windows
+from lke_lightning.model.activations import capture
+from lke_lightning.model.batching import by_length
+from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.tokens import Row
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a text shows of a model."""
+
+    nll: float
+    """Mean negative log-likelihood of its tokens."""
+    activation_norm: float
+    """Mean norm of the last block's output, before the final norm, over the predicted positions."""
+    says: Tensor
+    """The most probable token at each of them, (positions,) int64."""
+
+    def plain(self) -> dict[str, Any]:
+        """Return the fields, for a checkpoint."""
+        return asdict(self)
+
+    def compared_with(self, unedited: Health) -> dict[str, float]:
+        """Return growth of perplexity and activations, and the fraction of positions with the same next token."""
+        return {
+            "perplexity_growth": torch.tensor(self.nll - unedited.nll, dtype=torch.float64).exp().item(),
+            "activation_growth": self.activation_norm / unedited.activation_norm,
+            "agreement": (self.says == unedited.says).double().mean().item(),
+        }
+
+
+class Canary:
+    """A text that is looked at again and again.
+
+    Args:
+        model: the language model, for its tokenizer and its longest window.
+        text: text files, a document per line.
+        tokens: how many tokens are read.
+        length: tokens of a window.
+        max_tokens: how many tokens are run at once.
+
+    Raises:
+        EditError: the text has no token that could be predicted.
+    """
+
+    def __init__(
+        self, model: LanguageModel, text: Sequence[str], tokens: int = 2000, length: int = 128, max_tokens: int = 16384
+    ) -> None:
+        self._windows = sorted(windows(model, read_documents(text), tokens, length), key=len)
+        self._max_tokens = max_tokens
+        if not any(len(window) > 1 for window in self._windows):
+            raise EditError("the canary text (guard.text) has no token to predict: give more text")
+
+    @torch.no_grad()
+    def examine(self, model: LanguageModel) -> Health:
+        """Read the text with the model as it is."""
+        nll, norms, says = [], [], []
+        for members in by_length([len(window) for window in self._windows], self._max_tokens, model.device):
+            rows = [Row(self._windows[i], len(self._windows[i]) - 1) for i in members]
+            batch = model.text.pad(rows, model.device)
+            predicted = batch.mask[:, 1:].bool()
+            with capture(model.architecture.blocks[-1]) as residual:
+                states = model.states(batch, *predicted.nonzero(as_tuple=True))
+            logits = model.head(states).to(model.wide_dtype)
+            nll.append(functional.cross_entropy(logits, batch.ids[:, 1:][predicted], reduction="none").double())
+            norms.append(residual.output[:, :-1][predicted].double().norm(dim=1))
+            says.append(logits.argmax(1).cpu())
+        return Health(torch.cat(nll).mean().item(), torch.cat(norms).mean().item(), torch.cat(says))

@@ -1,0 +1,199 @@
+"""`fit` and `validate`: Lightning's command line, with the two stages as sections of their own."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lke_lightning import checkpoints
+from lke_lightning.callbacks.checkpoint import RunCheckpoint
+from lke_lightning.callbacks.guard import Guard
+from lke_lightning.callbacks.progress import BatchLine
+from lke_lightning.callbacks.recording import Recorder
+from lke_lightning.configuration import configs
+from lke_lightning.data import EditStream
+from lke_lightning.editor import Editor
+from lke_lightning.edits import EditError
+from lke_lightning.evaluation.scorecard import Scorecard
+from lke_lightning.ledger import locked
+from lke_lightning.stage_one.objectives import Objective
+from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_one.stopping import StopRule
+from lke_lightning.stage_one.target_space import TargetSpace
+from lke_lightning.stage_two.keys import KeyPolicy
+from lke_lightning.stage_two.preservation import Preservation
+from lke_lightning.stage_two.solvers import Solver
+from lke_lightning.stage_two.statistics import Statistics
+from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
+from lke_lightning.stage_two.update import WeightUpdate
+
+
+def suggest(message: str, options: Sequence[str], classes: Sequence[str]) -> str:
+    """Name the known options or classes closest to the unknown one that an error message speaks of."""
+    unknown = re.findall(r"--([\w.]+)|[Kk]ey [\"']([\w.]+)[\"']|does not accept [\w ]*[\"']?([\w.]+)", message)
+    last = {option.rsplit(".", 1)[-1]: option for option in options}
+    close: list[str] = []
+    for name in (next(filter(None, groups)) for groups in unknown):
+        found = difflib.get_close_matches(name, options, 3, 0.6)
+        found += [last[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 3, 0.7)]
+        close += ["--" + option for option in found if option != name]
+    for name in re.findall(r"Given value: ([A-Za-z]\w*)", message):
+        close += [match for match in difflib.get_close_matches(name, classes, 3, 0.6) if match != name]
+    return f"{message}\nDid you mean: {', '.join(dict.fromkeys(close))}?" if close else message
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for part in base.__subclasses__():
+        yield part
+        yield from _subclasses(part)
+
+
+# What is imported can be named in YAML without its path.
+BASES = (
+    EditStream, Objective, StopRule, TargetSpace,
+    Solver, Preservation, KeyPolicy, Statistics, UpdateTransform, ReadoutTransform,
+)  # fmt: skip
+
+
+class EditParser(LightningArgumentParser):
+    """A parser whose errors name the options that come close."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Add suggestions to the message."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        options = sorted(
+            {name[2:] for action in parser._actions for name in action.option_strings if ".help" not in name}
+        )
+        super().error(suggest(message, options, [part.__name__ for base in BASES for part in _subclasses(base)]), ex)
+
+
+class EditCLI(LightningCLI):
+    """Lightning's command line with a section for each callback of a run.
+
+    Args:
+        held: the lock on the run's folder enters here.
+        options: see `LightningCLI`.
+    """
+
+    def __init__(self, held: ExitStack, **options: Any) -> None:
+        self._held = held
+        super().__init__(**options)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Offer what makes sense for an editor."""
+        given = LightningCLI.subcommands()
+        return {name: given[name] for name in ("fit", "validate")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the sections, in the order in which the callbacks act."""
+        parser.add_lightning_class_args(TargetOptimization, "stage_one")
+        parser.add_lightning_class_args(WeightUpdate, "stage_two")
+        parser.add_lightning_class_args(Guard, "guard")
+        parser.add_lightning_class_args(Scorecard, "scorecard")
+        parser.add_lightning_class_args(Recorder, "recorder")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.link_arguments("stage_one.reference_quirks", "stage_two.reference_quirks")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Find the run's folder, keep others out of it, and find the checkpoint, before anything is loaded.
+
+        Raises:
+            EditError: the folder is another run's, or cannot be written; there is no such checkpoint.
+        """
+        super().parse_arguments(parser, args)
+        given = self.config[self.config.subcommand]
+        if given.trainer.default_root_dir is None:
+            given.trainer.default_root_dir = f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
+        root, fits_alone = Path(given.trainer.default_root_dir), self.config.subcommand == "fit" and _is_first_rank()
+        if fits_alone:
+            self._held.enter_context(locked(root))
+        if given.ckpt_path == "last":
+            given.ckpt_path = checkpoints.newest(root)
+            if given.ckpt_path is None:
+                rank_zero_info(f"no checkpoint in {root} yet: starting with the first edit")
+        elif given.ckpt_path is not None:
+            given.ckpt_path = checkpoints.find(given.ckpt_path)
+        elif fits_alone and checkpoints.newest(root):
+            raise EditError(f"{root} holds a run: continue it with --ckpt_path last, or name another folder")
+        given.ckpt_path, given.weights_only = given.ckpt_path and str(given.ckpt_path), True
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not take the model's settings from the checkpoint: those given are compared with it."""
+
+    def instantiate_classes(self) -> None:
+        """Tell the editor what its stages were configured with, for its checkpoints."""
+        super().instantiate_classes()
+        written = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
+        self.model.configuration = {name: written[name] for name in ("stage_one", "stage_two")}
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Log into the run's folder, and write checkpoints that cannot be half there."""
+        trainer = self._get(self.config_init, "trainer")
+        if trainer["logger"] is None:
+            kwargs["logger"] = CSVLogger(trainer["default_root_dir"])
+        plugins = trainer["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        return super().instantiate_trainer(**kwargs, plugins=[*plugins, checkpoints.SafeCheckpointIO()])
+
+
+def run(args: list[str]) -> None:
+    """Run `fit` or `validate`.
+
+    Raises:
+        EditError: the input cannot be edited with.
+        SystemExit: the arguments are wrong, or the process was told to stop.
+    """
+    # A language model in evaluation mode, and batches of text, are what editing wants.
+    for expected in ("in eval mode at the start", "does not have many workers", "overridden `transfer_batch"):
+        warnings.filterwarnings("ignore", message=f".*{expected}.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # deprecation inside lightning 2.6.6
+    warnings.filterwarnings("ignore", message=".*set_vital.*")  # deprecation inside torchdata 0.11
+    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    defaults = [str(configs() / name) for name in ("method/encore.yaml", "model/demo.yaml", "data/demo.yaml")]
+    try:
+        with ExitStack() as held:
+            EditCLI(
+                held,
+                model_class=Editor,
+                datamodule_class=EditStream,
+                subclass_mode_data=True,
+                args=args,
+                parser_class=EditParser,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                save_config_kwargs={"overwrite": True},
+                parser_kwargs={name: {"default_config_files": defaults} for name in ("fit", "validate")},
+                trainer_defaults={
+                    "max_epochs": 1,
+                    "use_distributed_sampler": False,  # the order of edits is data
+                    "num_sanity_val_steps": 0,
+                    "inference_mode": False,
+                    "log_every_n_steps": 1,
+                    "enable_model_summary": False,
+                    "callbacks": [BatchLine()],
+                },
+            )
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
+
+
+def _is_first_rank() -> bool:
+    return rank_zero_only.rank == 0

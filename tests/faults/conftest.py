@@ -1,0 +1,38 @@
+"""A tiny model in a folder, facts to edit, text for key statistics, and the arguments of a short run of them."""
+
+import json
+
+import pytest
+
+from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
+
+NAMES = ["Ana", "Bob", "Cyd", "Dan", "Eve", "Fay", "Gus", "Hal"]
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    texts = [f"{name} {word}" for name in NAMES for word in WORDS]
+    tiny_network("llama").float().save_pretrained(folder / "model")
+    tiny_tokenizer(texts).save_pretrained(folder / "model")
+    facts = [
+        {"prompt": f"{name} was born in the", "subject": name, "target": target, "original": "river"}
+        for name, target in zip([*NAMES, "Ana"], ["city", "guitar"] * 4 + ["guitar"], strict=True)
+    ]
+    (folder / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))
+    (folder / "text.txt").write_text("\n".join(" ".join(texts[i:] + texts[:i]) for i in range(0, 40, 2)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(small_world):
+    """Arguments of a run of nine edits in five batches; the last states the first one's fact anew."""
+    return [
+        "fit", "-c", "configs/method/encore.yaml", "-c", "tests/conf/tiny.yaml",
+        "--model.pretrained", str(small_world / "model"), "--model.layers", "[0,1]",
+        "--data", "JsonLines", "--data.path", str(small_world / "facts.jsonl"), "--data.batch_size", "2",
+        "--stage_two.statistics", "KeyStatistics", "--stage_two.statistics.corpus", str(small_world / "text.txt"),
+        "--stage_two.statistics.tokens", "2000", "--stage_two.statistics.cache_dir", str(small_world / "cache"),
+        "--checkpoint.every_n_train_steps", "2", "--trainer.accelerator", "cpu",
+        "--trainer.enable_progress_bar", "false",
+    ]  # fmt: skip
