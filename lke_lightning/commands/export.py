@@ -19,6 +19,7 @@ from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.model.architecture import is_transposed
 from lke_lightning.model.language_model import resolve
+from lke_lightning.results import replace
 
 DELTA, DELTA_VERSION = "lke_lightning.delta", "1"
 """What a delta file calls its format, and the version of what is in it."""
@@ -69,7 +70,7 @@ def load(ckpt_path: str | Path) -> Editor:
     saved = checkpoints.read(path)
     if "editing" not in saved:
         raise EditError(f"{path} is not a checkpoint of an editing run")
-    configuration = saved["editing"].get("configuration") or {}  # checkpoints of version 0.1.0 lack it
+    configuration = saved["editing"].get("configuration") or {}  # empty without a command line
     readout = (configuration.get("stage_two") or {}).get("readout")
     del saved  # the solver's memory may be larger than the model
     editor = Editor.load_from_checkpoint(path, map_location="cpu", weights_only=True)
@@ -145,7 +146,7 @@ def write_delta(editor: Editor, path: Path, rank: int | None = None) -> dict[str
         "edits": str(len(editor.edited)),
         **({"relative_error": json.dumps({name: part.error for name, part in low.items()})} if low else {}),
     }
-    checkpoints.replace(path, lambda file: file.write(safetensors.torch.save(tensors, metadata)))
+    replace(path, lambda file: file.write(safetensors.torch.save(tensors, metadata)))
     return low
 
 
@@ -244,7 +245,7 @@ def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
         raise EditError(f"{unfinished} is left of an export that was interrupted: remove it first")
     try:
         for name, content in files.items():
-            checkpoints.replace(unfinished / name, lambda file, content=content: file.write(content))
+            replace(unfinished / name, lambda file, content=content: file.write(content))
         if folder.exists():
             folder.rmdir()
         unfinished.rename(folder)

@@ -18,8 +18,9 @@ from lke_lightning.cli import main
 from lke_lightning.commands.export import changes, export, load, write_delta, write_lora
 from lke_lightning.commands.low_rank import approximate, errors
 from lke_lightning.composition import compose
+from lke_lightning.data import RequestList
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditError
+from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.stage_two.transforms import SpectralCap
 from lke_lightning.testing import tiny_network, tiny_tokenizer
 
@@ -52,14 +53,16 @@ def edited(pretrained, dtype="float32", rank=3, noise=0.0, size=0.05):
     for weight in editor.language_model.edited.values():
         rows, columns = weight.delta.shape
         weight.add(size * torch.randn(rows, rank) @ torch.randn(rank, columns) + noise * torch.randn(rows, columns))
-    editor.edited = [str(i) for i in range(7)]
+    editor.mark_edited(EditRequest(str(i), prompt=f"{i} is", target="a") for i in range(7))
     return editor
 
 
 def save(editor, path, readout=None):
     """Write the checkpoint as a run of `fit` does; a readout is what its configuration says."""
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, barebones=False)
+    editor.trainer = trainer
     trainer.strategy.connect(editor)
+    trainer._data_connector.attach_datamodule(editor, RequestList([]))
     trainer.save_checkpoint(path, weights_only=False)
     if readout is not None:
         checkpoint = torch.load(path, weights_only=True)
