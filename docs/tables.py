@@ -1,7 +1,8 @@
-"""Writes the tables of the README from configs/method and results: `python docs/tables.py`."""
+"""Writes the tables of the README and of docs/export.md from configs/method and results: `python docs/tables.py`."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -57,17 +58,72 @@ MEASURED: dict[str, Callable[[dict[str, Any]], tuple[str, str, str]]] = {
 }
 
 
-def rewritten(readme: str) -> str:
-    """Return the README with the present tables."""
-    for table in (methods, performance):
+KINDS = ("efficacy", "paraphrase", "neighborhood")
+
+
+def survival() -> str:
+    """Return what each rounding leaves of the edits, a row for each model and rounding."""
+    rows = [
+        [model, row["weights"], *_scores(row["edits"]), _fraction(row["edits"]["score"])] for model, row in _rounded()
+    ]
+    return _table(["model", "weights", *KINDS, "S"], rows)
+
+
+def control() -> str:
+    """Return what each rounding leaves of facts that were never edited, in the edited and the unedited model."""
+    models = ("edited model", "unedited model")
+    rows = [
+        [model, row["weights"], *itertools.chain(*(_scores(row[f"control, {of}"]) for of in models))]
+        for model, row in _rounded()
+    ]
+    return _table(["model", "weights", *(f"{of}: {kind}" for of in models for kind in KINDS)], rows)
+
+
+def ranks() -> str:
+    """Return what is left where the change is cut to a rank."""
+    rows = [
+        [
+            *(model, row["weights"].removeprefix("change of rank "), f"{row['size']:.0%}"),
+            ", ".join(f"{error:.3f}" for error in row["relative_errors"]),
+            *_scores(row["edits"]),
+            *(_fraction(row[part]["score"]) for part in ("edits", "control, edited model")),
+        ]
+        for model, row in _survival_rows()
+        if "size" in row
+    ]
+    head = ["model", "rank", "size", "relative error by layer", *KINDS, "S", "S of facts never edited"]
+    return _table(head, rows)
+
+
+def rewritten(page: str) -> str:
+    """Return a page with the present tables in the place of those it has."""
+    for table in (methods, performance, survival, control, ranks):
         begin, end = markers(table.__name__)
-        readme = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table()}\n{end}", readme, flags=re.DOTALL)  # noqa: B023
-    return readme
+        page = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table()}\n{end}", page, flags=re.DOTALL)  # noqa: B023
+    return page
 
 
 def markers(name: str) -> tuple[str, str]:
     """Return the comments between which a table stands."""
     return f"<!-- {name}: written by docs/tables.py -->", f"<!-- end of {name} -->"
+
+
+def _survival_rows() -> Iterator[tuple[str, dict[str, Any]]]:
+    for run in json.loads((ROOT / "results" / "benchmark-survival-cpu.json").read_text())["runs"]:
+        for row in run["rows"]:
+            yield run["model"], row
+
+
+def _rounded() -> Iterator[tuple[str, dict[str, Any]]]:
+    return (found for found in _survival_rows() if "size" not in found[1])
+
+
+def _scores(summary: dict[str, Any]) -> list[str]:
+    return [f"{_fraction(summary[kind]['success'])} ({_fraction(summary[kind]['accuracy'])})" for kind in KINDS]
+
+
+def _fraction(value: float) -> str:
+    return f"{value:.3f}"
 
 
 def _method(path: Path) -> list[str]:
@@ -107,5 +163,5 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    file = ROOT / "README.md"
-    file.write_text(rewritten(file.read_text()))
+    for file in (ROOT / "README.md", ROOT / "docs" / "export.md"):
+        file.write_text(rewritten(file.read_text()))

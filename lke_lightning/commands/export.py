@@ -1,21 +1,254 @@
-"""Take the edited model away."""
+"""Take the edits away: as the whole edited model, as their change alone, or as a LoRA adapter."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import safetensors.torch
+from torch import Tensor, nn
+
+from lke_lightning import checkpoints
+from lke_lightning.commands.low_rank import LowRank, approximate
+from lke_lightning.composition import compose
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
+from lke_lightning.model.architecture import is_transposed
+from lke_lightning.model.language_model import resolve
+from lke_lightning.results import replace
+
+DELTA, DELTA_VERSION = "lke_lightning.delta", "1"
+"""What a delta file calls its format, and the version of what is in it."""
+TOLERANCE = 1e-3
+"""Relative Frobenius error up to which a LoRA adapter is the change, unless another is asked for."""
+SAMPLES = 32
+"""How many entries of each unedited matrix go into a delta file, so that another base model is recognised."""
 
 
-def export(ckpt_path: str, output: str) -> None:
-    """Write the edited model of a checkpoint as a plain transformers folder.
+def export(
+    ckpt_path: str, output: str, format: str = "merged", rank: int | None = None, tolerance: float | None = None
+) -> None:
+    """Write the edits of a checkpoint as a plain transformers folder, as their change alone, or as a LoRA adapter.
 
     Args:
-        ckpt_path: a checkpoint that `fit` wrote.
-        output: folder to write; it must not exist or be empty.
+        ckpt_path: a checkpoint that `fit` wrote, or the folder of its run, whose newest is taken.
+        output: the folder to write (merged, lora), which must not exist or be empty, or the file to write (delta),
+            which must not exist.
+        format: `merged`: the edited model; `delta`: one safetensors file with the change of the edited matrices;
+            `lora`: an adapter that peft loads.
+        rank: of the change of each matrix, for delta and lora: a lower one makes a smaller file with a larger error,
+            which is printed. Default: the whole change for delta; for lora what `tolerance` asks.
+        tolerance: for lora, the relative Frobenius error that each matrix may have; the rank follows from it. 1e-3 by
+            default.
+
+    Raises:
+        EditError: there is no such checkpoint or it is damaged, the output exists, options do not go together, or
+            the rank that is asked for takes as much room as the whole change.
     """
-    if not Path(ckpt_path).is_file():
-        raise EditError(f"no checkpoint {ckpt_path!r}")
-    editor = Editor.load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
-    print(f"{len(editor.edited)} edits written to {editor.save_pretrained(output)}")
+    write = _writer(format, rank, tolerance)
+    _check_free(Path(output), folder=format != "delta")
+    editor = load(ckpt_path)
+    for name, low in write(editor, Path(output)).items():
+        print(f"{name}  rank {low.rank}  relative error {low.error:.2e}")
+    print(f"{len(editor.edited)} edits written to {output}")
+
+
+def load(ckpt_path: str | Path) -> Editor:
+    """Return an editor as its checkpoint left it, on the CPU, with the readout of its method.
+
+    Args:
+        ckpt_path: a checkpoint, or the folder of a run.
+
+    Raises:
+        EditError: there is none, it is damaged or of something else, or its base model is not there.
+    """
+    path = checkpoints.find(ckpt_path)
+    saved = checkpoints.read(path)
+    if "editing" not in saved:
+        raise EditError(f"{path} is not a checkpoint of an editing run")
+    configuration = saved["editing"].get("configuration") or {}  # empty without a command line
+    readout = (configuration.get("stage_two") or {}).get("readout")
+    del saved  # the solver's memory may be larger than the model
+    editor = Editor.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    if readout is not None:  # the readout alone: the rest may name text that is not on this machine
+        editor.readout = compose({"stage_two": {"readout": readout}}).two.readout
+    return editor
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the edits changed in one matrix, as the model is read: after the method's readout."""
+
+    matrix: nn.Module
+    """The module whose weight it is, in the network."""
+    base: Tensor
+    """The unedited weight, in the network's dtype and as the network stores it."""
+    total: Tensor
+    """Live weight minus unedited weight before rounding to the network's dtype, (d_out, d_key), float32 or better."""
+
+    def stored(self) -> Tensor:
+        """Return the total change as the network stores the weight: transposed for GPT-2's Conv1D."""
+        return self.total.T if is_transposed(self.matrix) else self.total
+
+
+def changes(editor: Editor) -> dict[str, Change]:
+    """Return what was changed, by the name that the weight has in the network's `state_dict`."""
+    model = editor.language_model
+    names = {id(parameter): name for name, parameter in model.network.named_parameters()}
+    with editor.as_read():
+        weights = [model.weight(layer) for layer in model.layers]
+        return {names[id(w.matrix.weight)]: Change(w.matrix, w.base, w.delta.clone()) for w in weights}
+
+
+def write_merged(editor: Editor, folder: Path) -> dict[str, LowRank]:
+    """Write the edited model as a plain transformers folder; see `Editor.save_pretrained`."""
+    editor.save_pretrained(folder)
+    return {}
+
+
+def write_delta(editor: Editor, path: Path, rank: int | None = None) -> dict[str, LowRank]:
+    """Write the change of the edited matrices as one safetensors file, whole or not at all.
+
+    Tensors are float32 or better and lie as the network stores its weights: `NAME` is the change of the weight of that
+    name in the network's `state_dict`; with a rank, `NAME.up @ NAME.down` is. docs/export.md says what the metadata
+    holds and how to apply the file.
+
+    Args:
+        editor: holds the model and its edits.
+        path: the file.
+        rank: of every matrix; `None` writes the whole change.
+
+    Returns:
+        With a rank, the approximation of each matrix, by name.
+
+    Raises:
+        EditError: the rank is below 1 or takes as much room as the whole change, or the file exists or cannot be
+            written.
+    """
+    _check_free(path, folder=False)
+    found = changes(editor)
+    low = {} if rank is None else {name: approximate(name, change.stored(), rank) for name, change in found.items()}
+    tensors = {name: change.stored().contiguous() for name, change in found.items() if name not in low}
+    for name, part in low.items():
+        tensors |= {f"{name}.up": part.up, f"{name}.down": part.down}
+    metadata = {
+        "format": DELTA,
+        "version": DELTA_VERSION,
+        "base_model": Path(editor.pretrained).name if Path(editor.pretrained).is_dir() else editor.pretrained,
+        "base_hash": editor.language_model.base_hash,
+        "base_sample": json.dumps({name: _sample(change.base) for name, change in found.items()}),
+        "dtype": str(editor.language_model.network.dtype).removeprefix("torch."),
+        "method": editor.method,
+        "edits": str(len(editor.edited)),
+        **({"relative_error": json.dumps({name: part.error for name, part in low.items()})} if low else {}),
+    }
+    replace(path, lambda file: file.write(safetensors.torch.save(tensors, metadata)))
+    return low
+
+
+def write_lora(
+    editor: Editor, folder: Path, rank: int | None = None, tolerance: float = TOLERANCE
+) -> dict[str, LowRank]:
+    """Write the change of the edited matrices as a LoRA adapter that peft loads, complete or not at all.
+
+    Args:
+        editor: holds the model and its edits.
+        folder: where `adapter_config.json` and `adapter_model.safetensors` are written.
+        rank: of every matrix; `None`: the lowest rank of each matrix that keeps `tolerance`.
+        tolerance: the relative Frobenius error that each matrix may have; a larger one makes a smaller adapter.
+
+    Returns:
+        The approximation of each matrix, by the name of its weight in the network's `state_dict`.
+
+    Raises:
+        EditError: the rank is below 1 or takes as much room as the whole change (the message says which error a lower
+            one would have), an edited matrix is of a kind that peft does not know, or the folder is not empty.
+    """
+    _check_free(folder, folder=True)
+    found = changes(editor)
+    for name, change in found.items():
+        if not (isinstance(change.matrix, nn.Linear) or is_transposed(change.matrix)):
+            raise EditError(f"{name} is of a {type(change.matrix).__name__}, not a linear layer: use --format delta")
+    remedy = "use --format delta"
+    low = {name: approximate(name, change.total, rank, tolerance, remedy) for name, change in found.items()}
+    ranks = {name.removesuffix(".weight"): part.rank for name, part in low.items()}
+    largest = max(ranks.values())
+    others = {name: rank for name, rank in ranks.items() if rank != largest}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": resolve(editor.pretrained),
+        "inference_mode": True,
+        "target_modules": sorted(ranks),
+        "fan_in_fan_out": any(is_transposed(change.matrix) for change in found.values()),
+        "r": largest,
+        "lora_alpha": largest,  # peft scales by alpha / r: the factors are the change as they are
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
+    tensors = {}
+    for name, part in low.items():
+        prefix = f"base_model.model.{name.removesuffix('.weight')}"
+        tensors |= {f"{prefix}.lora_A.weight": part.down, f"{prefix}.lora_B.weight": part.up}
+    _write_folder(
+        folder,
+        {
+            "adapter_config.json": (json.dumps(config, indent=2) + "\n").encode(),
+            "adapter_model.safetensors": safetensors.torch.save(tensors, {"format": "pt"}),
+        },
+    )
+    return low
+
+
+def _writer(format: str, rank: int | None, tolerance: float | None) -> Callable[[Editor, Path], dict[str, LowRank]]:
+    """Return what writes a format, after the options were checked against it."""
+    writers = {
+        "merged": write_merged,
+        "delta": partial(write_delta, rank=rank),
+        "lora": partial(write_lora, rank=rank, tolerance=TOLERANCE if tolerance is None else tolerance),
+    }
+    if format not in writers:
+        raise EditError(f"unknown --format {format!r}: there are {', '.join(writers)}")
+    if rank is not None and format == "merged":
+        raise EditError("--rank is for --format delta and lora: a merged model holds the whole change")
+    if rank is not None and rank < 1:
+        raise EditError(f"--rank is {rank}: it must be at least 1")
+    if tolerance is not None and (format != "lora" or rank is not None):
+        raise EditError("--tolerance chooses the ranks of --format lora where no --rank is given: leave one out")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise EditError(f"--tolerance is {tolerance:g}: it is a relative error, above 0 and below 1")
+    return writers[format]
+
+
+def _check_free(path: Path, folder: bool) -> None:
+    if folder and path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        what = "is not empty: choose another folder" if folder else "a delta is a new file: choose another name"
+        raise EditError(f"{path} exists and {what}")
+
+
+def _sample(weight: Tensor) -> list[float]:
+    count = min(SAMPLES, weight.numel())
+    return weight.flatten()[:: weight.numel() // count][:count].tolist()
+
+
+def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    unfinished = folder.with_name(folder.name + ".tmp")
+    if unfinished.exists():
+        raise EditError(f"{unfinished} is left of an export that was interrupted: remove it first")
+    try:
+        for name, content in files.items():
+            replace(unfinished / name, lambda file, content=content: file.write(content))
+        if folder.exists():
+            folder.rmdir()
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
