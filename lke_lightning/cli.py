@@ -24,7 +24,7 @@ COMMANDS = {
     "show": ("print all that is known of one edit: show RUN ID", "commands.history"),
     "undo": ("take edits of a run back, exactly: undo RUN --edit ID [ID ...]", "commands.undo"),
     "redo": ("write edits again that were undone: redo RUN --edit ID [ID ...]", "commands.undo"),
-    "export": ("write the edited model of a checkpoint as a plain transformers folder", "commands.export"),
+    "export": ("take the edits away: a whole model, the change alone, or an adapter", "commands.export"),
     "pretrain": ("train the demo model anew", "demo.pretraining"),
     "knowledge": ("measure what the demo model, or another, knows of the demo world", "demo.pretraining"),
 }

@@ -27,6 +27,8 @@ class Probe:
 
     prompt: str
     answer: str
+    aliases: tuple[str, ...] = ()
+    """Other wordings of the answer, for what is generated freely."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,16 @@ class EditRequest:
     """Full prompts about other subjects, whose answers must stay."""
     weight: float = 1.0
     """How much the edit counts in the least-squares problem, beside others and beside ordinary text."""
-    generation: tuple[str, ...] = field(default=(), repr=False)
+    aliases: tuple[str, ...] = ()
+    """Other wordings of the target that count as right where the model generates freely."""
+    portability: tuple[Probe, ...] = field(default=(), repr=False)
+    """Questions whose answers follow from the edit in one step of reasoning."""
     two_hop: tuple[Probe, ...] = field(default=(), repr=False)
+    """Questions that need the edited fact and others."""
+    generation: tuple[str, ...] = field(default=(), repr=False)
+    """Prompts about the subject that are continued freely, for fluency and consistency."""
+    references: tuple[str, ...] = field(default=(), repr=False)
+    """Texts about things of which the target is true, that continuations are compared with for consistency."""
 
     def __post_init__(self) -> None:
         """Normalise blanks at the seams, then check every field that an edit needs."""
