@@ -15,6 +15,7 @@ from lke_lightning.configuration import configs
 
 COMMANDS = {
     "fit": ("edit a model, batch by batch; without arguments: 200 facts of the demo world", None),
+    "plan": ("say what memory, disk and time a run of fit will take; arguments of fit", "commands.plan"),
     "validate": ("score a model on facts, unedited or from a checkpoint (--ckpt_path)", None),
     "compare": ("run several methods on the same edits and make one table of them (--plan)", "sweeps.compare"),
     "tune": (
@@ -53,6 +54,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if COMMANDS[command][1] is None:
             _edit(args)
+        elif command == "plan":
+            _function(command)(args[1:], lambda given, instead: _edit(["fit", *given], instead))
         else:
             _run_function(command, args[1:])
     except EditError as error:
@@ -95,8 +98,8 @@ def _function(command: str) -> Callable[..., Any]:
     return getattr(import_module(f"lke_lightning.{COMMANDS[command][1]}"), command)
 
 
-def _edit(args: list[str]) -> None:
-    """Run `fit` or `validate` through LightningCLI."""
+def _edit(args: list[str], instead: Callable[..., None] | None = None) -> None:
+    """Run `fit` or `validate` through LightningCLI; `instead` of `fit`, call this with trainer, editor and stream."""
     import warnings
 
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -164,6 +167,9 @@ def _edit(args: list[str]) -> None:
             if trainer["logger"] is None:
                 kwargs["logger"] = CSVLogger(trainer["default_root_dir"])
             return super().instantiate_trainer(**kwargs)
+
+    if instead is not None:
+        EditCLI.fit = lambda cli, **_: instead(cli.trainer, cli.model, cli.datamodule)
 
     # A language model in evaluation mode, and batches of text, are what editing wants.
     for expected in ("in eval mode at the start", "does not have many workers", "overridden `transfer_batch"):

@@ -1,0 +1,353 @@
+"""Measure this machine: the real engine on real records and a network of the real width, two blocks deep and one."""
+
+from __future__ import annotations
+
+import copy
+import io
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lke_lightning.commands.plan import rates
+from lke_lightning.commands.plan.rates import NOTHING, Cost, Curve, Rates, Solve
+from lke_lightning.commands.plan.shape import Shape, from_config, shallow
+from lke_lightning.commands.plan.work import Tokens
+from lke_lightning.edits import EditRequest
+from lke_lightning.evaluation.perplexity import perplexity
+from lke_lightning.evaluation.teacher_forced import score
+from lke_lightning.model.language_model import LanguageModel, content_hash
+from lke_lightning.model.tokens import Row
+from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_one.rows import build_rows
+from lke_lightning.stage_two.reading import SlotReader
+from lke_lightning.stage_two.solvers import EditSystem
+from lke_lightning.stage_two.update import WeightUpdate
+
+SIZES = (1, 4, 16, 64, 256, 1024)
+"""Requests that are run together; those above the size of a batch are left out."""
+
+TEXT_SIZES = (64, 512, 4096, 16384)
+"""Tokens of ordinary text that are run together."""
+
+SOLVER_SIZE = {"cpu": 1536, "cuda": 4096}
+"""Largest d_key at which a solver is measured; larger ones follow from its order, d_key^3 once, d_key^2 a batch."""
+
+STEPS = 3
+"""Steps of a descent that are timed together."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run would use, as far as measuring needs it."""
+
+    shape: Shape
+    stage_one: TargetOptimization
+    stage_two: WeightUpdate
+    tokenizer: Any
+    requests: list[EditRequest]
+    """Typical ones, of one batch."""
+    contexts: list[str]
+    documents: list[str]
+    """Ordinary text, for key statistics and perplexity."""
+    length: int
+    """Tokens after which documents are cut."""
+    score_tokens: int
+    """How many tokens an evaluation runs at once."""
+    device: torch.device
+    precision: Callable[[], AbstractContextManager[Any]]
+    trust_remote_code: bool
+
+
+def calibrate(setting: Setting) -> Rates:
+    """Measure everything.
+
+    Raises:
+        torch.OutOfMemoryError: one block is too large for the device.
+    """
+    with setting.precision():
+        model = _network(setting)
+        start = time.perf_counter()
+        content_hash(model.network)
+        hashing = sum(w.nbytes for w in model.network.state_dict().values()) / (time.perf_counter() - start)
+        two = _activities(setting, model, 2)
+        del model.architecture.blocks[1]
+        model.network.config.get_text_config().num_hidden_layers = 1
+        one = _activities(setting, model, 1)
+        costs = {name: _cost(one[name], two[name]) for name in one}
+        # From here on a step is what it costs without its record, a record what it costs without a step.
+        descent, record = costs.pop("descent"), costs["record"]
+        step = Cost(
+            _per_step(descent.seconds, record.seconds),
+            _per_step(descent.block_seconds, record.block_seconds),
+            descent.bytes,
+            descent.block_bytes,
+        )
+        prefixes = costs.pop("prefixes")
+        costs["record"] = Cost(record.seconds, prefixes.block_seconds, record.bytes, prefixes.block_bytes)
+        product, encoding = _product(setting), _encoding(setting, model)
+        return Rates(
+            "measured here: the engine on your records, with two blocks and one block of the model's own shape",
+            step=step,
+            product=product,
+            encoding=encoding,
+            solve=solver(setting.stage_two, setting.shape, len(setting.requests), setting.device),
+            hashing=hashing,
+            saving=saving_rate(),
+            scores_bytes=_scores_bytes(model, setting.requests[:20]),
+            **costs,
+        )
+
+
+def estimate_by_arithmetic(setting: Setting, tokens: Tokens) -> Rates:
+    """Make rates from the speed of a matrix product alone, where a block does not fit: overhead is left out."""
+    shape, device = setting.shape, setting.device
+    size = 2048 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, device=device).to(shape.dtype)
+    speed = 2 * size**3 / rates.timed(lambda: a @ a, device)
+    block, head = 2 * shape.block_parameters / speed, 2 * shape.vocabulary * shape.d_out / speed
+
+    def cost(run: float, reads: float, backward: int = 1) -> Cost:
+        width = shape.d_out * shape.dtype.itemsize
+        return Cost(
+            Curve.proportional(run * block + reads * head * backward),
+            Curve.proportional(run * block * backward),
+            Curve.proportional(reads * shape.vocabulary * 4 * 3),
+            Curve.proportional(run * width * (12 if backward > 1 else 2)),
+        )
+
+    step = cost(tokens.from_slot, tokens.reads, backward=2)
+    return Rates(
+        f"by arithmetic: a block does not fit into free memory; matrices at {speed / 1e9:.0f} GFLOP/s, no overhead",
+        record=cost(tokens.before_slot + tokens.from_slot, tokens.reads),
+        step=Cost(Curve.proportional(tokens.reads * head * 2), step.block_seconds, step.bytes, step.block_bytes),
+        read=cost(tokens.upto_slot, 0),
+        score=cost(tokens.questions, tokens.answers),
+        contexts=cost(200, 50),
+        statistics=cost(1, 0),
+        product=Curve.proportional(2 * shape.d_key**2 / speed),
+        perplexity=cost(1, 1),
+        encoding=0.0,
+        solve=solver(setting.stage_two, shape, len(setting.requests), device),
+        hashing=1e9,
+        saving=saving_rate(),
+        scores_bytes=2000,
+    )
+
+
+def _network(setting: Setting) -> LanguageModel:
+    """Build two blocks of the network, and all around them, quickly: values matter little, their being finite does."""
+    from transformers.initialization import no_init_weights
+
+    shape = setting.shape
+    with setting.device, no_init_weights():
+        network = from_config(shallow(shape.config, 2), shape.dtype, setting.trust_remote_code)
+    network.tie_weights()
+    some = torch.randn(2**20, device=setting.device, generator=torch.Generator(setting.device).manual_seed(0)) * 0.02
+    with torch.no_grad():
+        for weight in network.parameters():
+            if weight.dim() < 2:
+                weight.fill_(1)
+            else:
+                for part in weight.view(-1).split(len(some)):
+                    part.copy_(some[: len(part)])
+    return LanguageModel(network, setting.tokenizer, [0], shape.matrix)
+
+
+Activity = tuple[Curve, Curve]
+"""Seconds and bytes by size."""
+
+
+def _activities(setting: Setting, model: LanguageModel, depth: int) -> dict[str, Activity]:
+    """Measure every activity at one depth; descents have depth - 1 blocks above their target layer."""
+    device, requests, contexts = setting.device, setting.requests, setting.contexts
+    built = build_rows(requests, contexts, model.text, setting.stage_one.reference_quirks)
+    sizes = [size for size in SIZES if size < len(requests)] + [len(requests)]
+    bare = copy.copy(setting.stage_one)
+    bare.stopping = []
+
+    def descend(count: int, steps: int) -> Callable[[], Any]:
+        stage = copy.copy(bare)
+        stage.max_steps = steps
+        return lambda: stage.descend(model, built[:count])
+
+    def prefixes(count: int) -> Callable[[], Any]:
+        from lke_lightning.model.prefix import Prefixes
+
+        sequences = [
+            row.ids[: row.slot] for r in built[:count] for row in [*r.contexts, *([r.essence] if r.essence else [])]
+        ]
+        with torch.no_grad():
+            return lambda: Prefixes.run(model, sequences, bare.max_tokens)
+
+    def read(count: int) -> Callable[[], Any]:
+        weights = setting.stage_two.keys.keys(len(contexts), False), setting.stage_two.keys.anchors(len(contexts))
+
+        def call() -> None:
+            reader = SlotReader(model, requests[:count], contexts)
+            reader.keys(depth - 1, weights)
+            reader.outputs("block", weights[1])
+
+        return call
+
+    rows = _text_rows(setting, model)
+
+    def observe(tokens: int) -> Callable[[], Any]:
+        batch = model.text.pad(_enough(rows, tokens), device)
+        return lambda: _moment(model, batch, depth)
+
+    def read_text(tokens: int) -> Callable[[], Any]:
+        return lambda: perplexity(model, setting.documents, tokens, max_tokens=setting.score_tokens)
+
+    text_sizes = [size for size in TEXT_SIZES if size <= sum(len(row.ids) for row in rows)] or [64]
+    found = {
+        "record": rates.measured(lambda n: descend(n, 1), sizes, device),
+        "descent": rates.measured(lambda n: descend(n, 1 + STEPS), sizes, device),
+        "prefixes": rates.measured(prefixes, sizes, device),
+        "score": rates.measured(lambda n: lambda: score(model, requests[:n], setting.score_tokens), sizes, device),
+        "contexts": rates.measured(
+            lambda _: lambda: setting.stage_one.context_templates.sample(model), [1], device, repeats=1
+        ),
+        "statistics": rates.measured(observe, text_sizes, device),
+        "perplexity": rates.measured(read_text, text_sizes, device),
+    }
+    model.layers = [depth - 1]
+    found["read"] = rates.measured(read, sizes, device)
+    model.layers = [0]
+    return found
+
+
+def _cost(one: Activity, two: Activity) -> Cost:
+    return Cost(one[0], two[0] - one[0], one[1], two[1] - one[1])
+
+
+def _per_step(descent: Curve, record: Curve) -> Curve:
+    """Take what precedes the steps out of a descent of `STEPS` more steps."""
+    return Curve(tuple((x, y / STEPS) for x, y in (descent - record).points))
+
+
+def _text_rows(setting: Setting, model: LanguageModel) -> list[Row]:
+    ids = (model.text.encode([document])[0][: setting.length] for document in setting.documents)
+    return sorted((Row(row, len(row) - 1) for row in ids if row), key=lambda row: len(row.ids))
+
+
+def _enough(rows: Sequence[Row], tokens: int) -> list[Row]:
+    """Choose neighbours in length, from the middle of the text on, that have so many tokens."""
+    chosen, total = [], 0
+    middle = len(rows) // 2
+    for row in [*rows[middle:], *reversed(rows[:middle])]:
+        chosen.append(row)
+        total += len(row.ids)
+        if total >= tokens:
+            break
+    return chosen
+
+
+def _moment(model: LanguageModel, batch: Any, depth: int) -> Tensor:
+    """Do what key statistics do with one batch and one layer."""
+    [(keys, _)] = model.observe(batch, [model.architecture.matrix(depth - 1)], stop=depth)
+    flat = keys[batch.mask.bool()].to(model.wide_dtype)
+    return torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64, device=flat.device) + flat.T @ flat
+
+
+def _product(setting: Setting) -> Curve:
+    d_key, device = setting.shape.d_key, setting.device
+
+    def make(tokens: int) -> Callable[[], Any]:
+        keys = torch.randn(tokens, d_key, device=device)
+        total = torch.zeros(d_key, d_key, dtype=torch.float64, device=device)
+        return lambda: total.add_(keys.T @ keys)
+
+    return rates.measured(make, TEXT_SIZES, device)[0]
+
+
+def _encoding(setting: Setting, model: LanguageModel) -> float:
+    start = time.perf_counter()
+    tokens = sum(len(model.text.encode([document])[0]) for document in setting.documents[:200])
+    return (time.perf_counter() - start) / max(1, tokens)
+
+
+def solver(stage: WeightUpdate, shape: Shape, edits: int, device: torch.device) -> Solve:
+    """Measure the run's own solver, transform and readout, on random statistics with many unused directions.
+
+    Args:
+        stage: holds them.
+        shape: gives d_key and d_out; larger ones than `SOLVER_SIZE` are scaled down.
+        edits: of one batch.
+        device: where it runs.
+    """
+    size = min(shape.d_key, SOLVER_SIZE[device.type])
+    larger = shape.d_key / size
+    d_out = max(1, round(shape.d_out / larger))
+    draw = torch.Generator(device).manual_seed(0)
+    few = torch.randn(size // 2 + 1, size, device=device, generator=draw)
+    moment = few.T @ few / len(few) + 1e-4 * torch.eye(size, device=device)
+    asked = []
+
+    def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(matrix)
+        return torch.linalg.eigh(matrix)
+
+    fresh: list[Any] = []
+    start = time.perf_counter()
+    init_bytes = rates.peak(lambda: fresh.append(stage.solver.init(moment, eigen)), device)
+    init_seconds = time.perf_counter() - start
+    [memory] = fresh
+    keys = torch.randn(edits, size, device=device, generator=draw)
+    residuals = torch.randn(edits, d_out, device=device, generator=draw)
+    system = EditSystem(keys, keys, residuals, torch.zeros_like(residuals))
+    first = {name: part.clone() for name, part in memory.items()}
+    after: list[Any] = []
+    live, total = torch.randn(d_out, size, device=device), torch.zeros(d_out, size, device=device)
+
+    def write() -> None:
+        update, remembered = stage.solver.compute({k: v.clone() for k, v in first.items()}, system)
+        after[:] = [remembered]
+        total.add_(update if stage.transform is None else stage.transform(live, update))
+
+    seconds = rates.timed(write, device)
+    batch_bytes = rates.peak(write, device)
+    readout = 0.0 if stage.readout is None else rates.timed(lambda: stage.readout(live, total), device)
+    square = larger**2
+    saved, saved_after = (sum(p.nbytes for p in stage.solver.saved(m).values()) for m in (first, after[0]))
+    on_device = sum(part.nbytes for name, part in first.items() if name in stage.solver.on_device)
+    return Solve(
+        init_seconds * larger**3,
+        init_bytes * square,
+        seconds * square,
+        batch_bytes * square,
+        on_device * square,
+        (sum(part.nbytes for part in first.values()) - on_device) * square,
+        saved * square,
+        (saved_after - saved) / edits * larger,
+        shape.d_key * (shape.d_key + 1) * 8.0 if asked else 0.0,
+        readout * larger**3,
+    )
+
+
+def saving_rate() -> float:
+    """Measure how fast tensors reach the disk, in bytes per second."""
+    import os
+
+    with tempfile.TemporaryFile() as file:
+        start = time.perf_counter()
+        torch.save(torch.zeros(2**23), file)
+        file.flush()
+        os.fsync(file.fileno())
+        return 2**25 / (time.perf_counter() - start)
+
+
+def _scores_bytes(model: LanguageModel, requests: Sequence[EditRequest]) -> float:
+    """Measure what the scores of a request take in a checkpoint."""
+    file = io.BytesIO()
+    scores = score(model, requests)
+    torch.save({request.id: one for request, one in zip(requests, scores, strict=True)}, file)
+    return file.tell() / len(requests)
+
+
+__all__ = ["NOTHING", "Setting", "calibrate", "estimate_by_arithmetic", "saving_rate", "solver"]
