@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
+import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,29 +20,33 @@ from torch import Tensor
 from lke_lightning.commands.plan import rates
 from lke_lightning.commands.plan.rates import NOTHING, Cost, Curve, Rates, Solve
 from lke_lightning.commands.plan.shape import Shape, from_config, shallow
-from lke_lightning.commands.plan.work import Tokens
+from lke_lightning.commands.plan.work import Tokens, rows_of
 from lke_lightning.edits import EditRequest
 from lke_lightning.evaluation.perplexity import perplexity
 from lke_lightning.evaluation.teacher_forced import score
 from lke_lightning.model.language_model import LanguageModel, content_hash
+from lke_lightning.model.prefix import Prefixes
 from lke_lightning.model.tokens import Row
+from lke_lightning.stage_one.objectives import Descent
 from lke_lightning.stage_one.optimization import TargetOptimization
-from lke_lightning.stage_one.rows import build_rows
+from lke_lightning.stage_one.packed import PackedRows
+from lke_lightning.stage_one.rows import RequestRows, build_rows
+from lke_lightning.stage_one.stopping import StopRule
 from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.solvers import EditSystem
 from lke_lightning.stage_two.update import WeightUpdate
 
-SIZES = (1, 4, 16, 64, 256, 1024)
+SIZES = (1, 8, 64, 512)
 """Requests that are run together; those above the size of a batch are left out."""
 
-TEXT_SIZES = (64, 512, 4096, 16384)
-"""Tokens of ordinary text that are run together."""
+TEXT_SIZES = (64, 512, 2048, 8192)
+"""Tokens of ordinary text that are run together; those above the size of a batch are left out."""
 
 SOLVER_SIZE = {"cpu": 1536, "cuda": 4096}
 """Largest d_key at which a solver is measured; larger ones follow from its order, d_key^3 once, d_key^2 a batch."""
 
-STEPS = 3
-"""Steps of a descent that are timed together."""
+STEPS = 8
+"""Steps of a descent that are timed, at most."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,10 @@ class Setting:
     """Tokens after which documents are cut."""
     score_tokens: int
     """How many tokens an evaluation runs at once."""
+    statistics_tokens: int
+    """How many tokens of text key statistics run at once; 0: none are computed."""
+    perplexity_tokens: int
+    """How many tokens of text perplexity runs at once; 0: it is not measured."""
     device: torch.device
     precision: Callable[[], AbstractContextManager[Any]]
     trust_remote_code: bool
@@ -79,23 +90,16 @@ def calibrate(setting: Setting) -> Rates:
         del model.architecture.blocks[1]
         model.network.config.get_text_config().num_hidden_layers = 1
         one = _activities(setting, model, 1)
-        costs = {name: _cost(one[name], two[name]) for name in one}
-        # From here on a step is what it costs without its record, a record what it costs without a step.
-        descent, record = costs.pop("descent"), costs["record"]
-        step = Cost(
-            _per_step(descent.seconds, record.seconds),
-            _per_step(descent.block_seconds, record.block_seconds),
-            descent.bytes,
-            descent.block_bytes,
-        )
+        costs = {name: Cost(one[name][0], two[name][0] - one[name][0], one[name][1], two[name][1] - one[name][1])
+                 for name in one}  # fmt: skip
         prefixes = costs.pop("prefixes")
-        costs["record"] = Cost(record.seconds, prefixes.block_seconds, record.bytes, prefixes.block_bytes)
-        product, encoding = _product(setting), _encoding(setting, model)
+        costs["record"] = replace(
+            costs["record"], block_seconds=prefixes.block_seconds, block_bytes=prefixes.block_bytes
+        )
         return Rates(
             "measured here: the engine on your records, with two blocks and one block of the model's own shape",
-            step=step,
-            product=product,
-            encoding=encoding,
+            product=_product(setting) if setting.statistics_tokens else NOTHING,
+            encoding=_encoding(setting, model),
             solve=solver(setting.stage_two, setting.shape, len(setting.requests), setting.device),
             hashing=hashing,
             saving=saving_rate(),
@@ -126,6 +130,7 @@ def estimate_by_arithmetic(setting: Setting, tokens: Tokens) -> Rates:
         f"by arithmetic: a block does not fit into free memory; matrices at {speed / 1e9:.0f} GFLOP/s, no overhead",
         record=cost(tokens.before_slot + tokens.from_slot, tokens.reads),
         step=Cost(Curve.proportional(tokens.reads * head * 2), step.block_seconds, step.bytes, step.block_bytes),
+        drop=Cost(NOTHING, NOTHING),
         read=cost(tokens.upto_slot, 0),
         score=cost(tokens.questions, tokens.answers),
         contexts=cost(200, 50),
@@ -168,22 +173,10 @@ def _activities(setting: Setting, model: LanguageModel, depth: int) -> dict[str,
     device, requests, contexts = setting.device, setting.requests, setting.contexts
     built = build_rows(requests, contexts, model.text, setting.stage_one.reference_quirks)
     sizes = [size for size in SIZES if size < len(requests)] + [len(requests)]
-    bare = copy.copy(setting.stage_one)
-    bare.stopping = []
-
-    def descend(count: int, steps: int) -> Callable[[], Any]:
-        stage = copy.copy(bare)
-        stage.max_steps = steps
-        return lambda: stage.descend(model, built[:count])
 
     def prefixes(count: int) -> Callable[[], Any]:
-        from lke_lightning.model.prefix import Prefixes
-
-        sequences = [
-            row.ids[: row.slot] for r in built[:count] for row in [*r.contexts, *([r.essence] if r.essence else [])]
-        ]
-        with torch.no_grad():
-            return lambda: Prefixes.run(model, sequences, bare.max_tokens)
+        sequences = [row.ids[: row.slot] for request in built[:count] for row in rows_of(request)]
+        return torch.no_grad()(lambda: Prefixes.run(model, sequences, setting.stage_one.max_tokens))
 
     def read(count: int) -> Callable[[], Any]:
         weights = setting.stage_two.keys.keys(len(contexts), False), setting.stage_two.keys.anchors(len(contexts))
@@ -195,26 +188,28 @@ def _activities(setting: Setting, model: LanguageModel, depth: int) -> dict[str,
 
         return call
 
-    rows = _text_rows(setting, model)
+    def drop(count: int) -> Callable[[], Any]:
+        packed = PackedRows.build(model, built[:count], "block", setting.stage_one.max_tokens)
+        packed.predict(packed.replay.initial.new_zeros(count, packed.replay.initial.shape[1]))
+        kept = torch.arange(count, device=device) % 10 > 0 if count > 1 else torch.ones(1, dtype=torch.bool).to(device)
+        return torch.no_grad()(lambda: packed.keep(kept))
+
+    text_rows = _text_rows(setting, model)
 
     def observe(tokens: int) -> Callable[[], Any]:
-        batch = model.text.pad(_enough(rows, tokens), device)
+        batch = model.text.pad(_enough(text_rows, tokens), device)
         return lambda: _moment(model, batch, depth)
 
     def read_text(tokens: int) -> Callable[[], Any]:
         return lambda: perplexity(model, setting.documents, tokens, max_tokens=setting.score_tokens)
 
-    text_sizes = [size for size in TEXT_SIZES if size <= sum(len(row.ids) for row in rows)] or [64]
-    found = {
-        "record": rates.measured(lambda n: descend(n, 1), sizes, device),
-        "descent": rates.measured(lambda n: descend(n, 1 + STEPS), sizes, device),
+    found = _descents(setting, model, built, sizes) | {
         "prefixes": rates.measured(prefixes, sizes, device),
+        "drop": rates.measured(drop, sizes, device),
         "score": rates.measured(lambda n: lambda: score(model, requests[:n], setting.score_tokens), sizes, device),
-        "contexts": rates.measured(
-            lambda _: lambda: setting.stage_one.context_templates.sample(model), [1], device, repeats=1
-        ),
-        "statistics": rates.measured(observe, text_sizes, device),
-        "perplexity": rates.measured(read_text, text_sizes, device),
+        "contexts": rates.measured(lambda _: lambda: setting.stage_one.context_templates.sample(model), [1], device),
+        "statistics": _of_text(observe, setting.statistics_tokens, text_rows, device),
+        "perplexity": _of_text(read_text, setting.perplexity_tokens, text_rows, device),
     }
     model.layers = [depth - 1]
     found["read"] = rates.measured(read, sizes, device)
@@ -222,13 +217,58 @@ def _activities(setting: Setting, model: LanguageModel, depth: int) -> dict[str,
     return found
 
 
-def _cost(one: Activity, two: Activity) -> Cost:
-    return Cost(one[0], two[0] - one[0], one[1], two[1] - one[1])
+def _of_text(
+    make: Callable[[int], Callable[[], Any]], at_once: int, rows: Sequence[Row], device: torch.device
+) -> Activity:
+    """Measure what is done with text up to so many tokens; nothing where it will not be done."""
+    most = min(at_once, sum(len(row.ids) for row in rows))
+    return rates.measured(make, [*(s for s in TEXT_SIZES if s < most), most], device) if most else (NOTHING, NOTHING)
 
 
-def _per_step(descent: Curve, record: Curve) -> Curve:
-    """Take what precedes the steps out of a descent of `STEPS` more steps."""
-    return Curve(tuple((x, y / STEPS) for x, y in (descent - record).points))
+def _descents(
+    setting: Setting, model: LanguageModel, built: Sequence[RequestRows], sizes: Sequence[int]
+) -> dict[str, Activity]:
+    """Measure what precedes the first step of a descent, and a step."""
+    clock, stage = _Clock(setting.device), copy.copy(setting.stage_one)
+    stage.stopping, stage.max_steps, stage.site = [clock], 1 + STEPS, "block"
+    record, step, held = [], [], []
+    stage.descend(model, built[:1])
+    for size in dict.fromkeys(sizes):
+        start = clock.restart()
+        stage.descend(model, built[:size])
+        gaps = [later - earlier for earlier, later in itertools.pairwise(clock.times)]
+        record.append((size, clock.times[0] - start))
+        step.append((size, statistics.median(gaps)))
+        clock.restart()
+        held.append((size, float(rates.peak(lambda size=size: stage.descend(model, built[:size]), setting.device))))
+        if clock.is_late:
+            break
+    seconds = Curve(tuple(record)), Curve(tuple(step))
+    bytes_held = Curve(tuple(held))
+    return {"record": (seconds[0], bytes_held), "step": (seconds[1], bytes_held)}
+
+
+class _Clock(StopRule):
+    """Notes when each step of a descent is reached; stops none, until they have taken long enough."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.restart()
+
+    def restart(self) -> float:
+        self.times: list[float] = []
+        self._start = time.perf_counter()
+        return self._start
+
+    @property
+    def is_late(self) -> bool:
+        return bool(self.times) and self.times[-1] - self._start > rates.BUDGET
+
+    def __call__(self, descent: Descent, loss: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.times.append(time.perf_counter())
+        return torch.full_like(loss, self.is_late and len(self.times) > 1, dtype=torch.bool)
 
 
 def _text_rows(setting: Setting, model: LanguageModel) -> list[Row]:
@@ -332,8 +372,6 @@ def solver(stage: WeightUpdate, shape: Shape, edits: int, device: torch.device) 
 
 def saving_rate() -> float:
     """Measure how fast tensors reach the disk, in bytes per second."""
-    import os
-
     with tempfile.TemporaryFile() as file:
         start = time.perf_counter()
         torch.save(torch.zeros(2**23), file)
@@ -348,6 +386,3 @@ def _scores_bytes(model: LanguageModel, requests: Sequence[EditRequest]) -> floa
     scores = score(model, requests)
     torch.save({request.id: one for request, one in zip(requests, scores, strict=True)}, file)
     return file.tell() / len(requests)
-
-
-__all__ = ["NOTHING", "Setting", "calibrate", "estimate_by_arithmetic", "saving_rate", "solver"]

@@ -108,7 +108,7 @@ def prepare(
     """
     from transformers import AutoTokenizer
 
-    import_seconds, process_bytes = time.process_time(), resident()
+    import_seconds = time.process_time()
     stage_one, stage_two, scorecard = (_part(trainer, kind) for kind in (TargetOptimization, WeightUpdate, Scorecard))
     steps = min(stage_one.max_steps, STEPS_SHARE * stage_one.max_steps if steps is None else steps)
     if steps < 1:
@@ -164,13 +164,14 @@ def prepare(
         documents=documents,
         length=getattr(stage_two.statistics, "length", 512),
         score_tokens=scorecard.max_tokens,
+        statistics_tokens=run.statistics.at_once if run.statistics.tokens else 0,
+        perplexity_tokens=min(scorecard.max_tokens, run.perplexity.tokens),
         device=trainer.strategy.root_device,
         precision=trainer.precision_plugin.forward_context,
         trust_remote_code=editor.trust_remote_code,
     )
     rates = _rates(setting, run, free_memory(setting.device) if free is None else free)
     stages = estimate(run, shape, rates)
-    del process_bytes
     return Plan(stages, [*_assumptions(run, shape, rates), *notes], _warnings(stages, trainer, setting))
 
 
@@ -235,9 +236,9 @@ def _assumptions(run: Run, shape: Shape, rates: Rates) -> list[str]:
         f"{run.edits} edits in {run.batches} batches; layers {shape.layers} of {shape.blocks}, keys of {shape.d_key}, "
         f"{shape.weights_bytes / 2**20:,.0f} MiB of weights.",
         f"Rates: {rates.how}.",
-        f"Steps of stage one are not known before: {run.steps:g} of at most {run.max_steps} on average, the same share "
-        f"stopping at every step (--steps); in brackets: half of that, and all steps for all.",
-        "Not counted: waiting for the disk while weights are loaded, evaluations of other callbacks, edits that replace "
+        f"Steps of stage one are not known before: {run.steps:g} of at most {run.max_steps} on average, the same "
+        "share stopping at every step (--steps); in brackets: half of that, and all steps for all.",
+        "Not counted: waiting for the disk while weights are loaded, what other callbacks do, edits that replace "
         "earlier ones. A GPU's own context, and what allocators hold back, come on top of the memory.",
     ]
 
@@ -255,8 +256,8 @@ def _warnings(stages: list[Stage], trainer: Trainer, setting: Setting) -> list[s
     folder = Path(trainer.default_root_dir).absolute()
     folder = next(path for path in (folder, *folder.parents) if path.is_dir())
     if whole.disk > shutil.disk_usage(folder).free:
-        found.append(f"{report.size(whole.disk)} do not fit on the disk of {folder}: raise checkpoint.every_n_train_steps "
-                     "or use another trainer.default_root_dir")  # fmt: skip
+        needed = report.size(whole.disk)
+        found.append(f"{needed} do not fit on the disk of {folder}: use another trainer.default_root_dir")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -142,7 +143,10 @@ def stage_one(run: Run, shape: Shape, rates: Rates, mean_steps: float) -> float:
     lower = rates.step.block_seconds.at(run.together) / 2 * shape.layers[-1]
     once = rates.record.takes(run.together, shape.blocks - 1) + lower
     each = sum(rates.step.takes(count, upper) for count in counts[1:])  # the record holds the first forward
-    return run.edits / run.together * (once + each)
+    drops = sum(
+        min(1.0, before - after) * rates.drop.takes(before, upper) for before, after in itertools.pairwise(counts)
+    )
+    return run.edits / run.together * (once + each + drops)
 
 
 def stage_two(run: Run, shape: Shape, rates: Rates) -> float:
@@ -173,7 +177,11 @@ def _statistics(run: Run, shape: Shape, rates: Rates) -> tuple[float, float, flo
     written = 4.0 * square * run.statistics_layers
     keys = at_once * (shape.d_key + shape.d_out) * shape.dtype.itemsize * more
     rows = 40.0 * text.tokens  # ids as Python numbers
-    return seconds + written / rates.saving, rates.statistics.holds(at_once) + keys + rows + 8.0 * square * more, written
+    return (
+        seconds + written / rates.saving,
+        rates.statistics.holds(at_once) + keys + rows + 8.0 * square * more,
+        written,
+    )
 
 
 def _preparation(shape: Shape, rates: Rates) -> tuple[float, float, float]:

@@ -1,8 +1,9 @@
-"""What the engine's activities cost on this machine: curves over size, for the least network and for each block more."""
+"""What the engine's activities cost: curves over size, for the least network and for each block more."""
 
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -103,6 +104,8 @@ class Rates:
     """Stage one before its first step; blocks run what comes before the slots."""
     step: Cost
     """One step of a descent; blocks are those above the target layer."""
+    drop: Cost
+    """Rows of requests that stopped are dropped; blocks are those above the target layer."""
     read: Cost
     """Stage two reads the keys and outputs of a layer."""
     score: Cost
@@ -124,22 +127,20 @@ class Rates:
     """Bytes of one request's scores in a checkpoint."""
 
 
-def timed(call: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
-    """Return the fastest of some calls in seconds; long ones are not repeated."""
-    best = float("inf")
-    for _ in range(repeats):
+def timed(call: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
+    """Return the median time of some calls in seconds; long ones are not repeated."""
+    taken: list[float] = []
+    while len(taken) < repeats and sum(taken) < BUDGET / 4:
         start = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-        if best > BUDGET / 4:
-            break
-    return best
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
 
 
 def measured(
-    make: Callable[[int], Callable[[], Any]], sizes: Sequence[int], device: torch.device, repeats: int = 3
+    make: Callable[[int], Callable[[], Any]], sizes: Sequence[int], device: torch.device, repeats: int = 5
 ) -> tuple[Curve, Curve]:
     """Measure something at growing sizes, until a call takes longer than `BUDGET`.
 
@@ -147,7 +148,7 @@ def measured(
         make: prepares a call of a size.
         sizes: ascending.
         device: where it runs.
-        repeats: how often short calls are repeated; the fastest counts.
+        repeats: how often short calls are repeated; their median counts.
 
     Returns:
         Seconds and peak bytes by size.

@@ -36,9 +36,7 @@ def show(stages: list[Stage], whole: Stage, assumptions: list[str], warnings: li
 
 def as_json(stages: list[Stage], whole: Stage, assumptions: list[str]) -> dict[str, Any]:
     """Return the figures, seconds and bytes, with what was assumed."""
-    rounded = [
-        {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(s).items()} for s in (*stages, whole)
-    ]
+    rounded = [{k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(s).items()} for s in (*stages, whole)]
     return {"stages": rounded[:-1], "total": rounded[-1], "assumptions": assumptions}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lke_lightning.edits import SLOT, EditRequest
 from lke_lightning.evaluation.teacher_forced import questions
 from lke_lightning.model.prefix import shared_beginnings
-from lke_lightning.model.tokens import TextEncoder
+from lke_lightning.model.tokens import Row, TextEncoder
 from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.rows import RequestRows, build_rows
 
@@ -81,11 +81,11 @@ def count_tokens(
     seconds = time.perf_counter() - start
     count = len(requests)
     parts = [built[i : i + batch_size] for i in range(0, count, batch_size)]
-    rows = [row for request in built for row in _rows(request)]
+    rows = [row for request in built for row in rows_of(request)]
     wholes = sorted({prompt + answer[:-1] for prompt, answer in asked})
     return Tokens(
         sum(request.count_tokens() for request in built) / count,
-        sum(_run_once([row.ids[: row.slot] for request in part for row in _rows(request)]) for part in parts) / count,
+        sum(_run_once([row.ids[: row.slot] for request in part for row in rows_of(request)]) for part in parts) / count,
         sum(len(row.ids) - row.slot for row in rows) / count,
         sum(len(request.target) * len(contexts) + (request.essence is not None) for request in built) / count,
         sum(row.slot + 1 for request in built for row in request.contexts) / count,
@@ -95,7 +95,8 @@ def count_tokens(
     )
 
 
-def _rows(request: RequestRows) -> list:
+def rows_of(request: RequestRows) -> list[Row]:
+    """Return all rows of a request."""
     return [*request.contexts, *([request.essence] if request.essence else [])]
 
 
