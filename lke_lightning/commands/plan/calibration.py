@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from lke_lightning.commands.plan import rates
-from lke_lightning.commands.plan.rates import NOTHING, Cost, Curve, Rates, Solve
+from lke_lightning.commands.plan.rates import NOTHING, Cost, Curve, Rates
 from lke_lightning.commands.plan.shape import Shape, from_config, shallow
+from lke_lightning.commands.plan.solving import solver
 from lke_lightning.commands.plan.work import Tokens, rows_of
 from lke_lightning.edits import EditRequest
 from lke_lightning.evaluation.perplexity import perplexity
@@ -33,7 +34,6 @@ from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows
 from lke_lightning.stage_one.stopping import StopRule
 from lke_lightning.stage_two.reading import SlotReader
-from lke_lightning.stage_two.solvers import EditSystem
 from lke_lightning.stage_two.update import WeightUpdate
 
 SIZES = (1, 8, 64, 512)
@@ -41,9 +41,6 @@ SIZES = (1, 8, 64, 512)
 
 TEXT_SIZES = (64, 512, 2048, 8192)
 """Tokens of ordinary text that are run together; those above the size of a batch are left out."""
-
-SOLVER_SIZE = {"cpu": 1536, "cuda": 4096}
-"""Largest d_key at which a solver is measured; larger ones follow from its order, d_key^3 once, d_key^2 a batch."""
 
 STEPS = 8
 """Steps of a descent that are timed, at most."""
@@ -310,64 +307,6 @@ def _encoding(setting: Setting, model: LanguageModel) -> float:
     start = time.perf_counter()
     tokens = sum(len(model.text.encode([document])[0]) for document in setting.documents[:200])
     return (time.perf_counter() - start) / max(1, tokens)
-
-
-def solver(stage: WeightUpdate, shape: Shape, edits: int, device: torch.device) -> Solve:
-    """Measure the run's own solver, transform and readout, on random statistics with many unused directions.
-
-    Args:
-        stage: holds them.
-        shape: gives d_key and d_out; larger ones than `SOLVER_SIZE` are scaled down.
-        edits: of one batch.
-        device: where it runs.
-    """
-    size = min(shape.d_key, SOLVER_SIZE[device.type])
-    larger = shape.d_key / size
-    d_out = max(1, round(shape.d_out / larger))
-    draw = torch.Generator(device).manual_seed(0)
-    few = torch.randn(size // 2 + 1, size, device=device, generator=draw)
-    moment = few.T @ few / len(few) + 1e-4 * torch.eye(size, device=device)
-    asked = []
-
-    def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-        asked.append(matrix)
-        return torch.linalg.eigh(matrix)
-
-    fresh: list[Any] = []
-    start = time.perf_counter()
-    init_bytes = rates.peak(lambda: fresh.append(stage.solver.init(moment, eigen)), device)
-    init_seconds = time.perf_counter() - start
-    [memory] = fresh
-    keys = torch.randn(edits, size, device=device, generator=draw)
-    residuals = torch.randn(edits, d_out, device=device, generator=draw)
-    system = EditSystem(keys, keys, residuals, torch.zeros_like(residuals))
-    first = {name: part.clone() for name, part in memory.items()}
-    after: list[Any] = []
-    live, total = torch.randn(d_out, size, device=device), torch.zeros(d_out, size, device=device)
-
-    def write() -> None:
-        update, remembered = stage.solver.compute({k: v.clone() for k, v in first.items()}, system)
-        after[:] = [remembered]
-        total.add_(update if stage.transform is None else stage.transform(live, update))
-
-    seconds = rates.timed(write, device)
-    batch_bytes = rates.peak(write, device)
-    readout = 0.0 if stage.readout is None else rates.timed(lambda: stage.readout(live, total), device)
-    square = larger**2
-    saved, saved_after = (sum(p.nbytes for p in stage.solver.saved(m).values()) for m in (first, after[0]))
-    on_device = sum(part.nbytes for name, part in first.items() if name in stage.solver.on_device)
-    return Solve(
-        init_seconds * larger**3,
-        init_bytes * square,
-        seconds * square,
-        batch_bytes * square,
-        on_device * square,
-        (sum(part.nbytes for part in first.values()) - on_device) * square,
-        saved * square,
-        (saved_after - saved) / edits * larger,
-        shape.d_key * (shape.d_key + 1) * 8.0 if asked else 0.0,
-        readout * larger**3,
-    )
 
 
 def saving_rate() -> float:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +18,7 @@ from lke_lightning.callbacks.checkpoint import RunCheckpoint
 from lke_lightning.commands.plan import calibration, report, text
 from lke_lightning.commands.plan.calibration import Setting
 from lke_lightning.commands.plan.estimate import Run, Stage, Text, estimate, total
+from lke_lightning.commands.plan.machine import free_memory, resident
 from lke_lightning.commands.plan.rates import Rates
 from lke_lightning.commands.plan.shape import Shape, read_shape
 from lke_lightning.commands.plan.work import SAMPLE, count_tokens, spread, stand_in_contexts
@@ -106,66 +104,34 @@ def prepare(
     Raises:
         EditError: `steps` below 1, or what `fit` would refuse.
     """
-    from transformers import AutoTokenizer
-
     import_seconds = time.process_time()
-    stage_one, stage_two, scorecard = (_part(trainer, kind) for kind in (TargetOptimization, WeightUpdate, Scorecard))
-    steps = min(stage_one.max_steps, STEPS_SHARE * stage_one.max_steps if steps is None else steps)
+    stage_one, stage_two = _part(trainer, TargetOptimization), _part(trainer, WeightUpdate)
+    if steps is None:
+        steps = max(1.0, STEPS_SHARE * stage_one.max_steps)
     if steps < 1:
         raise EditError(f"--steps is {steps:g}: every request takes at least one")
     shape = read_shape(
         editor.pretrained, _dtype(trainer, editor), editor.layers, editor.matrix, editor.trust_remote_code
     )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            resolve(editor.pretrained), trust_remote_code=editor.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise EditError(f"cannot read the tokenizer of {editor.pretrained!r}: {error}") from error
+    encoder = TextEncoder(_tokenizer(editor))
     stream.setup("fit")
-    encoder = TextEncoder(tokenizer)
     contexts = stand_in_contexts(stage_one.context_templates, stream.requests, encoder)
-    batch_size = min(stream.batch_size, len(stream.requests))
-    counted = count_tokens(
-        spread(stream.requests, SAMPLE), contexts, encoder, stage_one.reference_quirks, min(batch_size, SAMPLE)
-    )
+    run = _settings(trainer, stream, contexts, encoder, shape.blocks)
+    run = replace(run, steps=min(steps, run.max_steps), import_seconds=import_seconds)
     documents = text.documents_of(stage_two.statistics, stream.requests)
-    run = Run(
-        edits=len(stream.requests),
-        batch_size=batch_size,
-        steps=steps,
-        max_steps=stage_one.max_steps,
-        check_every=stage_one.check_every or (1 if trainer.strategy.root_device.type == "cpu" else 4),
-        site=stage_one.site,
-        max_tokens=stage_one.max_tokens,
-        contexts=len(contexts),
-        tokens=counted,
-        scores_before=scorecard.before,
-        evaluated=_evaluated(trainer, len(stream.requests), batch_size),
-        statistics=Text(0, 0, 0),
-        statistics_layers=0,
-        perplexity=Text(scorecard.text_tokens if scorecard.text else 0, scorecard.max_tokens, shape.blocks),
-        perplexities=2 if scorecard.text else 0,
-        **_checkpointing(trainer),
-        keep_on_host=stage_two.keep_on_host,
-        ledger_bytes=LEDGER_BYTES + sum(len(r.text) + len(r.target) for r in stream.requests) / len(stream.requests),
-        process_bytes=resident(),
-        import_seconds=import_seconds,
-        on_gpu=trainer.strategy.root_device.type == "cuda",
-    )
     run, notes = _with_statistics(run, stage_two, shape, documents, encoder)
     setting = Setting(
         shape=shape,
         stage_one=stage_one,
         stage_two=stage_two,
-        tokenizer=tokenizer,
-        requests=spread(stream.requests, min(batch_size, CALIBRATED)),
+        tokenizer=encoder.tokenizer,
+        requests=spread(stream.requests, min(run.batch_size, CALIBRATED)),
         contexts=contexts,
         documents=documents,
         length=getattr(stage_two.statistics, "length", 512),
-        score_tokens=scorecard.max_tokens,
+        score_tokens=_part(trainer, Scorecard).max_tokens,
         statistics_tokens=run.statistics.at_once if run.statistics.tokens else 0,
-        perplexity_tokens=min(scorecard.max_tokens, run.perplexity.tokens),
+        perplexity_tokens=min(run.perplexity.at_once, run.perplexity.tokens),
         device=trainer.strategy.root_device,
         precision=trainer.precision_plugin.forward_context,
         trust_remote_code=editor.trust_remote_code,
@@ -173,6 +139,47 @@ def prepare(
     rates = _rates(setting, run, free_memory(setting.device) if free is None else free)
     stages = estimate(run, shape, rates)
     return Plan(stages, [*_assumptions(run, shape, rates), *notes], _warnings(stages, trainer, setting))
+
+
+def _tokenizer(editor: Editor) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve(editor.pretrained), trust_remote_code=editor.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise EditError(f"cannot read the tokenizer of {editor.pretrained!r}: {error}") from error
+
+
+def _settings(trainer: Trainer, stream: EditStream, contexts: list[str], encoder: TextEncoder, blocks: int) -> Run:
+    """Take from the parts of a run what its costs depend on; every request takes all steps, statistics are there."""
+    stage_one, scorecard, checkpoint = (_part(trainer, kind) for kind in (TargetOptimization, Scorecard, RunCheckpoint))
+    requests, device = stream.requests, trainer.strategy.root_device
+    batch_size = min(stream.batch_size, len(requests))
+    sample = spread(requests, SAMPLE)
+    return Run(
+        edits=len(requests),
+        batch_size=batch_size,
+        steps=stage_one.max_steps,
+        max_steps=stage_one.max_steps,
+        check_every=stage_one.check_every or (1 if device.type == "cpu" else 4),
+        site=stage_one.site,
+        max_tokens=stage_one.max_tokens,
+        contexts=len(contexts),
+        tokens=count_tokens(sample, contexts, encoder, stage_one.reference_quirks, min(batch_size, SAMPLE)),
+        scores_before=scorecard.before,
+        evaluated=_evaluated(trainer, len(requests), batch_size),
+        statistics=Text(0, 0, 0),
+        statistics_layers=0,
+        perplexity=Text(scorecard.text_tokens if scorecard.text else 0, scorecard.max_tokens, blocks),
+        perplexities=2 if scorecard.text else 0,
+        checkpoint_every=checkpoint.every_n_train_steps,
+        checkpoints_kept=checkpoint.keep,
+        keep_on_host=_part(trainer, WeightUpdate).keep_on_host,
+        ledger_bytes=LEDGER_BYTES + sum(len(r.text) + len(r.target) for r in sample) / len(sample),
+        process_bytes=resident(),
+        import_seconds=0.0,
+        on_gpu=device.type == "cuda",
+    )
 
 
 def _part(trainer: Trainer, kind: type) -> Any:
@@ -192,11 +199,6 @@ def _evaluated(trainer: Trainer, edits: int, batch_size: int) -> float:
     batches, interval = -(-edits // batch_size), trainer.val_check_interval
     every = max(1, int(batches * interval)) if isinstance(interval, float) else int(interval)
     return float(sum(min(edits, done * batch_size) for done in range(every, batches + 1, every)))
-
-
-def _checkpointing(trainer: Trainer) -> dict[str, int]:
-    part = _part(trainer, RunCheckpoint)
-    return {"checkpoint_every": part.every_n_train_steps, "checkpoints_kept": part.keep}
 
 
 def _with_statistics(
@@ -271,25 +273,3 @@ def _advice(stage: Stage) -> str:
     common = "model.dtype bfloat16, or a larger machine" if not stage.name.startswith("eval") else (
         "a smaller scorecard.max_tokens, model.dtype bfloat16, or a larger machine")  # fmt: skip
     return f"What helps: {specific.get(stage.name, '')}{common}."
-
-
-def resident() -> int:
-    """Return the bytes of memory that this process holds."""
-    statm = Path("/proc/self/statm")
-    if statm.is_file():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on macOS bytes
-    return most if sys.platform == "darwin" else most * 1024
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes of memory that are free on a device; where a system does not say, half of what it has."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        kib = next(line.split()[1] for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-        return int(kib) * 1024
-    return math.floor(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2)
