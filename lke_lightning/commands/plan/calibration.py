@@ -124,7 +124,7 @@ def estimate_by_arithmetic(setting: Setting, tokens: Tokens) -> Rates:
 
     step = cost(tokens.from_slot, tokens.reads, backward=2)
     return Rates(
-        f"by arithmetic: a block does not fit into free memory; matrices at {speed / 1e9:.0f} GFLOP/s, no overhead",
+        f"by arithmetic, two blocks being too large to measure here: {speed / 1e9:.0f} GFLOP/s, no overhead",
         record=cost(tokens.before_slot + tokens.from_slot, tokens.reads),
         step=Cost(Curve.proportional(tokens.reads * head * 2), step.block_seconds, step.bytes, step.block_bytes),
         drop=Cost(NOTHING, NOTHING),

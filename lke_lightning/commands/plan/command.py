@@ -39,6 +39,9 @@ STEPS_SHARE = 0.6
 CALIBRATED = 256
 """Requests of a batch that are measured together at most; larger batches are continued from there."""
 
+MEASURED_ON_CPU = 2 * 2**30
+"""Bytes of two blocks and what surrounds them: on a CPU, measuring larger ones takes minutes."""
+
 LEDGER_BYTES = 450
 """Of one edit in the ledger, beside its own texts."""
 
@@ -225,7 +228,8 @@ def _with_statistics(
 
 def _rates(setting: Setting, run: Run, free: int) -> Rates:
     # Twice: activations, and what the allocator does not give back.
-    if 2 * setting.shape.one_block_bytes <= free:
+    most = free / 2 if setting.device.type != "cpu" else min(free / 2, MEASURED_ON_CPU)
+    if setting.shape.one_block_bytes <= most:
         try:
             return calibration.calibrate(setting)
         except torch.OutOfMemoryError:
