@@ -14,6 +14,7 @@ from typing import Any
 
 COMMANDS = {
     "fit": ("edit a model, batch by batch; without arguments: 200 facts of the demo world", None),
+    "plan": ("say what memory, disk and time a run of fit will take; arguments of fit", "commands.plan"),
     "validate": ("score a model on facts, unedited or from a checkpoint (--ckpt_path)", None),
     "compare": ("run several methods on the same edits and make one table of them (--plan)", "sweeps.compare"),
     "tune": (
@@ -56,6 +57,9 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if COMMANDS[command][1] is None:
             import_module("lke_lightning.fitting").run(args)
+        elif command == "plan":
+            run = import_module("lke_lightning.fitting").run
+            _function(command)(args[1:], lambda given, instead: run(["fit", *given], instead))
         else:
             _run_function(command, args[1:])
     except EditError as error:

@@ -8,12 +8,13 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
@@ -68,6 +69,8 @@ BASES = (
     Solver, Preservation, KeyPolicy, Statistics, UpdateTransform, ReadoutTransform,
 )  # fmt: skip
 
+Instead = Callable[[Trainer, Editor, EditStream], None]
+
 
 class EditParser(LightningArgumentParser):
     """A parser whose errors name the options that come close."""
@@ -86,11 +89,12 @@ class EditCLI(LightningCLI):
 
     Args:
         held: the lock on the run's folder enters here.
+        instead: called with trainer, editor and stream in the place of `fit`; then no folder is needed.
         options: see `LightningCLI`.
     """
 
-    def __init__(self, held: ExitStack, **options: Any) -> None:
-        self._held = held
+    def __init__(self, held: ExitStack, instead: Instead | None, **options: Any) -> None:
+        self._held, self._instead = held, instead
         super().__init__(**options)
 
     @staticmethod
@@ -116,6 +120,8 @@ class EditCLI(LightningCLI):
             EditError: the folder is another run's, or cannot be written; there is no such checkpoint.
         """
         super().parse_arguments(parser, args)
+        if self._instead is not None:
+            return
         given = self.config[self.config.subcommand]
         if given.trainer.default_root_dir is None:
             given.trainer.default_root_dir = f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
@@ -131,6 +137,13 @@ class EditCLI(LightningCLI):
         elif fits_alone and checkpoints.newest(root):
             raise EditError(f"{root} holds a run: continue it with --ckpt_path last, or name another folder")
         given.ckpt_path, given.weights_only = given.ckpt_path and str(given.ckpt_path), True
+
+    def fit(self, **options: Any) -> None:
+        """Run the edits, or what is asked for instead."""
+        if self._instead is None:
+            self.trainer.fit(**options)
+        else:
+            self._instead(self.trainer, self.model, self.datamodule)
 
     def _parse_ckpt_path(self) -> None:
         """Do not take the model's settings from the checkpoint: those given are compared with it."""
@@ -151,8 +164,12 @@ class EditCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs, plugins=[*plugins, checkpoints.SafeCheckpointIO()])
 
 
-def run(args: list[str]) -> None:
+def run(args: list[str], instead: Instead | None = None) -> None:
     """Run `fit` or `validate`.
+
+    Args:
+        args: the command line, from the command's name on.
+        instead: called with trainer, editor and stream in the place of `fit`; nothing is loaded or written before.
 
     Raises:
         EditError: the input cannot be edited with.
@@ -172,6 +189,7 @@ def run(args: list[str]) -> None:
         with ExitStack() as held:
             EditCLI(
                 held,
+                instead,
                 model_class=Editor,
                 datamodule_class=EditStream,
                 subclass_mode_data=True,

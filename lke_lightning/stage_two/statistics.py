@@ -112,7 +112,7 @@ class KeyStatistics(Statistics):
                 "give ordinary text (stage_two.statistics.corpus)"
             )
         tokens = self.tokens or 100 * max(weight.delta.shape[1] for weight in model.edited.values())
-        keys = {layer: self._key(model, layer, tokens) for layer in model.layers}
+        keys = {layer: self.key(model, layer, tokens) for layer in model.layers}
         missing = [layer for layer in model.layers if not self._file(keys[layer]).is_file()]
         if missing:
             for layer, moment in self._compute(model, missing, tokens).items():
@@ -129,7 +129,8 @@ class KeyStatistics(Statistics):
         with safe_open(file, "pt", device=str(moment.device)) as stored:
             return stored.get_tensor("values"), stored.get_tensor("vectors")
 
-    def _key(self, model: LanguageModel, layer: int, tokens: int) -> dict[str, str]:
+    def key(self, model: LanguageModel, layer: int, tokens: int) -> dict[str, str]:
+        """Return what identifies the statistics of a layer in the cache."""
         return {
             "model": model.base_hash,
             "tokenizer": _hash(json.dumps(sorted(model.text.tokenizer.get_vocab().items())).encode()),
@@ -174,7 +175,7 @@ class KeyStatistics(Statistics):
         """Read documents up to the number of tokens, then group them by length so that little is padding."""
         rows: list[Row] = []
         left = tokens
-        for document in self._documents():
+        for document in self.documents():
             ids = model.text.encode([document])[0][: min(self.length, left)]
             if ids:
                 rows.append(Row(ids, len(ids) - 1))
@@ -188,7 +189,8 @@ class KeyStatistics(Statistics):
             batches[-1].append(row)
         return batches
 
-    def _documents(self) -> Iterator[str]:
+    def documents(self) -> Iterator[str]:
+        """Yield the documents of the corpus, in order."""
         from datasets import load_dataset
 
         for name in self.corpus:
