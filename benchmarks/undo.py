@@ -29,6 +29,13 @@ def says(result: EditResult, requests: Sequence[EditRequest], answers: Sequence[
     return continuation_nll(result.editor.language_model, asked)[1]
 
 
+def prefers(result: EditResult, requests: Sequence[EditRequest]) -> float:
+    """Return the share of requests after which the old answer is more probable than the edit's target."""
+    asked = [(request.text, answer) for request in requests for answer in (request.original, request.target)]
+    nll, _ = continuation_nll(result.editor.language_model, asked)
+    return (nll[::2] < nll[1::2]).double().mean().item()
+
+
 def error(result: EditResult) -> float:
     """Return the largest relative distance of a change to the solution from the keys and values that count alone."""
     largest = 0.0
@@ -40,53 +47,68 @@ def error(result: EditResult) -> float:
     return largest
 
 
-def run(dtype: str, edits: int, undone: int, batch_size: int) -> dict[str, Any]:
-    """Edit the demo model, undo some of the edits, redo them."""
+def edited(dtype: str, requests: Sequence[EditRequest], batch_size: int) -> EditResult:
+    """Edit the demo model."""
     folder = resolve("demo")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    return edit(model, AutoTokenizer.from_pretrained(folder), requests, batch_size=batch_size)
+
+
+def run(dtype: str, edits: int, undone: int, batch_size: int) -> dict[str, Any]:
+    """Edit the demo model, undo some of the edits, redo them; and never make them, for comparison."""
     data = DemoWorld(limit=edits)
     data.setup("fit")
     requests = data.requests
-    result = edit(model, AutoTokenizer.from_pretrained(folder), requests, batch_size=batch_size)
     gone = random.Random(0).sample(requests, undone)
     kept = [request for request in requests if request not in gone]
     targets, originals = [request.target for request in kept], [request.original for request in gone]
-    before = {"error": error(result), "kept_said": says(result, kept, targets).double().mean().item()}
-    said = says(result, gone, [request.target for request in gone]).double().mean().item()
+    result = edited(dtype, requests, batch_size)
     deltas = copy.deepcopy([weight.delta for weight in result.editor.language_model.edited.values()])
-
+    before = {
+        "undone_said_before": _share(says(result, gone, [request.target for request in gone])),
+        "kept_said_before": _share(says(result, kept, targets)),
+        "error_before": error(result),
+    }
     start = time.perf_counter()
     result.undo(*(request.id for request in gone))
     seconds = time.perf_counter() - start
-    line = {
-        "dtype": dtype,
-        "edits": edits,
-        "batch_size": batch_size,
-        "undone": undone,
-        "undo_seconds": round(seconds, 3),
-        "undone_said_before": said,
-        "undone_back_to_the_old_answer": says(result, gone, originals).double().mean().item(),
-        "kept_said_before": before["kept_said"],
-        "kept_said_after": says(result, kept, targets).double().mean().item(),
-        "error_before": before["error"],
+    after = {
+        "old_answer_preferred": prefers(result, gone),
+        "old_answer_said": _share(says(result, gone, originals)),
+        "kept_said_after": _share(says(result, kept, targets)),
         "error_after": error(result),
     }
     result.redo(*(request.id for request in gone))
     now = [weight.delta for weight in result.editor.language_model.edited.values()]
     distances = [((new - old).norm() / old.norm()).item() for new, old in zip(now, deltas, strict=True)]
-    return line | {"distance_after_redo": max(distances)}
+    never = edited(dtype, kept, batch_size)
+    return {
+        **{"dtype": dtype, "edits": edits, "batch_size": batch_size, "undone": undone},
+        **{"undo_seconds": round(seconds, 3), "distance_after_redo": max(distances)},
+        **before,
+        **after,
+        "never_edited": {
+            "old_answer_preferred": prefers(never, gone),
+            "old_answer_said": _share(says(never, gone, originals)),
+            "kept_said": _share(says(never, kept, targets)),
+        },
+    }
 
 
-def main(edits: int = 200, undone: Sequence[int] = (1, 20, 100), batch_size: int = 20) -> None:
-    """Measure undo on the demo world, with the model in float32 and float64.
+def _share(said: Tensor) -> float:
+    return round(said.double().mean().item(), 4)
+
+
+ARMS = (("float32", 60, 20), ("float32", 200, 20), ("float32", 200, 100), ("float64", 60, 20))
+
+
+def main(batch_size: int = 20) -> None:
+    """Measure undo on the demo world: dtype of the model, edits made, edits taken back.
 
     Args:
-        edits: how many are made.
-        undone: how many of them are taken back, one run each.
         batch_size: edits of one step.
     """
-    arms = [(dtype, count) for dtype in ("float32", "float64") for count in undone]
-    harness.report("undo", {"runs": [run(dtype, edits, count, batch_size) for dtype, count in arms]})
+    harness.report("undo", {"runs": [run(*arm, batch_size) for arm in ARMS]})
 
 
 if __name__ == "__main__":
