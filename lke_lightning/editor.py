@@ -224,6 +224,11 @@ class Editor(lightning.LightningModule):
         if self._trainer is not None and self.trainer.state.fn == "fit":
             check_same_method(saved["configuration"], self.configuration)
             self.trainer.datamodule.check_continues(saved["stream"])
+            if len(saved["stream"]["digests"]) < len(self.trainer.datamodule.requests):
+                # a finished run whose stream has grown is in the middle of its one epoch again
+                progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+                for counts in (progress["current"], progress["total"]):
+                    counts.update(processed=0, completed=0)
         self.standing = {(subject, relation): name for subject, relation, name in saved["standing"]}
         self.made, self.seconds, self._random = saved["made"], dict(saved["seconds"]), saved["random"]
 

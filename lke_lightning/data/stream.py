@@ -21,19 +21,18 @@ from lke_lightning.edits import EditBatch, EditError, EditRequest
 
 
 class EditBatches(Sampler[list[int]]):
-    """Indices of consecutive edits, `batch_size` at a time, the last batch possibly shorter."""
+    """Indices of consecutive edits, batch by batch."""
 
-    def __init__(self, count: int, batch_size: int) -> None:
-        self.count, self.batch_size = count, batch_size
+    def __init__(self, batches: Sequence[range]) -> None:
+        self.batches = batches
 
     def __len__(self) -> int:
         """Count the batches."""
-        return -(-self.count // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches in order."""
-        for start in range(0, self.count, self.batch_size):
-            yield list(range(start, min(start + self.batch_size, self.count)))
+        return map(list, self.batches)
 
 
 class EditStream(LightningDataModule):
@@ -53,6 +52,8 @@ class EditStream(LightningDataModule):
             raise EditError(f"data.limit is {limit}: at least one edit is needed, or null for all")
         self.batch_size, self.limit, self.shuffle_seed = batch_size, limit, shuffle_seed
         self.requests: list[EditRequest] = []
+        self.ends: list[int] = []
+        """Numbers of requests at which earlier parts of the run ended with a short batch."""
 
     @property
     def name(self) -> str:
@@ -84,12 +85,20 @@ class EditStream(LightningDataModule):
             raise EditError(f"{self.name} has several records with the id {twice[0]!r}: ids must differ")
         self.requests = requests
 
+    @property
+    def batches(self) -> list[range]:
+        """The numbers of the requests of each batch; the last one of the stream, or before an end, may be short."""
+        edges = itertools.pairwise([0, *self.ends, len(self.requests)])
+        size = self.batch_size
+        return [range(i, min(i + size, end)) for begin, end in edges for i in range(begin, end, size)]
+
     def consumed(self, batches: int) -> dict[str, Any]:
         """Return what identifies the first batches of the stream, for a checkpoint."""
-        return {"batch_size": self.batch_size, "digests": _digests(self.requests[: batches * self.batch_size])}
+        count = self.batches[batches - 1].stop if batches else 0
+        return {"batch_size": self.batch_size, "digests": _digests(self.requests[:count]), "ends": self.ends}
 
     def check_continues(self, saved: dict[str, Any]) -> None:
-        """Check that this stream begins with the batches that an interrupted run has edited.
+        """Check that this stream begins with the batches that an interrupted run has edited, and go on behind them.
 
         What comes after them may differ: records may have been mended or added since.
 
@@ -113,18 +122,17 @@ class EditStream(LightningDataModule):
                 "is not the one that the checkpoint's run has edited in its place: continue with the same data in the "
                 "same order"
             )
+        self.ends = list(saved["ends"])
+        if len(done) not in {0, *(batch.stop for batch in self.batches)}:  # the stream has grown behind a short batch
+            self.ends.append(len(done))
 
     def train_dataloader(self) -> StatefulDataLoader:
         """Return the batches to edit; its position is kept in checkpoints."""
-        return StatefulDataLoader(
-            self.requests, batch_sampler=EditBatches(len(self.requests), self.batch_size), collate_fn=_collate
-        )
+        return StatefulDataLoader(self.requests, batch_sampler=EditBatches(self.batches), collate_fn=_collate)
 
     def val_dataloader(self) -> DataLoader:
         """Return all requests, a batch at a time."""
-        return DataLoader(
-            self.requests, batch_sampler=EditBatches(len(self.requests), self.batch_size), collate_fn=EditBatch
-        )
+        return DataLoader(self.requests, batch_sampler=EditBatches(self.batches), collate_fn=EditBatch)
 
 
 class RequestList(EditStream):

@@ -1,0 +1,146 @@
+"""`log`, `show`, `undo` and `redo` on a run made through the command line."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from lke_lightning import checkpoints
+from lke_lightning.cli import main
+from lke_lightning.commands import undo as module
+from lke_lightning.ledger import Ledger
+
+
+@pytest.fixture(scope="module")
+def finished(small_run, tmp_path_factory):
+    """A run of nine edits of which the last, 8, states the fact of the first, 0, anew."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    main([*small_run, "--trainer.default_root_dir", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    return tmp_path / "run"
+
+
+def state(run):
+    return checkpoints.read(checkpoints.newest(run))
+
+
+def deltas(run):
+    return [value for name, value in state(run)["state_dict"].items() if name.endswith("delta")]
+
+
+def entries_of(run, event):
+    return [entry for entry in Ledger(run).read() if entry["event"] == event]
+
+
+def refused(*args):
+    with pytest.raises(SystemExit) as caught:
+        main(list(map(str, args)))
+    return str(caught.value)
+
+
+def test_undo_and_redo_come_back_to_where_they_started(run, capsys):
+    before = deltas(run)
+    main(["undo", str(run), "--edit", "3", "5"])
+    said = capsys.readouterr().out
+    assert "2 edits: undo" in said
+    now = deltas(run)
+    assert all((one - other).norm() > 1e-3 * other.norm() for one, other in zip(now, before, strict=True))
+    standing = [name for *_, name in state(run)["editing"]["standing"]]
+    assert standing == ["1", "2", "4", "6", "7", "8"]
+    main(["redo", str(run), "--edit", "5", "3"])
+    assert all((one - other).norm() < 1e-5 * other.norm() for one, other in zip(deltas(run), before, strict=True))
+    events = [(entry["event"], entry["id"]) for entry in Ledger(run).read() if entry["event"] in ("undo", "redo")]
+    assert events == [("undo", "3"), ("undo", "5"), ("redo", "5"), ("redo", "3")]
+
+
+def test_the_edit_before_comes_back(run, capsys):
+    main(["undo", str(run), "--edit", "8"])
+    assert [name for *_, name in state(run)["editing"]["standing"]] == ["1", "2", "3", "4", "5", "6", "7", "0"]
+    main(["log", str(run), "--state", "undone", "--as_json", "true"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["id"] == "8"
+
+
+def test_an_undone_run_goes_on(run, small_run, small_world, tmp_path):
+    """Facts that were added to the data since are edited, and what is undone stays undone."""
+    main(["undo", str(run), "--edit", "1"])
+    more = (small_world / "facts.jsonl").read_text().splitlines()
+    new = [{"prompt": "{} plays the", "subject": name, "target": "guitar"} for name in ("Bob", "Cyd", "Dan")]
+    (tmp_path / "more.jsonl").write_text("\n".join([*more, *map(json.dumps, new)]))
+    given = [*small_run, "--data.path", str(tmp_path / "more.jsonl"), "--trainer.default_root_dir", str(run)]
+    main([*given, "--ckpt_path", "last"])
+    batches = [[entry["id"] for entry in entries_of(run, "edit") if entry["batch"] == batch] for batch in range(7)]
+    assert batches == [["0", "1"], ["2", "3"], ["4", "5"], ["6", "7"], ["8"], ["9", "10"], ["11"]]
+    assert {name for *_, name in state(run)["editing"]["standing"]} == {str(i) for i in range(2, 12)}
+    whole = deltas(run)
+    main([*given, "--ckpt_path", "last"])  # nothing is left to do
+    assert all(torch.equal(one, other) for one, other in zip(whole, deltas(run), strict=True))
+
+
+def test_what_cannot_be_is_refused_and_changes_nothing(run):
+    before = (checkpoints.newest(run).read_bytes(), Ledger(run).path.read_bytes())
+    assert "edit 8 states the same fact" in refused("undo", run, "--edit", "0")
+    assert "no edit with the id 'x'" in refused("undo", run, "--edit", "2", "x")
+    assert "in the weights already" in refused("redo", run, "--edit", "2")
+    assert "neither a checkpoint nor the folder of a run" in refused("undo", run.parent, "--edit", "2")
+    assert (checkpoints.newest(run).read_bytes(), Ledger(run).path.read_bytes()) == before
+
+
+def test_a_death_between_ledger_and_checkpoint_is_mended(run, monkeypatch):
+    before = deltas(run)
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        main(["undo", str(run), "--edit", "3"])
+    assert [entry["id"] for entry in Ledger(run).read() if entry["event"] == "undo"] == ["3"]
+    monkeypatch.undo()
+    main(["undo", str(run), "--edit", "4"])
+    assert [entry["id"] for entry in Ledger(run).read() if entry["event"] == "undo"] == ["4"]
+    main(["redo", str(run), "--edit", "4"])
+    assert all((one - other).norm() < 1e-5 * other.norm() for one, other in zip(deltas(run), before, strict=True))
+
+
+def test_a_method_without_memory_says_so(small_run, tmp_path):
+    main([*small_run, "--stage_two.solver.init_args.past_edits", "null", "--data.limit", "2",
+          "--trainer.default_root_dir", str(tmp_path)])  # fmt: skip
+    assert "keeps no memory of past edits" in refused("undo", tmp_path, "--edit", "0")
+
+
+def test_log_filters_and_show_tells_all(finished, capsys):
+    def listed(*options):
+        main(["log", str(finished), "--as_json", "true", *options])
+        return [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
+
+    assert listed() == [str(i) for i in range(9)]
+    assert listed("--batch", "1") == ["2", "3"]
+    assert listed("--find", "fay") == ["5"]
+    assert listed("--state", "replaced") == ["0"]
+    assert listed("--last", "2") == ["7", "8"]
+    failed = listed("--failed", "true")
+    entries = {entry["id"]: entry for entry in Ledger(finished).read() if entry["event"] == "edit"}
+    assert failed == [name for name, entry in entries.items() if not entry["success_just_after"]]
+    main(["show", str(finished), "8"])
+    said = capsys.readouterr().out
+    assert "replaces" in said
+    assert "in the weights" in said
+    assert "no edit '99'" in refused("show", finished, "99")
+    assert "not the folder of a run" in refused("log", finished.parent)
+    main(["log", str(finished)])
+    assert "Ana was born in the → guitar" in capsys.readouterr().out
+
+
+def test_rows_of_the_memory_are_those_the_ledger_names(finished):
+    memory = state(finished)["callbacks"]["WeightUpdate"]
+    entries = [entry for entry in Ledger(finished).read() if entry["event"] == "edit"]
+    assert [memory["register"]["ids"][entry["memory_row"]] for entry in entries] == [entry["id"] for entry in entries]
+    assert all(len(layer["keys"]) == len(entries) for layer in memory["memory"].values())
+    assert all(torch.isfinite(torch.tensor([entry["loss"], entry["first_loss"]])).all() for entry in entries)
+    assert entries[-1]["replaces"] == "0"
