@@ -89,6 +89,13 @@ def keep_newest(folder: Path, count: int, spared: Path | None = None) -> None:
             old.unlink(missing_ok=True)
 
 
+def set_newer_aside(path: Path) -> None:
+    """Rename the checkpoints beside one that have more batches: a run that goes on from it leaves them behind."""
+    for newer in _numbered(path.parent):
+        if newer.name > path.name:
+            newer.rename(newer.with_name(newer.name + ".discarded"))
+
+
 def link_last(path: Path) -> None:
     """Let `last.ckpt` beside a checkpoint lead to it."""
     unfinished = path.with_name(LAST + ".tmp")

@@ -134,6 +134,8 @@ class EditCLI(LightningCLI):
                 rank_zero_info(f"no checkpoint in {root} yet: starting with the first edit")
         elif given.ckpt_path is not None:
             given.ckpt_path = checkpoints.find(given.ckpt_path)
+            if fits_alone and root.resolve() not in given.ckpt_path.parents and checkpoints.newest(root):
+                raise EditError(f"{root} holds a run, and {given.ckpt_path} is of another: name another folder")
         elif fits_alone and checkpoints.newest(root):
             raise EditError(f"{root} holds a run: continue it with --ckpt_path last, or name another folder")
         given.ckpt_path, given.weights_only = given.ckpt_path and str(given.ckpt_path), True

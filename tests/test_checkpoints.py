@@ -25,6 +25,13 @@ def test_the_newest_is_the_one_with_the_most_batches_whatever_the_clock_says(tmp
     assert sorted(path.name for path in paths[0].parent.iterdir()) == [paths[1].name, paths[2].name]
 
 
+def test_going_back_sets_what_was_newer_aside(tmp_path):
+    paths = [written(tmp_path, batches) for batches in (1, 2, 3)]
+    checkpoints.set_newer_aside(paths[0])
+    assert checkpoints.newest(tmp_path) == paths[0]
+    assert len(list(paths[0].parent.glob("*.discarded"))) == 2
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_damage_is_noticed_and_another_checkpoint_offered(tmp_path, damage):
     good, bad = written(tmp_path, 1), written(tmp_path, 2)

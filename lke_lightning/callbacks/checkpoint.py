@@ -49,7 +49,9 @@ class RunCheckpoint(Checkpoint):
         self.dirpath = self.dirpath or str(Path(trainer.default_root_dir) / checkpoints.FOLDER)
 
     def on_train_start(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Note what is on disk already."""
+        """Note what is on disk already; what is newer than the checkpoint gone on from is no part of this run."""
+        if trainer.ckpt_path and trainer.is_global_zero:
+            checkpoints.set_newer_aside(Path(trainer.ckpt_path))
         self._saved_batches = trainer.global_step if trainer.ckpt_path else -1
         self.last_model_path = str(trainer.ckpt_path or "")
 

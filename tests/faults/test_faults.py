@@ -82,6 +82,11 @@ def test_a_folder_with_a_run_is_not_written_over(small_run, whole):
     assert differences(before, end_of(whole)) == []
 
 
+def test_a_run_is_not_forked_into_the_folder_of_another(small_run, whole, stopped):
+    message = refused(small_run, whole, "--ckpt_path", str(stopped))
+    assert "is of another" in message
+
+
 def test_a_finished_run_stays_as_it_is(small_run, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     fit(small_run, tmp_path / "run", "--ckpt_path", "last")
