@@ -30,8 +30,9 @@ PROTOCOL = "teacher-forced"
 ACTIVITIES, OPTIONAL = ("stage_one", "stage_two", "evaluation", "guard", "checkpoint"), ("generation", "fluency")
 """What seconds are told of, and of what only where it was done."""
 
-WRITE_EVERY = 5.0
-"""Seconds: a scorecard sums up all edits so far, which batches of a single edit should not wait for."""
+WRITE_EVERY, WRITING_SHARE = 5.0, 0.05
+"""Seconds between two scorecards during a run, at least, and the share of its time that they take, at most: each sums
+up all edits so far, which batches of a single edit should not wait for."""
 
 EXAMPLES = 5
 """Edits whose generated answers are shown in the scorecard."""
@@ -84,7 +85,7 @@ class Scorecard(Callback):
         self.said: dict[str, str] = {}
         """What was generated after the edited prompts at the last evaluation, by id."""
         self._started = 0.0
-        self._written = -WRITE_EVERY
+        self._write_from = 0.0
         self._evaluated_at = -1
         """How many edits had been made at the last evaluation."""
         self._earlier = 0.0
@@ -144,7 +145,7 @@ class Scorecard(Callback):
             value = summary[kind]["success" if summary[kind]["success"] is not None else "accuracy"]
             if value is not None:
                 pl_module.log(f"just_after/{kind}", value, batch_size=len(edited), prog_bar=kind == "efficacy")
-        if time.perf_counter() - self._written >= WRITE_EVERY:
+        if time.perf_counter() >= self._write_from:
             self._write(trainer, pl_module)
 
     def on_validation_batch_end(
@@ -292,10 +293,11 @@ class Scorecard(Callback):
     def _write(self, trainer: Trainer, editor: Editor) -> None:
         if not (self.report and trainer.is_global_zero):
             return
-        folder = Path(trainer.default_root_dir)
+        start, folder = time.perf_counter(), Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / "scorecard.json", json.dumps(self.card(trainer, editor), indent=1) + "\n")
-        self._written = time.perf_counter()
+        now = time.perf_counter()
+        self._write_from = now + max(WRITE_EVERY, (now - start) / WRITING_SHARE)
 
     def _print(self, trainer: Trainer, editor: Editor) -> None:
         if self.report and trainer.is_global_zero:
