@@ -129,14 +129,14 @@ class Scorecard(Callback):
         parts = [new[i : i + size] for i in range(0, len(new), size)]
         with pl_module.as_unedited():
             for part in track(parts, "Scoring the unedited model", transient=True):
-                self.unedited.update(self._score(trainer, pl_module, part, with_texts=True))
+                self.unedited.update(self._score(trainer, pl_module, part, "before"))
             if self.measurement.text and self.perplexity["before"] is None:
                 self.perplexity["before"] = self._perplexity(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, _: int) -> None:
         """Score the batch right after its edit."""
         edited = pl_module.batch.requests
-        pl_module.scores = scored = self._score(trainer, pl_module, edited) if edited else {}
+        pl_module.scores = scored = self._score(trainer, pl_module, edited, "just_after") if edited else {}
         self.just_after.update(scored)
         self.batches.append([request.id for request in edited])
         self.steps += pl_module.targets.steps
@@ -155,7 +155,7 @@ class Scorecard(Callback):
         edited = set(pl_module.edited)
         requests = [request for request in batch.requests if not edited or request.id in edited]
         if requests:
-            self.final.update(self._score(trainer, pl_module, requests, with_texts=True))
+            self.final.update(self._score(trainer, pl_module, requests, "final"))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: Editor) -> None:
         """Start a new measurement."""
@@ -181,7 +181,7 @@ class Scorecard(Callback):
         requests = [request for request in trainer.datamodule.requests if request.id in edited]
         size = trainer.datamodule.batch_size
         for i in track(range(0, len(requests), size), "Scoring all edits", transient=True):
-            self.final.update(self._score(trainer, pl_module, requests[i : i + size], with_texts=True))
+            self.final.update(self._score(trainer, pl_module, requests[i : i + size], "final"))
         if self.measurement.text:
             self.perplexity["final"] = self._perplexity(trainer, pl_module)
         self._finish(pl_module, True)
@@ -259,11 +259,11 @@ class Scorecard(Callback):
 
     def _matrix(self) -> dict[str, Any]:
         """Efficacy of every batch of edits at every evaluation during the run; `None`: none of its edits stood."""
-        measures = [name for name in ("success", "accuracy", "generated_exact") if self.kept and name in self.kept[0]]
+        measures = dict.fromkeys(name for row in self.kept for name in row if name != "edits")
         return {
             "protocol": PROTOCOL,
             "evaluated_after": [row["edits"] for row in self.kept],
-            **{name: [row[name] for row in self.kept] for name in measures},
+            **{name: [row.get(name) for row in self.kept] for name in measures},
         }
 
     def _how_generated(self, requests: Sequence[EditRequest]) -> dict[str, Any]:
@@ -277,11 +277,12 @@ class Scorecard(Callback):
         }
 
     def _score(
-        self, trainer: Trainer, editor: Editor, requests: Sequence[EditRequest], with_texts: bool = False
+        self, trainer: Trainer, editor: Editor, requests: Sequence[EditRequest], moment: str
     ) -> dict[str, Scores]:
-        forward = trainer.precision_plugin.forward_context
+        forward, with_texts = trainer.precision_plugin.forward_context, moment != "just_after"
         scored, said = self.measurement.score(editor, forward, requests, with_texts)
-        self.said |= said
+        if moment == "final":
+            self.said |= said
         return scored
 
     def _perplexity(self, trainer: Trainer, editor: Editor) -> float:
