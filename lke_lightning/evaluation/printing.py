@@ -56,7 +56,7 @@ def _tokens(card: dict[str, Any]) -> Table | None:
         return None
     kinds = [kind for kind in (*ASKED, "locality") if any(kind in part for part in parts)]
     rows = [[_pair(part.get(kind, {}), "token_accuracy", "whole_answer") for kind in kinds] for part in parts]
-    return _by_kind("teacher-forced; right tokens (whole answers right), fractions of 1", card, kinds, rows)
+    return _by_kind("teacher-forced; right tokens (whole answers), fractions of 1", card, kinds, rows)
 
 
 def _generated(card: dict[str, Any]) -> Table | None:
@@ -82,18 +82,14 @@ def _lines(card: dict[str, Any]) -> list[str]:
         told = [f"{moment.replace('_', ' ')} {number(part[name])}" for moment, part in texts.items() if name in part]
         if told:
             lines.append(f"{name.capitalize()} of sampled text  " + ", ".join(told))
-    facts = card["probability"]
-    told = [
-        f"{title} {number(facts[name]['per_token']['mean'])}"
-        for name, title in (
-            ("edited_just_after", "targets just after"),
-            ("known_originals", "originals it knew"),
-            ("known_neighborhood", "neighborhood it knew"),
+    facts, known = card["probability"], ("known_originals", "known_neighborhood")
+    natural = next((facts[name] for name in known if name in facts), None)
+    if natural and "edited_just_after" in facts:
+        edited = number(facts["edited_just_after"]["per_token"]["mean"])
+        lines.append(
+            f"Probability per token  targets just after {edited}, facts known before "
+            f"{number(natural['per_token']['mean'])}"
         )
-        if name in facts
-    ]
-    if told:
-        lines.append("Probability per token  " + ", ".join(told))
     growth = " ".join(f"{layer}: x{n['after'] / n['before']:.2f}" for layer, n in card["weight_norms"].items())
     lines.append(f"Norm growth of the edited matrices, by layer  {growth}")
     measured = {name: value for name, value in card.get("perplexity", {}).items() if value is not None}
