@@ -5,50 +5,37 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditBatch, EditError, EditRequest
-from lke_lightning.evaluation.perplexity import perplexity, read_documents
-from lke_lightning.evaluation.teacher_forced import KINDS, Scores, score
-from lke_lightning.metrics import MEASURES, Preference, harmonic_mean
+from lke_lightning.edits import EditBatch, EditRequest
+from lke_lightning.evaluation.judge import Judge
+from lke_lightning.evaluation.measuring import Measurement
+from lke_lightning.evaluation.printing import show
+from lke_lightning.evaluation.summary import FREE, INTERVALS, by_batch, probability, section, summarize
+from lke_lightning.evaluation.teacher_forced import KINDS, Scores
+from lke_lightning.metrics import MEASURES
 from lke_lightning.results import versions, write
+
+__all__ = ["Scorecard", "summarize"]
 
 PROTOCOL = "teacher-forced"
 
-ACTIVITIES = ("stage_one", "stage_two", "evaluation", "guard", "checkpoint")
-"""What seconds are told of."""
+ACTIVITIES, OPTIONAL = ("stage_one", "stage_two", "evaluation", "guard", "checkpoint"), ("generation", "fluency")
+"""What seconds are told of, and of what only where it was done."""
 
-WRITE_EVERY = 5.0
-"""Seconds: a scorecard sums up all edits so far, which batches of a single edit should not wait for."""
+WRITE_EVERY, WRITING_SHARE = 5.0, 0.05
+"""Seconds between two scorecards during a run, at least, and the share of its time that they take, at most: each sums
+up all edits so far, which batches of a single edit should not wait for."""
 
-
-def summarize(scores: Iterable[Scores]) -> dict[str, Any]:
-    """Average the scores of some edits.
-
-    Returns:
-        For each kind a dict of success, magnitude and accuracy, and under `score` the harmonic mean S of the three
-        successes; fractions, `None` where undefined.
-    """
-    metrics = {kind: Preference() for kind in KINDS}
-    for scored in scores:
-        for kind, metric in metrics.items():
-            wanted, other, correct = scored[kind].T
-            metric.update(wanted, other, correct.bool())
-    summary: dict[str, Any] = {}
-    for kind, metric in metrics.items():
-        means = metric.compute() if metric.update_called else dict.fromkeys(MEASURES, torch.tensor(torch.nan))
-        summary[kind] = {name: None if mean.isnan() else round(mean.item(), 6) for name, mean in means.items()}
-    total = harmonic_mean([summary[kind]["success"] for kind in KINDS])
-    return {**summary, "score": None if total is None else round(total, 6)}
+EXAMPLES = 5
+"""Edits whose generated answers are shown in the scorecard."""
 
 
 class Scorecard(Callback):
@@ -61,9 +48,14 @@ class Scorecard(Callback):
         text: text files, a document per line, whose perplexity is measured before and at the end; none of the edits
             should be about them. `None`: perplexity is not measured.
         text_tokens: how many tokens of that text are read; more of them make the figure surer.
+        generated: also let the model answer every question freely, whenever it is scored; see `evaluation.generated`.
+        generated_tokens: how long such an answer may become.
+        fluency: also let it continue the records' generation prompts, before and at the end, for fluency and, where
+            records have reference texts, consistency: 100 tokens for each prompt.
+        judge: also ask another model whether the generated answers are right. `None`: nobody is asked.
 
     Raises:
-        EditError: a text file is not there.
+        EditError: a text file is not there; a judge without `generated`.
     """
 
     def __init__(
@@ -73,12 +65,13 @@ class Scorecard(Callback):
         report: bool = True,
         text: list[str] | None = None,
         text_tokens: int = 20000,
+        generated: bool = False,
+        generated_tokens: int = 32,
+        fluency: bool = False,
+        judge: Judge | None = None,
     ) -> None:
-        missing = [name for name in text or [] if not Path(name).is_file()]
-        if missing:
-            raise EditError(f"no text file {missing[0]!r} (scorecard.text)")
-        self.before, self.max_tokens, self.report = before, max_tokens, report
-        self.text, self.text_tokens = text, text_tokens
+        self.before, self.report = before, report
+        self.measurement = Measurement(max_tokens, text, text_tokens, generated, generated_tokens, fluency, judge)
         self.unedited: dict[str, Scores] = {}
         self.just_after: dict[str, Scores] = {}
         self.final: dict[str, Scores] = {}
@@ -87,8 +80,12 @@ class Scorecard(Callback):
         self.steps: list[int] = []
         """What stage one took for each edit."""
         self.perplexity: dict[str, float | None] = {"before": None, "final": None}
+        self.kept: list[dict[str, Any]] = []
+        """For each evaluation during the run how many edits there were, and the efficacy of each batch of edits."""
+        self.said: dict[str, str] = {}
+        """What was generated after the edited prompts at the last evaluation, by id."""
         self._started = 0.0
-        self._written = -WRITE_EVERY
+        self._write_from = 0.0
         self._evaluated_at = -1
         """How many edits had been made at the last evaluation."""
         self._earlier = 0.0
@@ -103,6 +100,8 @@ class Scorecard(Callback):
             "final": self.final,
             "evaluated_at": self._evaluated_at,
             "perplexity": self.perplexity,
+            "kept": self.kept,
+            "said": self.said,
             "seconds": self._total_seconds(),
         }
 
@@ -111,7 +110,16 @@ class Scorecard(Callback):
         self.unedited, self.just_after = dict(state_dict["unedited"]), dict(state_dict["just_after"])
         self.batches, self.steps = list(state_dict["batches"]), list(state_dict["steps"])
         self.final, self.perplexity = dict(state_dict["final"]), dict(state_dict["perplexity"])
+        self.kept, self.said = list(state_dict.get("kept", [])), dict(state_dict.get("said", {}))
         self._earlier, self._evaluated_at = state_dict["seconds"], state_dict["evaluated_at"]
+
+    def setup(self, trainer: Trainer, pl_module: Editor, stage: str) -> None:
+        """Check that what is to be measured can be, before any work.
+
+        Raises:
+            EditError: it cannot.
+        """
+        self.measurement.prepare(trainer.datamodule.requests)
 
     def on_fit_start(self, trainer: Trainer, pl_module: Editor) -> None:
         """Score the unedited model."""
@@ -121,14 +129,14 @@ class Scorecard(Callback):
         parts = [new[i : i + size] for i in range(0, len(new), size)]
         with pl_module.as_unedited():
             for part in track(parts, "Scoring the unedited model", transient=True):
-                self.unedited.update(self._score(trainer, pl_module, part))
-            if self.text and self.perplexity["before"] is None:
+                self.unedited.update(self._score(trainer, pl_module, part, "before"))
+            if self.measurement.text and self.perplexity["before"] is None:
                 self.perplexity["before"] = self._perplexity(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, _: int) -> None:
         """Score the batch right after its edit."""
         edited = pl_module.batch.requests
-        pl_module.scores = scored = self._score(trainer, pl_module, edited) if edited else {}
+        pl_module.scores = scored = self._score(trainer, pl_module, edited, "just_after") if edited else {}
         self.just_after.update(scored)
         self.batches.append([request.id for request in edited])
         self.steps += pl_module.targets.steps
@@ -137,7 +145,7 @@ class Scorecard(Callback):
             value = summary[kind]["success" if summary[kind]["success"] is not None else "accuracy"]
             if value is not None:
                 pl_module.log(f"just_after/{kind}", value, batch_size=len(edited), prog_bar=kind == "efficacy")
-        if time.perf_counter() - self._written >= WRITE_EVERY:
+        if time.perf_counter() >= self._write_from:
             self._write(trainer, pl_module)
 
     def on_validation_batch_end(
@@ -147,19 +155,19 @@ class Scorecard(Callback):
         edited = set(pl_module.edited)
         requests = [request for request in batch.requests if not edited or request.id in edited]
         if requests:
-            self.final.update(self._score(trainer, pl_module, requests))
+            self.final.update(self._score(trainer, pl_module, requests, "final"))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: Editor) -> None:
         """Start a new measurement."""
-        self.final = {}
+        self.final, self.said = {}, {}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Editor) -> None:
         """Report on all edits."""
         if not self.final:
             return
-        if self.text:
+        if self.measurement.text:
             self.perplexity["final"] = self._perplexity(trainer, pl_module)
-        for name, value in self._finish(pl_module).items():
+        for name, value in self._finish(pl_module, trainer.state.fn == "fit").items():
             pl_module.log(f"final/{name}", value, batch_size=1)
         self._write(trainer, pl_module)
         if trainer.state.fn != "fit":
@@ -169,23 +177,35 @@ class Scorecard(Callback):
         """Score all edits, unless an evaluation just did, as when `val_check_interval` does not divide the batches."""
         if not self.report or self._evaluated_at == pl_module.made or not trainer.enable_validation:
             return
-        self.final, edited = {}, set(pl_module.edited)
+        self.final, self.said, edited = {}, {}, set(pl_module.edited)
         requests = [request for request in trainer.datamodule.requests if request.id in edited]
         size = trainer.datamodule.batch_size
         for i in track(range(0, len(requests), size), "Scoring all edits", transient=True):
-            self.final.update(self._score(trainer, pl_module, requests[i : i + size]))
-        if self.text:
+            self.final.update(self._score(trainer, pl_module, requests[i : i + size], "final"))
+        if self.measurement.text:
             self.perplexity["final"] = self._perplexity(trainer, pl_module)
-        self._finish(pl_module)
+        self._finish(pl_module, True)
 
-    def _finish(self, editor: Editor) -> dict[str, float]:
-        """Sum an evaluation up, for the loggers and the ledger."""
-        summary = summarize(self.final.values())
-        found = {f"{kind}_{measure}": summary[kind][measure] for kind in KINDS for measure in MEASURES}
-        if self.text:
+    def _finish(self, editor: Editor, during_run: bool) -> dict[str, float]:
+        """Sum an evaluation up, for the loggers, the ledger and the table of what was kept when."""
+        names = list(self.final)
+        summed = section(self.final, names, self.unedited) or {}
+        found = {f"{kind}_{measure}": summed[kind][measure] for kind in KINDS for measure in MEASURES}
+        for kind, measures in summed.get(FREE, {}).items():
+            found |= {f"{FREE}_{kind}_{measure}": value for measure, value in measures.items()}
+        if self.measurement.text:
             found["perplexity"] = self.perplexity["final"]
         found = {name: value for name, value in found.items() if value is not None}
-        editor.events.append({"event": "evaluation", "edits": editor.made, **found})
+        event: dict[str, Any] = {"event": "evaluation", "edits": editor.made, **found}
+        if during_run:
+            batches = by_batch(self.final, self.batches)
+            kept = {name: [batch and batch[name] for batch in batches] for name in ("success", "accuracy")}
+            if self.measurement.generated:
+                kept["generated_exact"] = [batch and batch[FREE]["exact"] for batch in batches]
+            event["efficacy_by_batch"] = kept
+            self.kept = [row for row in self.kept if row["edits"] != editor.made]
+            self.kept.append({"edits": editor.made, **kept})
+        editor.events.append(event)
         self._evaluated_at = editor.made
         return found
 
@@ -205,11 +225,15 @@ class Scorecard(Callback):
             "protocol": PROTOCOL,
             "edits": editor.made,
             "batch_size": data.batch_size,
-            "before": _section(self.unedited, done or list(self.unedited)),
-            "just_after": _section(self.just_after, done),
-            "final": _section(self.final, list(self.final)),
+            "before": section(self.unedited, done or list(self.unedited), self.unedited),
+            "just_after": section(self.just_after, done, self.unedited),
+            "final": section(self.final, list(self.final), self.unedited),
+            "intervals": INTERVALS,
             "retention": self._retention(),
-            **({"perplexity": dict(self.perplexity)} if self.text else {}),
+            "retention_matrix": self._matrix(),
+            "probability": probability(self.unedited, self.just_after, self.final, done or list(self.unedited)),
+            **({FREE: self._how_generated(data.requests)} if self.measurement.generated else {}),
+            **({"perplexity": dict(self.perplexity)} if self.measurement.text else {}),
             **({"steps": _mean_and_median(self.steps)} if self.steps else {}),
             "weight_norms": {
                 str(layer): {"before": round(before, 4), "after": round(after, 4)}
@@ -217,6 +241,7 @@ class Scorecard(Callback):
             },
             "seconds": {
                 **{name: round(editor.seconds.get(name, 0.0), 2) for name in ACTIVITIES},
+                **{name: round(editor.seconds[name], 2) for name in OPTIONAL if name in editor.seconds},
                 "total": round(self._total_seconds(), 2),
             },
             "device": _device_name(trainer.strategy.root_device),
@@ -225,24 +250,43 @@ class Scorecard(Callback):
 
     def _retention(self) -> list[dict[str, Any]]:
         """Final efficacy by age of edit, the oldest batch first; age 0 is the last batch."""
-        kept = []
-        for number, batch in enumerate(self.batches):
-            scored = [self.final[name] for name in batch if name in self.final]
-            if scored:
-                efficacy = summarize(scored)["efficacy"]
-                kept.append({"batch": number, "age": len(self.batches) - 1 - number, "edits": len(scored), **efficacy})
-        return kept
+        newest = len(self.batches) - 1
+        return [
+            {"batch": number, "age": newest - number, **batch}
+            for number, batch in enumerate(by_batch(self.final, self.batches))
+            if batch is not None
+        ]
 
-    def _score(self, trainer: Trainer, editor: Editor, requests: Sequence[EditRequest]) -> dict[str, Scores]:
-        with trainer.precision_plugin.forward_context(), editor.timed("evaluation"), editor.as_read():
-            scored = score(editor.language_model, requests, self.max_tokens)
-        return {request.id: scores for request, scores in zip(requests, scored, strict=True)}
+    def _matrix(self) -> dict[str, Any]:
+        """Efficacy of every batch of edits at every evaluation during the run; `None`: none of its edits stood."""
+        measures = dict.fromkeys(name for row in self.kept for name in row if name != "edits")
+        return {
+            "protocol": PROTOCOL,
+            "evaluated_after": [row["edits"] for row in self.kept],
+            **{name: [row.get(name) for row in self.kept] for name in measures},
+        }
+
+    def _how_generated(self, requests: Sequence[EditRequest]) -> dict[str, Any]:
+        """Tell how answers were generated and judged, with some of them."""
+        shown, judge = [r for r in requests if r.id in self.said][:EXAMPLES], self.measurement.judge
+        return {
+            "protocol": FREE,
+            "new_tokens": self.measurement.generated_tokens,
+            "judge": judge and {"url": judge.url, "model": judge.model},
+            "examples": [{"id": r.id, "prompt": r.text, "target": r.target, "said": self.said[r.id]} for r in shown],
+        }
+
+    def _score(
+        self, trainer: Trainer, editor: Editor, requests: Sequence[EditRequest], moment: str
+    ) -> dict[str, Scores]:
+        forward, with_texts = trainer.precision_plugin.forward_context, moment != "just_after"
+        scored, said = self.measurement.score(editor, forward, requests, with_texts)
+        if moment == "final":
+            self.said |= said
+        return scored
 
     def _perplexity(self, trainer: Trainer, editor: Editor) -> float:
-        with trainer.precision_plugin.forward_context(), editor.timed("evaluation"), editor.as_read():
-            documents = read_documents(self.text or [])
-            found = perplexity(editor.language_model, documents, self.text_tokens, max_tokens=self.max_tokens)
-        return round(found, 4)
+        return self.measurement.perplexity(editor, trainer.precision_plugin.forward_context)
 
     def _total_seconds(self) -> float:
         return self._earlier + (time.perf_counter() - self._started if self._started else 0.0)
@@ -250,42 +294,16 @@ class Scorecard(Callback):
     def _write(self, trainer: Trainer, editor: Editor) -> None:
         if not (self.report and trainer.is_global_zero):
             return
-        folder = Path(trainer.default_root_dir)
+        start, folder = time.perf_counter(), Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / "scorecard.json", json.dumps(self.card(trainer, editor), indent=1) + "\n")
-        self._written = time.perf_counter()
+        now = time.perf_counter()
+        self._write_from = now + max(WRITE_EVERY, (now - start) / WRITING_SHARE)
 
     def _print(self, trainer: Trainer, editor: Editor) -> None:
-        if not (self.report and trainer.is_global_zero):
-            return
-        card, console = self.card(trainer, editor), Console()
-        table = Table(
-            title=f"{card['method']} · {card['edits']} edits of {card['data']} in batches of {card['batch_size']}",
-            caption=f"{PROTOCOL}; success (accuracy), fractions of 1",
-        )
-        table.add_column("")
-        for kind in (*KINDS, "S"):
-            table.add_column(kind, justify="right")
-        for moment in ("before", "just_after", "final"):
-            if card[moment]:
-                cells = [_cell(card[moment][kind]) for kind in KINDS]
-                table.add_row(moment.replace("_", " "), *cells, _number(card[moment]["score"]))
-        console.print(table)
-        growth = " ".join(f"{layer}: x{n['after'] / n['before']:.2f}" for layer, n in card["weight_norms"].items())
-        console.print(f"Norm growth of the edited matrices, by layer  {growth}")
-        if self.text:
-            measured = {name: value for name, value in self.perplexity.items() if value is not None}
-            console.print("Perplexity of untouched text  " + ", ".join(f"{n} {v:.2f}" for n, v in measured.items()))
-        console.print("Seconds  " + ", ".join(f"{name} {value:.1f}" for name, value in card["seconds"].items()))
-        console.print(f"Scorecard   {Path(trainer.default_root_dir) / 'scorecard.json'}", soft_wrap=True)
-        saved = getattr(trainer.checkpoint_callback, "last_model_path", "")
-        if saved:
-            console.print(f"Checkpoint  {saved}", soft_wrap=True)
-
-
-def _section(scores: dict[str, Scores], names: Sequence[str]) -> dict[str, Any] | None:
-    found = [scores[name] for name in names if name in scores]
-    return summarize(found) if found else None
+        if self.report and trainer.is_global_zero:
+            saved = getattr(trainer.checkpoint_callback, "last_model_path", "")
+            show(self.card(trainer, editor), str(Path(trainer.default_root_dir) / "scorecard.json"), saved)
 
 
 def _device_name(device: torch.device) -> str:
@@ -294,11 +312,3 @@ def _device_name(device: torch.device) -> str:
 
 def _mean_and_median(steps: Sequence[int]) -> dict[str, float]:
     return {"mean": round(statistics.mean(steps), 2), "median": statistics.median(steps)}
-
-
-def _cell(measures: dict[str, float | None]) -> str:
-    return f"{_number(measures['success'])} ({_number(measures['accuracy'])})"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -1,6 +1,7 @@
 """The published, teacher-forced protocol: probabilities of given continuations, batched over prompts and records.
 
-The model is shown the continuation; nothing is generated. Definitions: `lke_lightning.metrics.preference`.
+The model is shown the continuation; nothing is generated. Definitions: `lke_lightning.metrics.preference` and
+`lke_lightning.metrics.tokens`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lke_lightning.edits import EditRequest
+from lke_lightning.edits import EditRequest, Probe
 from lke_lightning.model.batching import by_length, within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.prefix import Prefixes, shared_beginnings
 
 KINDS = ("efficacy", "paraphrase", "neighborhood")
 
+ASKED = (*KINDS, "portability", "two_hop")
+"""All kinds of questions; the last two only where the records have them."""
+
+TOKENS, SAYS = "/tokens", "neighborhood/says"
+
 Scores = dict[str, Tensor]
-"""For each kind, (prompts, 3) float64: nll of the wanted continuation, nll of the other (NaN: none), correct."""
+"""What one edit scored, by name.
+
+For each kind of `ASKED`, (prompts, 3) float64: nll of the wanted continuation, nll of the other (NaN: none), correct;
+those outside of `KINDS` only where they are asked. Behind it with `TOKENS`, (prompts, 4) float64: how many tokens of
+the wanted continuation are the most probable ones, and how many there are; the same of the other (NaN: none). As
+`SAYS`, int32: the most probable token at every position of the neighbourhood's answers, one answer after another.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,15 +41,28 @@ class Question:
     prompt: str
     wanted: str
     other: str | None
+    aliases: tuple[str, ...] = ()
+    """Other wordings of the wanted one, for what is generated."""
 
 
 def questions(request: EditRequest) -> dict[str, list[Question]]:
     """List what is asked about one edit, by kind."""
-    asked = [request.text], request.paraphrases
-    efficacy, paraphrase = ([Question(prompt, request.target, request.original) for prompt in part] for part in asked)
     rival = request.target if request.original is not None else None
-    neighborhood = [Question(probe.prompt, probe.answer, rival) for probe in request.neighborhood]
-    return {"efficacy": efficacy, "paraphrase": paraphrase, "neighborhood": neighborhood}
+    asked = {
+        "efficacy": [_about_the_edit(request, request.text)],
+        "paraphrase": [_about_the_edit(request, prompt) for prompt in request.paraphrases],
+        "neighborhood": [_about(probe, rival) for probe in request.neighborhood],
+    }
+    further = {"portability": request.portability, "two_hop": request.two_hop}
+    return asked | {kind: [_about(probe, None) for probe in probes] for kind, probes in further.items() if probes}
+
+
+def _about_the_edit(request: EditRequest, prompt: str) -> Question:
+    return Question(prompt, request.target, request.original, request.aliases)
+
+
+def _about(probe: Probe, rival: str | None) -> Question:
+    return Question(probe.prompt, probe.answer, rival, probe.aliases)
 
 
 @torch.no_grad()
@@ -58,25 +83,60 @@ def score(model: LanguageModel, requests: Sequence[EditRequest], max_tokens: int
         for continuation in (question.wanted, question.other)
         if continuation is not None
     ]
-    nll, correct = continuation_nll(model, pairs, max_tokens)
-    values = iter(zip(nll.tolist(), correct.tolist(), strict=True))
+    found = continuations(model, pairs, max_tokens)
+    nll, right, tokens = found.nll.tolist(), found.right.tolist(), found.tokens.tolist()
+    says = found.says.int().split(tokens)
     scored: list[Scores] = []
+    pair = 0
     for by_kind in asked:
-        scores = {}
+        scores, heard = {}, []
         for kind, part in by_kind.items():
-            rows = []
+            rows, counts = [], []
             for question in part:
-                wanted, right = next(values)
-                rows.append((wanted, torch.nan if question.other is None else next(values)[0], right))
+                wanted, other = pair, None if question.other is None else pair + 1
+                pair += 1 if other is None else 2
+                compared = torch.nan if other is None else nll[other]
+                rows.append((nll[wanted], compared, right[wanted] == tokens[wanted]))
+                rival = (torch.nan, torch.nan) if other is None else (right[other], tokens[other])
+                counts.append((right[wanted], tokens[wanted], *rival))
+                if kind == "neighborhood":
+                    heard.append(says[wanted])
             scores[kind] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)
+            scores[kind + TOKENS] = torch.tensor(counts, dtype=torch.float64).reshape(-1, 4)
+        scores[SAYS] = torch.cat(heard) if heard else torch.zeros(0, dtype=torch.int32)
         scored.append(scores)
     return scored
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Continuations:
+    """What a model thinks of continuations of prompts."""
+
+    nll: Tensor
+    """Mean negative log-likelihood per token of each, (pairs,) float64."""
+    right: Tensor
+    """How many of its tokens are the most probable ones, (pairs,) int64."""
+    tokens: Tensor
+    """How many tokens it has, (pairs,) int64."""
+    says: Tensor
+    """The most probable token at each position, one continuation after another, (all tokens,) int64."""
+
+
 def continuation_nll(
     model: LanguageModel, pairs: Sequence[tuple[str, str]], max_tokens: int = 16384
 ) -> tuple[Tensor, Tensor]:
+    """Score continuations of prompts; see `continuations`.
+
+    Returns:
+        Mean negative log-likelihood per token of each continuation, (pairs,) float64, and whether each of its tokens
+        is the most probable one, (pairs,) bool.
+    """
+    found = continuations(model, pairs, max_tokens)
+    return found.nll, found.right == found.tokens
+
+
+@torch.no_grad()
+def continuations(model: LanguageModel, pairs: Sequence[tuple[str, str]], max_tokens: int = 16384) -> Continuations:
     """Score continuations of prompts.
 
     Prompts with several one-token continuations run once, and so does what prompts begin with alike.
@@ -85,32 +145,32 @@ def continuation_nll(
         model: the language model.
         pairs: (prompt, continuation).
         max_tokens: how many tokens are run at once.
-
-    Returns:
-        Mean negative log-likelihood per token of each continuation, (pairs,) float64, and whether each of its tokens
-        is the most probable one, (pairs,) bool.
     """
     encoded = model.text.continuations(pairs)
-    reads: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}  # row -> (position, label, pair)
-    for pair, (prompt, target) in enumerate(encoded):
+    reads: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}  # row -> (position, label, number of the token)
+    count = 0
+    for prompt, target in encoded:
         row = prompt + target[:-1]
         first = len(row) - len(target)
-        reads.setdefault(row, []).extend((first + j, label, pair) for j, label in enumerate(target))
+        reads.setdefault(row, []).extend((first + j, label, count + j) for j, label in enumerate(target))
+        count += len(target)
+    nll = torch.zeros(count, dtype=torch.float64)
+    says = torch.zeros(count, dtype=torch.long)
 
-    def run(rows: list[tuple[int, ...]]) -> Tensor:
-        """Return (pairs, 2): the summed negative log-likelihood, and how many tokens another one beats."""
-        sums = torch.zeros(len(pairs), 2, dtype=torch.float64)
+    def run(rows: list[tuple[int, ...]]) -> None:
+        """Fill in what rows tell; those that failed for want of memory are simply filled in again."""
         for wanted, logits in _predict(model, rows, reads, max_tokens):
-            _, label, pair = torch.tensor(wanted, device=model.device).T
-            nll = logits.logsumexp(1) - logits.gather(1, label.unsqueeze(1)).squeeze(1)
-            beaten = logits.argmax(1) != label
-            sums.index_add_(0, pair.cpu(), torch.stack([nll.double(), beaten.double()], 1).cpu())
-        return sums
+            _, label, number = torch.tensor(wanted, device=model.device).T
+            lost = logits.logsumexp(1) - logits.gather(1, label.unsqueeze(1)).squeeze(1)
+            nll[number.cpu()], says[number.cpu()] = lost.double().cpu(), logits.argmax(1).cpu()
 
-    found, _ = within_memory(run, sorted(reads), len, max_tokens)
-    total, wrong = torch.stack(found).sum(0).T
-    lengths = torch.tensor([len(target) for _, target in encoded], dtype=torch.float64)
-    return total / lengths, wrong == 0
+    within_memory(run, sorted(reads), len, max_tokens)
+    lengths = torch.tensor([len(target) for _, target in encoded], dtype=torch.long)
+    labels = torch.tensor([label for _, target in encoded for label in target], dtype=torch.long)
+    pair = torch.arange(len(pairs)).repeat_interleave(lengths)
+    total = torch.zeros(len(pairs), dtype=torch.float64).index_add_(0, pair, nll)
+    right = torch.zeros(len(pairs), dtype=torch.long).index_add_(0, pair, (says == labels).long())
+    return Continuations(total / lengths, right, lengths, says)
 
 
 def _predict(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from lke_lightning.metrics.records import RecordMetric
 
 MEASURES = ("success", "magnitude", "accuracy")
 
 
-def preference(wanted: Tensor, other: Tensor, correct: Tensor) -> Tensor:
-    """Score the prompts of one record.
+def preferences(wanted: Tensor, other: Tensor, correct: Tensor) -> Tensor:
+    """Score prompts one by one.
 
     Args:
         wanted: nll of the continuation that should win, (prompts,).
@@ -23,36 +24,29 @@ def preference(wanted: Tensor, other: Tensor, correct: Tensor) -> Tensor:
         correct: all tokens of the wanted one are the most probable, (prompts,) bool.
 
     Returns:
-        success, magnitude, accuracy, each the mean over prompts, (3,); NaN where undefined.
+        success, magnitude, accuracy, (prompts, 3); NaN where undefined.
+    """
+    undefined = torch.where(other.isnan(), torch.nan, 0.0)
+    success = (wanted < other).to(wanted.dtype) + undefined
+    magnitude = (-wanted).exp() - (-other).exp()
+    return torch.stack([success, magnitude, correct.to(wanted.dtype)], 1)
+
+
+def preference(wanted: Tensor, other: Tensor, correct: Tensor) -> Tensor:
+    """Score the prompts of one record: the mean of `preferences`, (3,); NaN where undefined.
 
     Example:
         >>> preference(torch.tensor([0.1, 3.0]), torch.tensor([2.0, 1.0]), torch.tensor([True, False]))
         tensor([0.5000, 0.2257, 0.5000])
     """
-    undefined = torch.where(other.isnan(), torch.nan, 0.0)
-    success = (wanted < other).to(wanted.dtype) + undefined
-    magnitude = (-wanted).exp() - (-other).exp()
-    return torch.stack([success.mean(), magnitude.mean(), correct.to(wanted.dtype).mean()])
+    return preferences(wanted, other, correct).mean(0)
 
 
-def harmonic_mean(values: list[float | None]) -> float | None:
-    """Return the harmonic mean (the score S of efficacy, paraphrase, neighbourhood); `None` if a value is undefined.
-
-    Example:
-        >>> round(harmonic_mean([0.9404, 0.7991, 0.5790]), 4)
-        0.7422
-    """
-    if not values or any(value is None for value in values):
-        return None
-    numbers = [value for value in values if value is not None]
-    return 0.0 if min(numbers) <= 0 else len(numbers) / sum(1 / value for value in numbers)
-
-
-class Preference(Metric):
+class Preference(RecordMetric):
     """Mean of `preference` over records.
 
-    As input to `update`: the three tensors of `preference` for one record. As output of `compute`: a dict of success,
-    magnitude and accuracy, NaN where no record defines it.
+    As input to `update`: the three tensors of `preference` for one record; one without prompts counts for nothing.
+    As output of `compute`: a dict of success, magnitude and accuracy, NaN where no record defines it.
 
     Example:
         >>> metric = Preference()
@@ -62,26 +56,8 @@ class Preference(Metric):
         tensor(0.5000)
     """
 
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    total: Tensor
-    count: Tensor
+    measures = MEASURES
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(len(MEASURES), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(len(MEASURES), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, wanted: Tensor, other: Tensor, correct: Tensor) -> None:
-        """Add one record; one without prompts counts for nothing."""
-        if not len(wanted):
-            return
-        scores = preference(wanted.double(), other.double(), correct)
-        self.total += scores.nan_to_num(nan=0.0)
-        self.count += (~scores.isnan()).to(self.count)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the means."""
-        means = (self.total / self.count).float()
-        return dict(zip(MEASURES, means, strict=True))
+    def score(self, wanted: Tensor, other: Tensor, correct: Tensor) -> Tensor:
+        """Score one record."""
+        return preference(wanted.double(), other.double(), correct)

@@ -5,7 +5,7 @@ import torch
 
 from lke_lightning.edits import EditRequest, Probe
 from lke_lightning.evaluation.scorecard import summarize
-from lke_lightning.evaluation.teacher_forced import continuation_nll, score
+from lke_lightning.evaluation.teacher_forced import continuation_nll, continuations, score
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.testing import tiny_network, tiny_tokenizer
 
@@ -23,6 +23,42 @@ def test_continuations_against_plain_forwards(family, bos, max_tokens):
         read = logits[len(prompt) - 1 : -1]
         assert nll[i].item() == pytest.approx(-read[range(len(target)), target].mean().item())
         assert correct[i].item() == (read.argmax(-1).tolist() == list(target))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 10_000])
+def test_right_tokens_and_what_is_said_against_plain_forwards(max_tokens):
+    model = LanguageModel(tiny_network("llama"), tiny_tokenizer(), [0])
+    pairs = [*PAIRS, ("Bob was born in", "the river of the city")]
+    says, right = [], []
+    for prompt, target in model.text.continuations(pairs):
+        read = model.network(input_ids=torch.tensor([prompt + target])).logits[0].argmax(-1)[len(prompt) - 1 : -1]
+        says += read.tolist()
+        right.append(sum(a == b for a, b in zip(read.tolist(), target, strict=True)))
+    found = continuations(model, pairs, max_tokens)
+    assert found.says.tolist() == says
+    assert found.right.tolist() == right
+    assert found.tokens.tolist() == [len(target) for _, target in model.text.continuations(pairs)]
+
+
+def test_tokens_are_counted_for_both_continuations_and_the_neighborhood_is_remembered():
+    model = LanguageModel(tiny_network("llama"), tiny_tokenizer(), [0])
+    request = EditRequest(
+        id="0", prompt="{} was born in", subject="Bob", target="the city of", original="a",
+        neighborhood=(Probe("Ana was born in", "a"), Probe("The capital", "the river")),
+        portability=(Probe("Bob is", "a", ("another",)),), two_hop=(Probe("the river of Bob is", "the city"),),
+    )  # fmt: skip
+    [scores] = score(model, [request])
+    asked = [("Bob was born in", "the city of"), ("Bob was born in", "a"),
+             ("Ana was born in", "a"), ("The capital", "the river"), ("the river of Bob is", "the city")]  # fmt: skip
+    found = continuations(model, asked)
+    expected = [float(x) for pair in zip(found.right.tolist(), found.tokens.tolist(), strict=True) for x in pair]
+    assert scores["efficacy/tokens"].tolist() == [expected[:4]]
+    assert scores["neighborhood/tokens"][:, :2].flatten().tolist() == expected[4:8]
+    assert scores["two_hop/tokens"][:, :2].flatten().tolist() == expected[8:]
+    assert scores["two_hop/tokens"][:, 2:].isnan().all()
+    parts = found.says.split(found.tokens.tolist())
+    assert scores["neighborhood/says"].tolist() == torch.cat(parts[2:4]).tolist()
+    assert scores["portability"].shape == (1, 3)
 
 
 def test_each_question_gets_its_own_answer():

@@ -20,7 +20,7 @@ import torch
 import lke_lightning.fitting  # noqa: F401 - imported before the forks
 from lke_lightning import checkpoints, ledger, results
 from lke_lightning.cli import main
-from lke_lightning.evaluation import scorecard
+from lke_lightning.evaluation import measuring
 from lke_lightning.model.weights import EditedWeight
 from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_two.solvers import LeastSquares
@@ -43,7 +43,7 @@ class Counter:
             (PackedRows, "predict"),
             (LeastSquares, "compute"),
             (EditedWeight, "add"),
-            (scorecard, "score"),
+            (measuring, "score"),
             (results.os, "replace"),
             (results.os, "fsync"),
         ):

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
     ("points", "seed"), [(7, 0), pytest.param(36, 1, marks=pytest.mark.slow)], ids=["quick", "everywhere"]
 )
 def test_a_killed_run_ends_like_the_uninterrupted_one(points, seed, small_run, tmp_path):
-    evaluated = [*small_run, "--trainer.val_check_interval", "2", "--trainer.check_val_every_n_epoch", "null"]
+    evaluated = [*small_run, "--trainer.val_check_interval", "2", "--trainer.check_val_every_n_epoch", "null",
+                 "--scorecard.generated", "true", "--scorecard.generated_tokens", "3"]  # fmt: skip
     given = {"arguments": evaluated, "folder": str(tmp_path), "points": points, "seed": seed}
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.kills", json.dumps(given)],

@@ -1,0 +1,269 @@
+"""The generated protocol: the model sees the prompt alone and says what it says.
+
+*Answers* are generated greedily until the model ends them (an end token or a line break) or a stated number of tokens
+is reached, and compared as texts (`lke_lightning.metrics.answers`). *Continuations* for fluency and consistency follow
+ROME: top-5 sampling, 100 tokens with the prompt, no stop; seeded by their prompts, unlike there.
+
+Prompts run together, each prompt once; what they begin with alike is computed once; a row that has ended leaves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lke_lightning.edits import EditRequest
+from lke_lightning.evaluation.teacher_forced import Question, Scores, questions
+from lke_lightning.metrics import TextSimilarity, digest, match, ngram_entropy
+from lke_lightning.model.batching import within_memory
+from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.prefix import PrefixCache, Prefixes
+from lke_lightning.model.tokens import Padded
+
+GENERATED, SAID, TEXTS = "/generated", "neighborhood/said", "texts"
+"""Names in `Scores`.
+
+Behind a kind, `GENERATED`: exact, prefix, judged (NaN: not judged), (prompts, 3) float64. `SAID`: digests of what was
+said after the neighbourhood's prompts, (prompts,) int64. `TEXTS`: fluency and consistency, (1, 2) float64, NaN where
+there is nothing to measure.
+"""
+
+TOP_K, TOTAL_TOKENS = 5, 100
+"""Of the sampling of continuations, as in ROME."""
+
+Ids = tuple[int, ...]
+
+
+class Decides(Protocol):
+    """Says of answers whether they are right."""
+
+    def __call__(self, asked: Sequence[tuple[str, str, tuple[str, ...]]]) -> list[float]:
+        """Take (prompt, what was said, accepted answers); return 1 or 0 for each, NaN where undecided."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the model said about one edit."""
+
+    scores: Scores
+    said: str
+    """After the edited prompt."""
+
+
+def answer(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    new_tokens: int = 32,
+    max_tokens: int = 16384,
+    judge: Decides | None = None,
+) -> list[Answered]:
+    """Let the model, as it is, answer what is asked about edits.
+
+    Args:
+        model: the language model.
+        requests: edits, made or not.
+        new_tokens: how long an answer may become; one that is cut off there is rarely exact.
+        max_tokens: how many tokens are held at once.
+        judge: asked about every answer too; `None`: nobody is.
+    """
+    asked = [questions(request) for request in requests]
+    flat = [question for by_kind in asked for part in by_kind.values() for question in part]
+    prompts = list(dict.fromkeys(question.prompt for question in flat))
+    said = dict(zip(prompts, complete(model, prompts, new_tokens, max_tokens), strict=True))
+    judged = {(question.prompt, said[question.prompt], _accepted(question)): torch.nan for question in flat}
+    if judge is not None:
+        judged = dict(zip(judged, judge(list(judged)), strict=True))
+    answered = []
+    for request, by_kind in zip(requests, asked, strict=True):
+        scores = {}
+        for kind, part in by_kind.items():
+            answers = [(question.prompt, said[question.prompt], _accepted(question)) for question in part]
+            found = [(*match(text, accepted), judged[prompt, text, accepted]) for prompt, text, accepted in answers]
+            scores[kind + GENERATED] = torch.tensor(found, dtype=torch.float64).reshape(-1, 3)
+        scores[SAID] = torch.tensor([digest(said[q.prompt]) for q in by_kind["neighborhood"]], dtype=torch.long)
+        answered.append(Answered(scores, said[request.text]))
+    return answered
+
+
+def _accepted(question: Question) -> tuple[str, ...]:
+    return (question.wanted, *question.aliases)
+
+
+def write_about(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    similarity: TextSimilarity | None = None,
+    max_tokens: int = 16384,
+) -> list[Scores]:
+    """Let the model continue the requests' generation prompts, and measure fluency and consistency.
+
+    Args:
+        model: the language model.
+        requests: edits, made or not; one without generation prompts has neither figure.
+        similarity: compares with reference texts; `None`: consistency is not measured.
+        max_tokens: how many tokens are held at once.
+    """
+    prompts = list(dict.fromkeys(prompt for request in requests for prompt in request.generation))
+    texts = dict(zip(prompts, continue_freely(model, prompts, max_tokens=max_tokens), strict=True))
+    scored: list[Scores] = []
+    for request in requests:
+        written = [prompt.rstrip() + texts[prompt] for prompt in request.generation]
+        fluency = sum(map(ngram_entropy, written)) / len(written) if written else torch.nan
+        consistency = similarity(written, request.references) if similarity is not None else torch.nan
+        scored.append({TEXTS: torch.tensor([[fluency, consistency]], dtype=torch.float64)})
+    return scored
+
+
+def complete(model: LanguageModel, prompts: Sequence[str], new_tokens: int, max_tokens: int = 16384) -> list[str]:
+    """Continue prompts greedily up to an end token, a line break or `new_tokens` tokens.
+
+    Returns:
+        What was generated before the end, without the prompt; it usually begins with a blank.
+    """
+    ends, lines = end_tokens(model), _LineBreaks(model)
+    rows = model.text.encode([prompt.rstrip() for prompt in prompts])
+
+    def over(token: int) -> bool:
+        return token in ends or lines(token)
+
+    found = decode(model, rows, [new_tokens] * len(rows), _first_choice, over, max_tokens)
+    return [text.split("\n")[0] for text in _texts(model, rows, found)]
+
+
+def continue_freely(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    total_tokens: int = TOTAL_TOKENS,
+    top_k: int = TOP_K,
+    seed: int = 0,
+    max_tokens: int = 16384,
+) -> list[str]:
+    """Continue prompts by sampling from the `top_k` most probable tokens, until they have `total_tokens` tokens.
+
+    The random numbers of a prompt depend on the prompt and `seed` alone, not on what runs beside it.
+
+    Returns:
+        What was generated, without the prompt and without special tokens.
+    """
+    rows = model.text.encode([prompt.rstrip() for prompt in prompts])
+    noise = torch.stack([_noise(prompt, seed, total_tokens, top_k) for prompt in prompts]) if rows else torch.zeros(0)
+
+    def choose(logits: Tensor, numbers: Tensor, step: int) -> Tensor:
+        best = logits.topk(min(top_k, logits.shape[1]), dim=1)
+        drawn = best.values.log_softmax(1) + noise[numbers, step, : best.values.shape[1]].to(logits)  # the Gumbel trick
+        return best.indices.gather(1, drawn.argmax(1, keepdim=True)).squeeze(1)
+
+    limits = [max(0, total_tokens - len(row)) for row in rows]
+    return _texts(model, rows, decode(model, rows, limits, choose, lambda token: False, max_tokens))
+
+
+@torch.no_grad()
+def decode(
+    model: LanguageModel,
+    rows: Sequence[Ids],
+    limits: Sequence[int],
+    choose: Callable[[Tensor, Tensor, int], Tensor],
+    ends: Callable[[int], bool],
+    max_tokens: int = 16384,
+) -> list[list[int]]:
+    """Generate tokens behind rows, many rows at once.
+
+    Args:
+        model: the language model.
+        rows: token ids, each at least one.
+        limits: how many tokens each row may get; never more than the model has positions for.
+        choose: takes logits (rows, vocabulary), the numbers of the rows (rows,) and the step, returns tokens (rows,).
+        ends: says of a token whether it ends its row.
+        max_tokens: how many tokens are held at once, prompts and room for what follows.
+
+    Returns:
+        The generated tokens of each row, with the one that ended it.
+    """
+    positions = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
+    room = [min(limit, positions - len(row)) if positions else limit for row, limit in zip(rows, limits, strict=True)]
+    found: list[list[int]] = [[] for _ in rows]
+
+    def run(numbers: list[int]) -> None:
+        for number in numbers:
+            found[number] = []  # also where a pass ran out of memory
+        prefixes = Prefixes.run(model, [rows[i][:-1] for i in numbers], max_tokens)
+        batch = prefixes.followed_by(model, [rows[i][:-1] for i in numbers], [rows[i][-1:] for i in numbers])
+        step = 0
+        while numbers:
+            logits = model.logits(batch, torch.arange(len(numbers), device=model.device), torch.zeros_like(batch.slots))
+            chosen = choose(logits.to(model.wide_dtype), torch.tensor(numbers), step)
+            going = []
+            for place, (number, token) in enumerate(zip(numbers, chosen.tolist(), strict=True)):
+                found[number].append(token)
+                if not ends(token) and len(found[number]) < room[number]:
+                    going.append(place)
+            batch = _next(batch, chosen, going)
+            numbers, step = [numbers[place] for place in going], step + 1
+
+    alive = [i for i in range(len(rows)) if room[i] > 0]
+    # rows of about one length together: the shorter prefixes are padded
+    within_memory(run, sorted(alive, key=lambda i: (len(rows[i]), i)), lambda i: len(rows[i]) + room[i], max_tokens)
+    return found
+
+
+def _next(batch: Padded, chosen: Tensor, going: list[int]) -> Padded:
+    """Put the chosen tokens behind the rows that go on; what was run is in the cache already."""
+    past = batch.past
+    for layer in past.layers:
+        layer.length += 1
+    past = PrefixCache(past.layers, torch.cat([past.mask, past.mask.new_ones(len(chosen), 1)], 1))
+    rows = torch.tensor(going, dtype=torch.long, device=chosen.device)
+    if len(going) < len(chosen):
+        past = past.select(rows)
+    ids = chosen[rows].unsqueeze(1)
+    return Padded(ids, torch.ones_like(ids), torch.zeros_like(rows), batch.positions[rows] + 1, past)
+
+
+def _first_choice(logits: Tensor, numbers: Tensor, step: int) -> Tensor:
+    return logits.argmax(1)
+
+
+def _noise(prompt: str, seed: int, steps: int, width: int) -> Tensor:
+    """Draw Gumbel noise (steps, width) that belongs to a prompt."""
+    number = int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:8], "big") >> 1
+    uniform = torch.rand(steps, width, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+    return -(-uniform.clamp(min=1e-12).log()).log()
+
+
+def end_tokens(model: LanguageModel) -> frozenset[int]:
+    """Return the tokens that end a text: the tokenizer's, and those that the model's own generation settings name."""
+    settings = getattr(model.network, "generation_config", None)
+    named = getattr(settings, "eos_token_id", None)
+    several: Iterable[int | None] = named if isinstance(named, (list, tuple)) else [named]
+    return frozenset(token for token in (model.text.tokenizer.eos_token_id, *several) if token is not None)
+
+
+class _LineBreaks:
+    """Knows which tokens hold a line break; each is looked up once."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._tokenizer = model.text.tokenizer
+        self._known: dict[int, bool] = {}
+
+    def __call__(self, token: int) -> bool:
+        if token not in self._known:
+            self._known[token] = "\n" in self._tokenizer.decode([token])
+        return self._known[token]
+
+
+def _texts(model: LanguageModel, rows: Sequence[Ids], found: Sequence[Sequence[int]]) -> list[str]:
+    """Turn generated tokens into text as they read behind their prompts: some tokenizers drop a leading blank."""
+    tokenizer = model.text.tokenizer
+    read = partial(tokenizer.batch_decode, skip_special_tokens=True)
+    wholes = read([[*row, *new] for row, new in zip(rows, found, strict=True)])
+    starts, alone = read([list(row) for row in rows]), read([list(new) for new in found])
+    return [
+        whole[len(start) :] if whole.startswith(start) else new
+        for whole, start, new in zip(wholes, starts, alone, strict=True)
+    ]

@@ -1,0 +1,124 @@
+"""A judge of generated answers behind any OpenAI-compatible address; nothing is sent anywhere unless one is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import nan
+
+from lke_lightning.edits import EditError
+
+INSTRUCTION = (
+    "You compare the answer that a language model gave with accepted answers. Reply with one word: yes, if the given "
+    "answer states one of the accepted answers and takes nothing of it back, else no."
+)
+
+ATTEMPTS, AT_ONCE = 3, 8
+"""How often a question is asked before it counts as undecided, and how many are under way together."""
+
+Asked = tuple[str, str, tuple[str, ...]]
+
+
+class _NoReplyError(Exception):
+    """Why a question was not answered."""
+
+
+class _RefusedError(_NoReplyError):
+    """One for which asking again is of no use."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A model that is asked whether an answer is right, through `POST {url}/chat/completions` at temperature 0.
+
+    It costs requests, one for each distinct pair of prompt and answer, and its verdicts depend on that model: name it
+    beside every figure. Where it gives no clear verdict, even when asked again, the answer stays undecided.
+
+    Args:
+        url: the address up to the version, such as `http://localhost:8000/v1`.
+        model: the name of the model there.
+        key_variable: the environment variable that holds the key; `None`: no key is sent. The key itself is never
+            written anywhere.
+        timeout: seconds to wait for one verdict.
+    """
+
+    url: str
+    model: str
+    key_variable: str | None = None
+    timeout: float = 60.0
+
+    def check(self) -> None:
+        """Ask one question whose answer is known.
+
+        Raises:
+            EditError: the address is none, there is no key, or no verdict comes back; before anything is edited.
+        """
+        if not self.url.startswith(("http://", "https://")):
+            raise EditError(f"the judge's address {self.url!r} must begin with http:// or https:// (judge.url)")
+        if self.key_variable is not None and not os.environ.get(self.key_variable):
+            raise EditError(f"the environment variable {self.key_variable} holds no key (judge.key_variable)")
+        try:
+            self._ask(("The capital of France is", "Paris.", ("Paris",)))
+        except _NoReplyError as error:
+            raise EditError(f"the judge {self.model!r} at {self.url} gives no verdict: {error}") from error
+
+    def __call__(self, asked: Sequence[Asked]) -> list[float]:
+        """Judge (prompt, what was said, accepted answers): 1 right, 0 wrong, NaN undecided, with a warning."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = list(pool.map(self._decide, asked))
+        reasons = [reason for verdict, reason in found if verdict != verdict]
+        if reasons:
+            warnings.warn(
+                f"the judge left {len(reasons)} of {len(asked)} answers undecided: {reasons[0]}", stacklevel=2
+            )
+        return [verdict for verdict, _ in found]
+
+    def _decide(self, asked: Asked) -> tuple[float, str]:
+        reason = ""
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._ask(asked), ""
+            except _NoReplyError as error:
+                reason = str(error)
+                if isinstance(error, _RefusedError):
+                    break
+                if attempt + 1 < ATTEMPTS:
+                    time.sleep(0.5 * 2**attempt)
+        return nan, reason
+
+    def _ask(self, asked: Asked) -> float:
+        prompt, said, accepted = asked
+        question = (
+            f"Prompt: {prompt}\nAccepted answers: {json.dumps(list(accepted), ensure_ascii=False)}\n"
+            f"Given answer: {json.dumps(said, ensure_ascii=False)}"
+        )
+        messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question}]
+        sent = {"model": self.model, "messages": messages, "temperature": 0}
+        headers = {"Content-Type": "application/json"}
+        if self.key_variable is not None:
+            headers["Authorization"] = f"Bearer {os.environ.get(self.key_variable, '')}"
+        request = urllib.request.Request(
+            f"{self.url.rstrip('/')}/chat/completions", json.dumps(sent).encode(), headers, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                content = json.load(reply)["choices"][0]["message"]["content"]
+        except urllib.error.HTTPError as error:
+            said_why = error.read(300).decode(errors="replace").strip()
+            kind = _RefusedError if 400 <= error.code < 500 and error.code not in (408, 429) else _NoReplyError
+            raise kind(f"HTTP {error.code} {error.reason}: {said_why}") from error
+        except OSError as error:  # no connection, a timeout
+            raise _NoReplyError(str(getattr(error, "reason", error))) from error
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise _NoReplyError(f"the reply is no chat completion ({error!r})") from error
+        word = str(content).strip().lower().lstrip("*\"'")
+        if word.startswith(("yes", "no")):
+            return float(word.startswith("yes"))
+        raise _NoReplyError(f"neither yes nor no, but {str(content)[:80]!r}")

@@ -1,0 +1,116 @@
+"""What is measured of a model at one moment: which protocols, on which requests, in whose time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from lke_lightning.editor import Editor
+from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.evaluation.generated import answer, write_about
+from lke_lightning.evaluation.judge import Judge
+from lke_lightning.evaluation.perplexity import perplexity, read_documents
+from lke_lightning.evaluation.teacher_forced import Scores, score
+from lke_lightning.metrics import TextSimilarity
+
+Forward = Callable[[], AbstractContextManager[None]]
+"""Enters the precision in which the run's forwards are made."""
+
+
+class Measurement:
+    """Scores the model that an editor holds, as it is read by its method.
+
+    Args:
+        max_tokens: how many tokens are run at once.
+        text: text files for perplexity.
+        text_tokens: how many tokens of them are read.
+        generated: let the model answer freely, too.
+        generated_tokens: how long such an answer may become.
+        fluency: let the model continue texts, too.
+        judge: asked about generated answers; `None`: nobody is.
+
+    Raises:
+        EditError: a text file is not there; options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        max_tokens: int,
+        text: list[str] | None,
+        text_tokens: int,
+        generated: bool,
+        generated_tokens: int,
+        fluency: bool,
+        judge: Judge | None,
+    ) -> None:
+        missing = [name for name in text or [] if not Path(name).is_file()]
+        if missing:
+            raise EditError(f"no text file {missing[0]!r} (scorecard.text)")
+        if judge is not None and not generated:
+            raise EditError("a judge judges generated answers: set scorecard.generated, or leave scorecard.judge out")
+        if generated_tokens < 1:
+            raise EditError(f"an answer of {generated_tokens} tokens is none (scorecard.generated_tokens)")
+        self.max_tokens, self.text, self.text_tokens = max_tokens, text, text_tokens
+        self.generated, self.generated_tokens, self.fluency, self.judge = generated, generated_tokens, fluency, judge
+        self._similarity: TextSimilarity | None = None
+
+    def prepare(self, requests: Sequence[EditRequest]) -> None:
+        """Check that all of this can be measured, before any work; learn the words of the reference texts.
+
+        Args:
+            requests: all of the run; the words that are rare among their reference texts weigh most in consistency.
+
+        Raises:
+            EditError: there is nothing to continue for fluency, scikit-learn is missing, or the judge does not answer.
+        """
+        if self.judge is not None:
+            self.judge.check()
+        if self.fluency:
+            if not any(request.generation for request in requests):
+                raise EditError("no record has prompts to continue (generation_prompts): leave scorecard.fluency out")
+            references = list(dict.fromkeys(text for request in requests for text in request.references))
+            self._similarity = TextSimilarity(references) if references else None
+
+    def score(
+        self, editor: Editor, forward: Forward, requests: Sequence[EditRequest], with_texts: bool
+    ) -> tuple[dict[str, Scores], dict[str, str]]:
+        """Score requests.
+
+        Args:
+            editor: holds the model; the seconds are noted there.
+            forward: see `Forward`.
+            requests: edits, made or not.
+            with_texts: measure fluency and consistency, if that is asked for at all.
+
+        Returns:
+            By id the scores, and, where answers are generated, what was said after the edited prompt.
+        """
+        model, said = editor.language_model, {}
+        with _reading(editor, forward, "evaluation"):
+            scored = score(model, requests, self.max_tokens)
+        found = {request.id: scores for request, scores in zip(requests, scored, strict=True)}
+        if self.generated:
+            with _reading(editor, forward, "generation"):
+                answers = answer(model, requests, self.generated_tokens, self.max_tokens, self.judge)
+            for request, answered in zip(requests, answers, strict=True):
+                found[request.id] |= answered.scores
+                said[request.id] = answered.said
+        if self.fluency and with_texts:
+            with _reading(editor, forward, "fluency"):
+                texts = write_about(model, requests, self._similarity, self.max_tokens)
+            for request, scores in zip(requests, texts, strict=True):
+                found[request.id] |= scores
+        return found, said
+
+    def perplexity(self, editor: Editor, forward: Forward) -> float:
+        """Measure perplexity on the text files."""
+        with _reading(editor, forward, "evaluation"):
+            documents = read_documents(self.text or [])
+            return round(perplexity(editor.language_model, documents, self.text_tokens, max_tokens=self.max_tokens), 4)
+
+
+@contextmanager
+def _reading(editor: Editor, forward: Forward, activity: str) -> Iterator[None]:
+    with forward(), editor.timed(activity), editor.as_read():
+        yield

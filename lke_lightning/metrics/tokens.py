@@ -1,0 +1,95 @@
+"""How many tokens of an answer are right, and is the answer? zsRE's accuracies, published and corrected; locality.
+
+Teacher-forced: each token of the answer is asked for behind the tokens before it, whether the model would have said
+them or not. Published (`compute_rewrite_quality_zsre`; reliability, generality and locality of many later papers): the
+share of tokens that are the most probable ones. It credits half of a two-token answer whose second half follows from
+the first. Corrected: an answer counts when all of its tokens are right.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lke_lightning.metrics.records import RecordMetric
+
+TOKEN_MEASURES = ("token_accuracy", "whole_answer")
+
+
+def token_accuracies(right: Tensor, tokens: Tensor) -> Tensor:
+    """Score answers one by one.
+
+    Args:
+        right: how many tokens of each answer are the most probable ones, (prompts,).
+        tokens: how many it has, at least 1, (prompts,).
+
+    Returns:
+        The share of right tokens, and 1 where all are right, (prompts, 2) float64.
+
+    Example:
+        >>> token_accuracies(torch.tensor([1, 3]), torch.tensor([2, 3]))
+        tensor([[0.5000, 0.0000],
+                [1.0000, 1.0000]], dtype=torch.float64)
+    """
+    return torch.stack([right.double() / tokens, (right == tokens).double()], 1)
+
+
+def agreement(says: Tensor, said: Tensor, tokens: Tensor) -> Tensor:
+    """Compare what a model says with what it said before it was edited: locality.
+
+    Args:
+        says: the most probable token at every position of the answers, one answer after another, (all tokens,) int.
+        said: the same of the unedited model.
+        tokens: how many tokens each answer has, at least 1, (prompts,) int.
+
+    Returns:
+        The share of positions with the same token, and 1 where all are the same, (prompts, 2) float64.
+
+    Example:
+        >>> agreement(torch.tensor([5, 6, 7]), torch.tensor([5, 6, 8]), torch.tensor([1, 2]))
+        tensor([[1.0000, 1.0000],
+                [0.5000, 0.0000]], dtype=torch.float64)
+    """
+    answer = torch.arange(len(tokens)).repeat_interleave(tokens.long())
+    same = torch.zeros(len(tokens), dtype=torch.long).index_add_(0, answer, (says == said).long())
+    return token_accuracies(same, tokens)
+
+
+class TokenAccuracy(RecordMetric):
+    """Mean of `token_accuracies` over the prompts of a record, then over records.
+
+    As input to `update`: `right` and `tokens` of one record. As output of `compute`: a dict of token_accuracy and
+    whole_answer.
+
+    Example:
+        >>> metric = TokenAccuracy()
+        >>> metric.update(torch.tensor([1]), torch.tensor([2]))
+        >>> metric.compute()["token_accuracy"]
+        tensor(0.5000)
+    """
+
+    measures = TOKEN_MEASURES
+
+    def score(self, right: Tensor, tokens: Tensor) -> Tensor:
+        """Score one record."""
+        return token_accuracies(right, tokens).mean(0)
+
+
+class Locality(RecordMetric):
+    """Mean of `agreement` over the prompts of a record, then over records.
+
+    As input to `update`: `says`, `said` and `tokens` of one record. As output of `compute`: a dict of token_accuracy
+    and whole_answer, the answer being the unedited model's.
+
+    Example:
+        >>> metric = Locality()
+        >>> metric.update(torch.tensor([5, 6, 7]), torch.tensor([5, 6, 8]), torch.tensor([1, 2]))
+        >>> metric.compute()["whole_answer"]
+        tensor(0.5000)
+    """
+
+    measures = TOKEN_MEASURES
+
+    def score(self, says: Tensor, said: Tensor, tokens: Tensor) -> Tensor:
+        """Score one record."""
+        return agreement(says, said, tokens).mean(0)
