@@ -40,7 +40,7 @@ class Downstream(Callback):
         max_tokens: how many tokens are run at once.
 
     Raises:
-        EditError: two tasks have one name, or `every_n_edits` is below 0.
+        EditError: a task cannot be measured, two have one name, or `every_n_edits` is below 0.
     """
 
     def __init__(
@@ -56,6 +56,8 @@ class Downstream(Callback):
             raise EditError(f"downstream.tasks has {twice[0]} twice")
         if every_n_edits < 0:
             raise EditError(f"downstream.every_n_edits is {every_n_edits}: a number of edits, or 0")
+        for task in self.tasks.values():
+            task.check()
         self.every_n_edits, self.before, self.max_tokens = every_n_edits, before, max_tokens
         self.found: dict[int, dict[str, Result]] = {}
         """What was measured, by number of edits and by task."""

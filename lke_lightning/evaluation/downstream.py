@@ -44,6 +44,10 @@ class Task(ABC):
         return type(self).__name__
 
     @abstractmethod
+    def check(self) -> None:
+        """Raise `EditError` where it cannot be measured as it is set; asked before a run begins."""
+
+    @abstractmethod
     def measure(self, model: LanguageModel, max_tokens: int) -> Result:
         """Measure the model; `max_tokens` says how many tokens are run at once."""
 
@@ -76,29 +80,35 @@ class FewShot(Task):
         limit: ask only this many of the other records; `None`: all. With n questions, a figure near one half is
             uncertain by 1 / sqrt(n) in either direction (95 %).
         seed: draw them with this seed; `None`: take the first, as the published code does with 100.
-
-    Raises:
-        EditError: there is no such file, or the numbers are impossible.
     """
 
     words: tuple[str, ...]
     """The answers, in the order of their labels."""
     hub: ClassVar[tuple[str, str, str]]
     """Name, configuration and split of the data set on the hub."""
+    most_shots: ClassVar[int] = RESERVED
+    """How many solved examples there are."""
 
     def __init__(self, path: str | None = None, shots: int = 4, limit: int | None = None, seed: int | None = 0) -> None:
-        if path is not None and not Path(path).exists():
-            raise EditError(f"no file {path!r} (downstream.tasks, {self.name})")
-        if not 0 <= shots <= RESERVED:
-            raise EditError(f"{self.name} with {shots} shots: 0 to {RESERVED} examples are kept for that")
-        if limit is not None and limit < 1:
-            raise EditError(f"{self.name} with limit {limit}: at least one question is needed, or null for all")
         self.path, self.shots, self.limit, self.seed = path, shots, limit, seed
         self._read: tuple[dict[str, list[Item]], list[Item]] | None = None
 
     @abstractmethod
     def item(self, record: Record) -> Item:
         """Turn a record into a question."""
+
+    def check(self) -> None:
+        """Check the arguments.
+
+        Raises:
+            EditError: there is no such file, or the numbers are impossible.
+        """
+        if self.path is not None and not Path(self.path).exists():
+            raise EditError(f"no file {self.path!r} (downstream.tasks, {self.name})")
+        if not 0 <= self.shots <= self.most_shots:
+            raise EditError(f"{self.name} with {self.shots} shots: there are {self.most_shots} examples for that")
+        if self.limit is not None and self.limit < 1:
+            raise EditError(f"{self.name} with limit {self.limit}: at least one question is needed, or null for all")
 
     def about(self) -> dict[str, Any]:
         """Say what is asked and how."""
@@ -148,6 +158,7 @@ class FewShot(Task):
             EditError: there are too few records, or one cannot be used.
         """
         if self._read is None:
+            self.check()
             examples, items = self.split()
             if not items:
                 raise EditError(f"{self.path or self.hub} has no questions besides the {RESERVED} kept for examples")

@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -49,6 +50,15 @@ class LmEval(Task):
         """Say which task, and how it is asked."""
         return {"source": f"lm-eval {self.task}", "shots": self.shots, "limit": self.limit}
 
+    def check(self) -> None:
+        """Look for the harness.
+
+        Raises:
+            EditError: it is not installed.
+        """
+        if find_spec("lm_eval") is None:
+            raise EditError(f"{self.name} needs lm-eval: pip install 'lke-lightning[eval]'")
+
     def measure(self, model: LanguageModel, max_tokens: int = 16384) -> Result:
         """Run the task.
 
@@ -58,12 +68,11 @@ class LmEval(Task):
         Raises:
             EditError: the harness is not installed, or does not know the task.
         """
-        try:
-            from lm_eval import simple_evaluate
-            from lm_eval.models.huggingface import HFLM
-            from lm_eval.tasks import TaskManager
-        except ImportError as error:
-            raise EditError(f"{self.name} needs lm-eval: pip install 'lke-lightning[eval]' ({error})") from error
+        self.check()
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
         manager = TaskManager(include_path=self.include_path)
         if self.task not in manager.all_tasks:
             raise EditError(f"lm-eval has no task {self.task!r} (downstream.tasks); a folder with it: include_path")

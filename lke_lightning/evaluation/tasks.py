@@ -148,11 +148,7 @@ class MMLU(FewShot):
 
     words = ("A", "B", "C", "D")
     hub = ("cais/mmlu", "all", "test")
-
-    def __init__(self, path: str | None = None, shots: int = 4, limit: int | None = None, seed: int | None = 0) -> None:
-        if shots > 5:
-            raise EditError(f"MMLU with {shots} shots: there are five examples of a subject")
-        super().__init__(path, shots, limit, seed)
+    most_shots = 5
 
     def item(self, record: Record) -> Item:
         """Ask for the letter."""

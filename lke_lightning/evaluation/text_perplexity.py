@@ -28,16 +28,20 @@ class MEPPL(Task):
 
     Args:
         path: `ME-PPL_50.json`, `ME-PPL_1k.json` or `ME-PPL_10k.json`: records with a field `Text`.
-
-    Raises:
-        EditError: there is no such file.
     """
 
     def __init__(self, path: str) -> None:
-        if not Path(path).is_file():
-            raise EditError(f"no file {path!r} (downstream.tasks, MEPPL)")
         self.path = path
         self._texts: list[str] = []
+
+    def check(self) -> None:
+        """Look for the file.
+
+        Raises:
+            EditError: it is not there.
+        """
+        if not Path(self.path).is_file():
+            raise EditError(f"no file {self.path!r} (downstream.tasks, MEPPL)")
 
     def about(self) -> dict[str, Any]:
         """Say which texts."""
