@@ -162,7 +162,7 @@ class Downstream(Callback):
             table.add_column(name, justify="right")
         for edits in sorted(self.found):
             values = _headlines(self.found[edits])
-            table.add_row(str(edits), *(f"{values[name]:.3f}" if name in values else "-" for name in columns))
+            table.add_row(str(edits), *(_number(values.get(name)) for name in columns))
         Console().print(table)
         Console().print(f"Downstream  {Path(trainer.default_root_dir) / NAME}", soft_wrap=True)
 
@@ -178,3 +178,7 @@ def _headlines(results: dict[str, Result]) -> dict[str, float]:
     first = {name: next((v for v in result.values() if v is not None), None) for name, result in results.items()}
     found = {**first, "mean_f1": mean_f1(results)}
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}" if value < 100 else f"{value:.4g}"
