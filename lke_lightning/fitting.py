@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lke_lightning import checkpoints
 from lke_lightning.callbacks.checkpoint import RunCheckpoint
+from lke_lightning.callbacks.downstream import Downstream
 from lke_lightning.callbacks.guard import Guard
 from lke_lightning.callbacks.progress import BatchLine
 from lke_lightning.callbacks.recording import Recorder
@@ -29,6 +30,7 @@ from lke_lightning.configuration import configs
 from lke_lightning.data import EditStream
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
+from lke_lightning.evaluation.downstream import Task
 from lke_lightning.evaluation.scorecard import Scorecard
 from lke_lightning.ledger import locked
 from lke_lightning.stage_one.objectives import Objective
@@ -66,7 +68,7 @@ def _subclasses(base: type) -> Iterator[type]:
 # What is imported can be named in YAML without its path.
 BASES = (
     EditStream, Objective, StopRule, TargetSpace,
-    Solver, Preservation, KeyPolicy, Statistics, UpdateTransform, ReadoutTransform,
+    Solver, Preservation, KeyPolicy, Statistics, UpdateTransform, ReadoutTransform, Task,
 )  # fmt: skip
 
 Instead = Callable[[Trainer, Editor, EditStream], None]
@@ -109,6 +111,7 @@ class EditCLI(LightningCLI):
         parser.add_lightning_class_args(WeightUpdate, "stage_two")
         parser.add_lightning_class_args(Guard, "guard")
         parser.add_lightning_class_args(Scorecard, "scorecard")
+        parser.add_lightning_class_args(Downstream, "downstream")
         parser.add_lightning_class_args(Recorder, "recorder")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.link_arguments("stage_one.reference_quirks", "stage_two.reference_quirks")

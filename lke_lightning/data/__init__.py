@@ -1,6 +1,27 @@
 """Where edits come from."""
 
 from lke_lightning.data.formats import CounterFact, DemoWorld, JsonLines, ZsRE
+from lke_lightning.data.knowedit import KnowEdit, WikiBio
+from lke_lightning.data.long_form import AKEW, EditEverything, UnKE
+from lke_lightning.data.mquake import MQuAKE
+from lke_lightning.data.questions import QAEdit, WikiBigEdit
+from lke_lightning.data.records import RecordFile
 from lke_lightning.data.stream import EditStream, RequestList
 
-__all__ = ["CounterFact", "DemoWorld", "EditStream", "JsonLines", "RequestList", "ZsRE"]
+__all__ = [
+    "AKEW",
+    "CounterFact",
+    "DemoWorld",
+    "EditEverything",
+    "EditStream",
+    "JsonLines",
+    "KnowEdit",
+    "MQuAKE",
+    "QAEdit",
+    "RecordFile",
+    "RequestList",
+    "UnKE",
+    "WikiBigEdit",
+    "WikiBio",
+    "ZsRE",
+]

@@ -1,0 +1,87 @@
+"""Edits whose target is a text of sentences: UnKE, AKEW and EditEverything.
+
+None of them says what the model answers today, so accuracy, and what is generated freely, is what counts. The whole
+text is the target of stage one; methods that write an answer in one place were not made for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lke_lightning.data.records import Record, RecordFile
+from lke_lightning.edits import SLOT, EditRequest, Probe
+
+
+class UnKE(RecordFile):
+    """UnKE (arXiv 2405.15349): questions with an answer of about a hundred words.
+
+    There is no subject, so the edit is made at the question's last token. The questions about parts of the answer
+    become portability.
+    """
+
+    def edits(self, record: Record) -> Iterator[EditRequest]:
+        """Read a record."""
+        parts = zip(record["sub_question"], record["sub_answer"], strict=True)
+        yield EditRequest(
+            id=str(record["id"]),
+            prompt=record["question"],
+            target=record["answer"],
+            paraphrases=(record["para_question"],),
+            portability=tuple(Probe(question, answer) for question, answer in parts),
+        )
+
+
+class AKEW(RecordFile):
+    """AKEW's unstructured edits (arXiv 2402.18909): a fact told as a short text, to be the answer to a question.
+
+    Every edit of a case is one edit; the statements that the text makes become portability. `MQuAKE` reads the same
+    file as structured edits with multi-hop questions. Irregular: a question that an earlier case asked with the same
+    text is edited once; a subject that is not spelled in its question just once leaves the edit at the last token; a
+    statement whose prompt has no place for its subject is left out.
+    """
+
+    def read(self) -> Iterator[EditRequest]:
+        """Yield the edits of all cases, repeated ones once."""
+        known: set[tuple[str, str]] = set()
+        for request in super().read():
+            if (request.text, request.target) in known:
+                self.note("an earlier case makes the same edit: made once")
+                continue
+            known.add((request.text, request.target))
+            yield request
+
+    def edits(self, record: Record) -> Iterator[EditRequest]:
+        """Read a case."""
+        for i, edit in enumerate(record["requested_rewrite"]):
+            subject = edit["subject"] if edit["question"].count(edit["subject"]) == 1 else None
+            if subject is None:
+                self.note("the subject is not in the question just once: edited at the question's last token")
+            yield EditRequest.about(
+                edit["question"],
+                subject,
+                id=f"{record['case_id']}.{i}",
+                target=edit["fact_new_uns"],
+                portability=tuple(self._statements(edit)),
+            )
+
+    def _statements(self, edit: Record) -> Iterator[Probe]:
+        for told in edit.get("unsfact_triplets_GPT") or ():
+            if told["prompt"].count(SLOT) == 1 and told["target"].strip():
+                yield Probe(told["prompt"].replace(SLOT, told["subject"]), told["target"])
+            else:
+                self.note("a statement has no place for its subject, or no end: left out")
+
+
+class EditEverything(RecordFile):
+    """EditEverything, published with AnyEdit (arXiv 2502.05628): long answers in mathematics, code, news, poetry ...
+
+    There is no subject, so the edit is made at the question's last token. Irregular: a question with braces is left
+    out, because braces mark subjects; of questions that occur again, the last answer stands.
+    """
+
+    def edits(self, record: Record) -> Iterator[EditRequest]:
+        """Read a record."""
+        if set("{}") & set(record["question"]):
+            self.note("the question has braces: left out")
+            return
+        yield EditRequest(id=str(record["id"]), prompt=record["question"], target=record["answer"])

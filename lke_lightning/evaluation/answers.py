@@ -1,0 +1,78 @@
+"""Which of a few answers a model prefers after prompts that all begin alike."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lke_lightning.model.batching import by_length, within_memory
+from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.prefix import Prefixes
+
+Ids = tuple[int, ...]
+
+
+def common_beginning(prompts: Sequence[Ids]) -> Ids:
+    """Return what all prompts begin with, without the last token of any: that is where answers are read."""
+    pairs = zip(min(prompts), max(prompts), strict=False)  # what the least and the greatest share, all share
+    alike = tuple(one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return alike[: min(len(ids) for ids in prompts) - 1]
+
+
+class Answers:
+    """Scores answers after prompts; what the prompts begin with is run once, when this is made.
+
+    Args:
+        model: the language model, as it is now.
+        beginning: token ids that all prompts begin with, and that none of them consists of.
+        max_tokens: how many tokens are run at once, those of the beginning counted with every prompt, because their
+            keys and values are held for each. The result does not depend on it.
+    """
+
+    def __init__(self, model: LanguageModel, beginning: Ids, max_tokens: int = 16384) -> None:
+        self._model, self._beginning, self._max_tokens = model, beginning, max_tokens
+        with torch.no_grad():
+            self._prefixes = Prefixes.run(model, [beginning])
+
+    @torch.no_grad()
+    def nll(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> Tensor:
+        """Return the mean negative log-likelihood per token of each answer after each prompt.
+
+        A prompt is run once for all answers of one token.
+
+        Args:
+            prompts: token ids.
+            answers: token ids, at least one each.
+
+        Returns:
+            (prompts, answers), float64, on the host.
+        """
+        reads: dict[Ids, list[tuple[int, int, int, int]]] = {}  # row -> (position, label, prompt, answer)
+        for number, prompt in enumerate(prompts):
+            for which, answer in enumerate(answers):
+                row = prompt[len(self._beginning) :] + answer[:-1]
+                first = len(row) - len(answer)
+                reads.setdefault(row, []).extend((first + j, label, number, which) for j, label in enumerate(answer))
+
+        def run(rows: list[Ids]) -> Tensor:
+            sums = torch.zeros(len(prompts), len(answers), dtype=torch.float64)
+            for members in by_length([len(row) for row in rows], self._max_tokens, self._model.device):
+                self._add(sums, [rows[i] for i in members], reads)
+            return sums
+
+        rows = sorted(reads, key=len)
+        found, self._max_tokens = within_memory(
+            run, rows, lambda row: len(self._beginning) + len(row), self._max_tokens
+        )
+        return torch.stack(found).sum(0) / torch.tensor([len(answer) for answer in answers], dtype=torch.float64)
+
+    def _add(self, sums: Tensor, rows: list[Ids], reads: dict[Ids, list[tuple[int, int, int, int]]]) -> None:
+        batch = self._prefixes.followed_by(self._model, [self._beginning] * len(rows), rows)
+        wanted = [(place, *read) for place, row in enumerate(rows) for read in reads[row]]
+        place, position, label, prompt, answer = torch.tensor(wanted, device=self._model.device).T
+        logits = self._model.logits(batch, place, position).to(self._model.wide_dtype)
+        nll = logits.logsumexp(1) - logits.gather(1, label.unsqueeze(1)).squeeze(1)
+        sums.index_put_((prompt.cpu(), answer.cpu()), nll.double().cpu(), accumulate=True)

@@ -1,0 +1,232 @@
+"""What a model can do besides stating facts: few-shot tasks with a few possible answers.
+
+The protocol is that of *Lifelong Knowledge Editing requires Better Regularization* (arXiv 2502.01636): solved examples
+stand before every question, the answer is the word that the model finds most probable (mean over its tokens), and the
+figure is F1 averaged over the answers, each weighted with its share of the questions.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from rich.progress import track
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from lke_lightning.data.records import Record, records
+from lke_lightning.edits import EditError
+from lke_lightning.evaluation.answers import Answers, Ids, common_beginning
+from lke_lightning.model.language_model import LanguageModel
+
+RESERVED = 10
+"""Records at the start of a file that are kept for solved examples, as in the published code."""
+
+PART = 256
+"""Questions between two looks at the progress; what they have in common is run once for all parts."""
+
+Result = dict[str, float | int | None]
+"""What a task measured, by name; fractions of 1 and counts."""
+
+
+class Task(ABC):
+    """Something that can be measured of a language model as it is, without changing it or the random numbers."""
+
+    @property
+    def name(self) -> str:
+        """What results are filed under."""
+        return type(self).__name__
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise `EditError` where it cannot be measured as it is set; asked before a run begins."""
+
+    @abstractmethod
+    def measure(self, model: LanguageModel, max_tokens: int) -> Result:
+        """Measure the model; `max_tokens` says how many tokens are run at once."""
+
+    @abstractmethod
+    def about(self) -> dict[str, Any]:
+        """Say what was measured and how, in plain types."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question and the number of its answer."""
+
+    question: str
+    """Ends where the answer follows after a blank."""
+    label: int
+    group: str = ""
+    """Items of one group have their solved examples in common."""
+
+
+class FewShot(Task):
+    """Questions with the same few answers, behind solved examples.
+
+    A question that does not fit into the model's window with all examples gets fewer, the last ones are dropped first;
+    one that does not fit alone is left out and counted.
+
+    Args:
+        path: a JSON or JSON Lines file with the fields of the data set; `None`: the validation split on the hub.
+        shots: solved examples before each question: the first ones of the file. Ten records are reserved for them, so
+            that the questions do not depend on their number.
+        limit: ask only this many of the other records; `None`: all. With n questions, a figure near one half is
+            uncertain by 1 / sqrt(n) in either direction (95 %).
+        seed: draw them with this seed; `None`: take the first, as the published code does with 100.
+    """
+
+    words: tuple[str, ...]
+    """The answers, in the order of their labels."""
+    hub: ClassVar[tuple[str, str, str]]
+    """Name, configuration and split of the data set on the hub."""
+    most_shots: ClassVar[int] = RESERVED
+    """How many solved examples there are."""
+
+    def __init__(self, path: str | None = None, shots: int = 4, limit: int | None = None, seed: int | None = 0) -> None:
+        self.path, self.shots, self.limit, self.seed = path, shots, limit, seed
+        self._read: tuple[dict[str, list[Item]], list[Item]] | None = None
+
+    @abstractmethod
+    def item(self, record: Record) -> Item:
+        """Turn a record into a question."""
+
+    def check(self) -> None:
+        """Check the arguments.
+
+        Raises:
+            EditError: there is no such file, or the numbers are impossible.
+        """
+        if self.path is not None and not Path(self.path).exists():
+            raise EditError(f"no file {self.path!r} (downstream.tasks, {self.name})")
+        if not 0 <= self.shots <= self.most_shots:
+            raise EditError(f"{self.name} with {self.shots} shots: there are {self.most_shots} examples for that")
+        if self.limit is not None and self.limit < 1:
+            raise EditError(f"{self.name} with limit {self.limit}: at least one question is needed, or null for all")
+
+    def about(self) -> dict[str, Any]:
+        """Say what is asked and how."""
+        source = self.path or ":".join(self.hub)
+        return {"source": source, "shots": self.shots, "limit": self.limit, "seed": self.seed, "words": [*self.words]}
+
+    def measure(self, model: LanguageModel, max_tokens: int = 16384) -> Result:
+        """Ask all questions.
+
+        Returns:
+            `f1` (weighted), `accuracy`, `items` (questions asked), `commonest` (share of the questions that got the
+            answer given most often: 1 says that the model does not distinguish), `majority` (accuracy of always
+            giving the answer that is right most often), `shots` (examples that fitted, on average), `left_out`.
+        """
+        examples, items = self.read()
+        answers = [ids for _, ids in model.text.continuations([(items[0].question, word) for word in self.words])]
+        room = _window(model) - max(len(ids) for ids in answers) + 1
+        fitting = {
+            (group, shots): sorted(found, key=lambda pair: len(pair[1]))
+            for group, shown in examples.items()
+            for shots, found in self._prompts(model, shown, [i for i in items if i.group == group], room).items()
+        }
+        asked = [item for found in fitting.values() for item, _ in found]
+        parts = [(kind, start) for kind, found in fitting.items() for start in range(0, len(found), PART)]
+        given: list[int] = []
+        for kind, start in track(parts, self.name, transient=True):
+            prompts = [ids for _, ids in fitting[kind]]
+            if not start:
+                scorer = Answers(model, common_beginning(prompts), max_tokens)
+            given += scorer.nll(prompts[start : start + PART], answers).argmin(1).tolist()
+        if not asked:
+            raise EditError(f"no question of {self.name} fits into the {_window(model)} tokens of this model")
+        labels = [item.label for item in asked]
+        return {
+            **_scores(given, labels, len(self.words)),
+            "items": len(asked),
+            "commonest": _share(given),
+            "majority": _share(labels),
+            "shots": round(sum(shots * len(found) for (_, shots), found in fitting.items()) / len(asked), 4),
+            "left_out": len(items) - len(asked),
+        }
+
+    def read(self) -> tuple[dict[str, list[Item]], list[Item]]:
+        """Return the solved examples by group, and the questions; read once.
+
+        Raises:
+            EditError: there are too few records, or one cannot be used.
+        """
+        if self._read is None:
+            self.check()
+            examples, items = self.split()
+            if not items:
+                raise EditError(f"{self.path or self.hub} has no questions besides the {RESERVED} kept for examples")
+            self._read = examples, self._sample(items)
+        return self._read
+
+    def split(self) -> tuple[dict[str, list[Item]], list[Item]]:
+        """Read all records: examples by group, and what may be asked."""
+        items = list(_items(self))
+        return {"": items[: self.shots]}, items[RESERVED:]
+
+    def _sample(self, items: list[Item]) -> list[Item]:
+        if self.limit is None or self.limit >= len(items):
+            return items
+        if self.seed is None:
+            return items[: self.limit]
+        return [items[i] for i in sorted(random.Random(self.seed).sample(range(len(items)), self.limit))]
+
+    def _prompts(
+        self, model: LanguageModel, examples: Sequence[Item], items: Sequence[Item], room: int
+    ) -> dict[int, list[tuple[Item, Ids]]]:
+        """Return what fits into `room` tokens, by the number of examples that it has."""
+        shown = [f"{example.question} {self.words[example.label]}\n" for example in examples]
+        found: dict[int, list[tuple[Item, Ids]]] = {}
+        waiting = list(items)
+        for count in range(len(shown), -1, -1):
+            encoded = model.text.encode(["".join(shown[:count]) + item.question for item in waiting])
+            fits = [len(ids) <= room for ids in encoded]
+            if any(fits):
+                found[count] = [(item, ids) for item, ids in zip(waiting, encoded, strict=True) if len(ids) <= room]
+            waiting = [item for item, is_fit in zip(waiting, fits, strict=True) if not is_fit]
+        return found
+
+
+def hub_records(name: str, configuration: str, split: str) -> Iterator[Record]:
+    """Yield the records of a data set on the hub.
+
+    Raises:
+        EditError: it cannot be reached.
+    """
+    from datasets import load_dataset
+
+    try:
+        yield from load_dataset(name, configuration, split=split)
+    except (OSError, ValueError) as error:
+        raise EditError(f"{name} ({configuration}, {split}) cannot be read from the hub: {error}") from error
+
+
+def _items(task: FewShot) -> Iterator[Item]:
+    source = hub_records(*task.hub) if task.path is None else records(task.path)
+    for index, record in enumerate(source):
+        try:
+            yield task.item(record)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise EditError(f"{task.path or task.hub}, record {index} is not one of {task.name}: {error!r}") from error
+
+
+def _scores(given: Sequence[int], labels: Sequence[int], classes: int) -> Result:
+    predicted, right = torch.tensor(given), torch.tensor(labels)
+    f1 = MulticlassF1Score(num_classes=classes, average="weighted")(predicted, right)
+    accuracy = MulticlassAccuracy(num_classes=classes, average="micro")(predicted, right)
+    return {"f1": round(f1.item(), 6), "accuracy": round(accuracy.item(), 6)}
+
+
+def _share(values: Sequence[int]) -> float:
+    return round(Counter(values).most_common(1)[0][1] / len(values), 6)
+
+
+def _window(model: LanguageModel) -> int:
+    config = model.network.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or sys.maxsize
