@@ -14,7 +14,9 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from lke_lightning.report.reading import Series
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
@@ -59,6 +61,9 @@ DARK = Ink(
 )  # fmt: skip
 PAGE = Ink("#0b0e01", "#0b0e02", "#0b0e03", "#0b0e04", tuple(f"#0b0e1{i}" for i in range(len(LIGHT.series))))
 """Stand-ins: in the SVG they become variables of the page's style, which has a light and a dark value of each."""
+
+NARROW, WIDE = 4.7, 9.8
+"""Widths of figures in inches: on the page, text is of the same size in both."""
 
 Draw = Callable[[Ink], Figure]
 
@@ -130,17 +135,20 @@ def files_of(draw: Draw) -> dict[str, bytes]:
     return written
 
 
-def figure(width: float = 5.2, height: float = 3.1, **grid: Any) -> tuple[Figure, Any]:
+def figure(width: float = NARROW, height: float = 2.9, **grid: Any) -> tuple[Figure, Any]:
     """Make a figure with axes; sizes in inches, `grid` as for `Figure.subplots`."""
     made = Figure(figsize=(width, height))
     return made, made.subplots(**grid)
 
 
-def panels(count: int, columns: int, width: float = 8.6, height: float = 2.4, **grid: Any) -> tuple[Figure, list[Axes]]:
+def panels(
+    count: int, columns: int, width: float = WIDE, height: float = 2.4, **grid: Any
+) -> tuple[Figure, list[Axes]]:
     """Make a figure of `count` panels in rows of at most `columns`; `height` is that of a row, in inches."""
     columns = min(count, columns)
     rows = -(-count // columns)
     made = Figure(figsize=(width, height * rows))
+    made.get_layout_engine().set(wspace=0.05, hspace=0.05)
     axes = list(made.subplots(rows, columns, squeeze=False, **grid).flat)
     for spare in axes[count:]:
         spare.set_axis_off()
@@ -153,10 +161,35 @@ def whole_numbers(axis: Any, most: int = 6) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def fractions(axis: Any) -> None:
-    """Let an axis show a fraction of 1 from end to end."""
-    axis.axes.set(**{f"{axis.axis_name}lim": (-0.03, 1.03)})
-    axis.set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+def fractions(axis: Any, values: Iterable[float] = (0.0,)) -> None:
+    """Let an axis show fractions of 1, from the quarter below the least value that it has to show up to 1."""
+    least = min(values, default=0.0)
+    low = max((quarter for quarter in (0.0, 0.25, 0.5, 0.75) if quarter <= least - 0.04), default=0.0)
+    margin = 0.03 * (1 - low)
+    axis.axes.set(**{f"{axis.axis_name}lim": (low - margin, 1 + margin)})
+    step = 0.25 if low < 0.5 else 0.1 if low == 0.5 else 0.05
+    ticks = [low + step * i for i in range(round((1 - low) / step) + 1)]
+    axis.set_ticks(ticks, [f"{tick:.2g}".removeprefix("0") or "0" for tick in ticks])
+
+
+def logarithmic(axis: Any, written: str = "{:g}") -> None:
+    """Let an axis be logarithmic, with round numbers and not powers at its ticks."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: written.format(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def averaged(points: Series, most: int = 25) -> Series:
+    """Average neighbours where there are more points than a figure can show, as of runs in batches of one edit.
+
+    Args:
+        points: of a curve, in order.
+        most: how many points are left at most, each at the end of those it stands for.
+    """
+    size = -(-len(points) // most) or 1
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
 def spans(values: Iterable[float], factor: float = 8) -> bool:
@@ -172,4 +205,6 @@ def legend(made: Figure, axes: Axes | Sequence[Axes], columns: int = 4, always: 
         for handle, name in zip(*part.get_legend_handles_labels(), strict=True):
             found.setdefault(name, handle)
     if len(found) > 1 or (always and found):
+        columns = min(columns, len(found))
+        made.set_figheight(made.get_figheight() + 0.17 * (-(-len(found) // columns) - 1))
         made.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)

@@ -37,7 +37,8 @@ def report(runs: list[str], output: str | None = None) -> None:
         draw = exhibit.prepare(read)
         if draw is None:
             continue
-        shown.append(Shown(exhibit, inline_svg(draw, f"{exhibit.title}: {exhibit.caption}")))
+        is_wide = exhibit.is_wide or (exhibit.is_wide_of_several and len(read) > 1)
+        shown.append(Shown(exhibit, inline_svg(draw, f"{exhibit.title}: {exhibit.caption}"), is_wide))
         for kind, data in files_of(draw).items():
             replace(folder / FIGURES / f"{exhibit.slug}.{kind}", lambda file, data=data: file.write(data))
     write(folder / "table.tex", latex(read))

@@ -26,6 +26,8 @@ class Shown:
 
     exhibit: Exhibit
     svg: str
+    is_wide: bool
+    """Whether it takes the page's whole width."""
 
 
 def page(runs: Sequence[RunRecord], figures: Sequence[Shown]) -> str:
@@ -104,7 +106,7 @@ def _tiles(run: RunRecord) -> str:
             tiles.append(_tile(f"{score.value:.1%}", kind if kind != "S" else "S, harmonic mean", _interval(score)))
     grown = [points[-1][1] for points in run.norm_growth().values()]
     if grown:
-        tiles.append(_tile(f"x{max(grown):.2f}", "largest norm growth", ""))
+        tiles.append(_tile(f"x{max(grown):.2f}", "norm growth", "largest of the layers"))
     before, after = run.perplexity("before"), run.perplexity("final")
     if after is not None:
         tiles.append(_tile(f"{after:.4g}", "perplexity", "" if before is None else f"before {before:.4g}"))
@@ -119,12 +121,18 @@ def _tile(value: str, name: str, below: str) -> str:
 
 
 def _grid(figures: Sequence[Shown]) -> str:
-    cards = "".join(
-        f'<figure id="{shown.exhibit.slug}"{" class=wide" if shown.exhibit.is_wide else ""}>'
-        f"<h3>{escape(shown.exhibit.title)}</h3>{shown.svg}<figcaption>{escape(shown.exhibit.caption)}</figcaption></figure>"
-        for shown in figures
-    )
-    return f"<div class=grid>{cards}</div>" if cards else ""
+    """Put figures two in a row; one that is left over has its caption beside it."""
+    cards = []
+    waiting = 0  # in the present row
+    for place, shown in enumerate(figures):
+        is_last = place + 1 == len(figures) or figures[place + 1].is_wide
+        kind = "wide" if shown.is_wide else "alone" if is_last and not waiting else "half"
+        waiting = (waiting + 1) % 2 if kind == "half" else 0
+        cards.append(
+            f'<figure id="{shown.exhibit.slug}" class="{kind}"><h3>{escape(shown.exhibit.title)}</h3>'
+            f"<div class=plot>{shown.svg}</div><figcaption>{escape(shown.exhibit.caption)}</figcaption></figure>"
+        )
+    return f"<div class=grid>{''.join(cards)}</div>" if cards else ""
 
 
 def _scorecard(run: RunRecord) -> str:
@@ -158,7 +166,8 @@ def _comparison(runs: Sequence[RunRecord]) -> str:
         unfinished = "" if runs[row].is_evaluated else " <small>not finished</small>"
         shown = [f"<strong>{cell}</strong>" if (row, i) in made.best else cell for i, cell in enumerate(cells)]
         rows.append([escape(name) + unfinished, *shown])
-    return _table(["", *made.header], rows, "numbers") + f"<p class=caption>{escape(NOTE)} Bold: the best.</p>"
+    bold = " Bold: the best." if made.best else ""
+    return _table(["", *made.header], rows, "numbers") + f"<p class=caption>{escape(NOTE)}{bold}</p>"
 
 
 def _downstream(run: RunRecord, is_one_of_several: bool) -> str:
@@ -181,8 +190,11 @@ def _guard(run: RunRecord, is_one_of_several: bool) -> str:
         return ""
     rows = []
     for entry in decisions:
-        broken = [f"{name} {value:.3g} (limit {entry['limits'][name]:g})" for name, value in entry["measured"].items()
-                  if name in entry["limits"]]  # fmt: skip
+        broken = [
+            f"{name.replace('_', ' ')} {value:.3g} (limit {entry['limits'][name]:g})"
+            for name, value in entry["measured"].items()
+            if name in entry["limits"]
+        ]
         rows.append([str(entry["batch"] + 1), escape(entry["action"]), escape(", ".join(broken))])
     left = len(run.events("left_out"))
     said = f"<p class=caption>{left:,} edits were left out in all.</p>" if left else ""
@@ -194,22 +206,27 @@ def _failed(run: RunRecord, is_one_of_several: bool) -> str:
     if not standing:
         return ""
     said = run.said()
-    rows = [_failed_row(entry, said) for entry in failed[:MOST_FAILED]]
-    share = f"{len(failed):,} of {len(standing):,} edits in the weights did not succeed just after they were made."
+    has_answers = any(entry["id"] in said for entry in failed)
+    rows = [_failed_row(entry, said if has_answers else None) for entry in failed[:MOST_FAILED]]
+    share = (
+        f"{len(failed):,} of {len(standing):,} edits in the weights did not succeed just after they were made. p: "
+        "probability per token just after the edit."
+    )
     if len(failed) > MOST_FAILED:
         share += f" The first {MOST_FAILED}; <code>log RUN --failed</code> lists all."
-    header = ["id", "prompt", "wanted", "instead", "p(wanted)", "p(instead)", "steps", "stopped by"]
+    header = ["id", "prompt", "wanted", "original", *(["says at the end"] if has_answers else []), "p(wanted)",
+              "p(original)", "steps", "stopped by"]  # fmt: skip
     shown = _table(header, rows) if rows else ""
     return _named(run, is_one_of_several, f"<p class=caption>{share}</p>{shown}")
 
 
-def _failed_row(entry: Entry, said: dict[str, str]) -> list[str]:
+def _failed_row(entry: Entry, said: dict[str, str] | None) -> list[str]:
     prompt = entry["prompt"].replace("{}", entry.get("subject") or "{}")
-    instead = said.get(entry["id"], entry.get("original") or "")
+    says = [] if said is None else [said.get(entry["id"], "")]
     likely = [entry.get("nll_just_after"), entry.get("nll_of_original_just_after")]
     shown = ["" if nll is None else f"{math.exp(-nll):.3f}" for nll in likely]
-    return [escape(str(part)) for part in (entry["id"], prompt, entry["target"], instead, *shown, entry["steps"],
-                                           entry["stopped_by"])]  # fmt: skip
+    cells = [entry["id"], prompt, entry["target"], entry.get("original") or "", *says, *shown]
+    return [escape(str(cell)) for cell in (*cells, entry["steps"], entry["stopped_by"])]
 
 
 def _for_paper(runs: Sequence[RunRecord]) -> str:
@@ -240,7 +257,8 @@ def _provenance(run: RunRecord, is_one_of_several: bool) -> str:
 
 
 def _named(run: RunRecord, is_one_of_several: bool, content: str) -> str:
-    return f"<h3>{escape(run.name)}</h3>{content}" if is_one_of_several else content
+    """Fold what is told of one of several runs."""
+    return f"<details><summary>{escape(run.name)}</summary>{content}</details>" if is_one_of_several else content
 
 
 def _table(header: Iterable[str], rows: Iterable[Sequence[str]], kind: str = "text") -> str:

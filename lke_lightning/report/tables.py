@@ -27,7 +27,9 @@ class Column:
         """Write a figure, with half the width of its interval where it has one."""
         if score is None:
             return ""
-        shown = f"{score.value * self.factor:.{self.digits}f}"
+        value = score.value * self.factor
+        # perplexities of broken models have many digits and little to say with them
+        shown = f"{value:.1e}" if value >= 1e6 else f"{value:,.0f}" if value >= 1e3 else f"{value:.{self.digits}f}"
         if score.bounds is None:
             return shown
         return f"{shown} ± {(score.bounds[1] - score.bounds[0]) / 2 * self.factor:.{self.digits}f}"
@@ -97,13 +99,16 @@ class Table:
 
 
 def table(runs: Sequence[RunRecord]) -> Table:
-    """Put runs into a table, without columns that none of them has."""
+    """Put runs into a table, without columns that none of them has.
+
+    Which is best is told only of runs with as many edits: a shorter run has had less to bear.
+    """
     found = [(column, [column.read(run) for run in runs]) for column in COLUMNS]
     found = [(column, scores) for column, scores in found if any(score is not None for score in scores)]
     best = set()
     for place, (column, scores) in enumerate(found):
         values = [score.value for score in scores if score is not None]
-        if column.best is not None and len(values) > 1:
+        if column.best is not None and len(values) > 1 and len({run.made for run in runs}) == 1:
             top = column.best(values)
             best |= {(row, place) for row, score in enumerate(scores) if score is not None and score.value == top}
     cells = [[column.cell(scores[row]) for column, scores in found] for row in range(len(runs))]

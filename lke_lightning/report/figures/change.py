@@ -8,9 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lke_lightning.report.canvas import Draw, Ink, figure, legend, panels, spans, whole_numbers
+from lke_lightning.report.canvas import Draw, Ink, figure, legend, logarithmic, panels, spans, whole_numbers
 from lke_lightning.report.figures.exhibit import Exhibit
 from lke_lightning.report.reading import RunRecord, Series
+
+ROUNDING = 1e-5
+"""Singular values below this share of the largest are rounding of float32 and not drawn."""
+
+MARKED = 40
+"""Points that a curve has markers for; more would hide it."""
 
 MOST_PANELS = 6
 """Layers that are drawn of the spectrum; of more, the first and last and some between."""
@@ -61,8 +67,8 @@ def matrix_norms(runs: Sequence[RunRecord]) -> Draw | None:
             ax.plot(norms["after"], label="edited" if len(runs) == 1 else run.name, **ink.line(number))
         _mark_edited(ax, runs[0].edited_layers(), ink)
         if spans([value for *_, norms in found for value in norms["after"]]):
-            ax.set_yscale("log")
-        ax.set(xlabel="block", ylabel="Frobenius norm of the MLP's last matrix")
+            logarithmic(ax.yaxis)
+        ax.set(xlabel="block", ylabel="norm of the MLP's last matrix")
         whole_numbers(ax.xaxis, 12)
         legend(made, ax)
         return made
@@ -85,7 +91,7 @@ def spectrum(runs: Sequence[RunRecord]) -> Draw | None:
         for ax, layer in zip(axes, layers, strict=True):
             unedited = (found[0][1].drift.get("unedited") or {}).get(layer)
             if unedited:
-                ax.plot(*_positive(unedited["singular_values"]), color=ink.muted, lw=1.3, ls=(0, (3, 1.5)),
+                ax.plot(*_above_rounding(unedited["singular_values"]), color=ink.muted, lw=1.3, ls=(0, (3, 1.5)),
                         label="unedited matrix")  # fmt: skip
             for number, run, snapshots in found:
                 shown = _some(snapshots) if len(found) == 1 else snapshots[-1:]
@@ -97,7 +103,7 @@ def spectrum(runs: Sequence[RunRecord]) -> Draw | None:
                     if len(found) > 1:
                         style |= {"linestyle": ink.line(number)["linestyle"]}
                     values = snapshot["spectrum"][layer]["singular_values"]
-                    ax.plot(*_positive(values), lw=1.6, label=label, **style)
+                    ax.plot(*_above_rounding(values), lw=1.6, label=label, **style)
             rank = found[0][2][-1]["spectrum"][layer]["effective_rank"] if len(found) == 1 else None
             ax.set(title=f"layer {layer}" + (f", effective rank {rank:.0f}" if rank else ""), yscale="log")
             ax.set_xlabel("number of the singular value")
@@ -132,7 +138,7 @@ def contributions(runs: Sequence[RunRecord]) -> Draw | None:
             ax.set_xticks([t for t in ticks if t >= 0][::step])
             if part == "attention":
                 ax.set_xticks([-1, *ax.get_xticks()], ["emb.", *(f"{t:.0f}" for t in ax.get_xticks())])
-            ax.set_ylim(bottom=0)
+        axes[0].set_ylim(bottom=0)  # once all is drawn: it fixes the upper end too
         axes[0].set_ylabel("share of the residual stream")
         legend(made, axes)
         return made
@@ -159,12 +165,11 @@ def _over_edits(
     def draw(ink: Ink) -> Figure:
         made, ax = figure()
         for number, (label, points) in enumerate(found.items()):
-            style = ink.line(number) | ({} if len(points) <= 40 else {"marker": ""})
+            style = ink.line(number) | ({} if len(points) <= MARKED else {"marker": ""})
             ax.plot(*zip(*points, strict=True), label=label, clip_on=False, **style)
         values = [value for points in found.values() for _, value in points]
         if level is not None and spans(values):
-            ax.set_yscale("log")
-            ax.yaxis.set_major_formatter("x{x:g}")
+            logarithmic(ax.yaxis, "x{:g}")
         if limit is not None:
             ax.axhline(limit, color=ink.text, lw=1, ls=(0, (3, 1.5)), label="limit of the guard")
         ax.set(xlabel="edits made", ylabel=name)
@@ -183,8 +188,8 @@ def _mark_edited(ax: Axes, layers: Sequence[int], ink: Ink) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _positive(values: Sequence[float]) -> tuple[range, list[float]]:
-    kept = [value for value in values if value > 0]
+def _above_rounding(values: Sequence[float]) -> tuple[range, list[float]]:
+    kept = [value for value in values if value > ROUNDING * values[0]]
     return range(1, len(kept) + 1), kept
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lke_lightning.report.canvas import Draw, Ink, figure, legend, whole_numbers
+from lke_lightning.report.canvas import Draw, Ink, averaged, figure, legend, whole_numbers
 from lke_lightning.report.figures.exhibit import Exhibit
 from lke_lightning.report.reading import RunRecord
 
@@ -25,8 +25,24 @@ def time_spent(runs: Sequence[RunRecord]) -> Draw | None:
     longest = max(sum(parts.values()) for _, parts in spent)
     unit, size = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 300 else ("seconds", 1)
 
-    def draw(ink: Ink) -> Figure:
-        made, ax = figure(height=1.5 + 0.28 * len(spent))
+    def one(ink: Ink) -> Figure:
+        made, ax = figure(height=1.2 + 0.27 * len(activities))
+        [(_, parts)] = spent
+        values = [parts[activity] / size for activity in activities]
+        names = [activity.replace("_", " ") for activity in activities]
+        colours = [ink.muted if activity == "other" else ink.colour(0) for activity in activities]
+        bars = ax.barh(names, values, height=0.62, color=colours)
+        total = sum(values)
+        ax.bar_label(bars, [f"{value / total:.0%}" for value in values], padding=4, color=ink.text, size=8)
+        ax.invert_yaxis()
+        ax.margins(x=0.12)
+        ax.set(xlabel=unit)
+        ax.grid(False, axis="y")
+        ax.tick_params(axis="y", length=0, labelcolor=ink.text)
+        return made
+
+    def several(ink: Ink) -> Figure:
+        made, ax = figure(height=1.5 + 0.24 * len(spent))
         left = np.zeros(len(spent))
         for number, activity in enumerate(activities):
             width = np.array([parts.get(activity, 0.0) / size for _, parts in spent])
@@ -42,12 +58,12 @@ def time_spent(runs: Sequence[RunRecord]) -> Draw | None:
         legend(made, ax, columns=4)
         return made
 
-    return draw
+    return one if len(runs) == 1 else several
 
 
 def seconds_per_edit(runs: Sequence[RunRecord]) -> Draw | None:
     """Wall time per edit over the run."""
-    found = [(number, run.name, run.seconds_per_edit()) for number, run in enumerate(runs)]
+    found = [(number, run.name, averaged(run.seconds_per_edit())) for number, run in enumerate(runs)]
     found = [(number, name, points) for number, name, points in found if len(points) > 1]
     if not found:
         return None
@@ -55,8 +71,7 @@ def seconds_per_edit(runs: Sequence[RunRecord]) -> Draw | None:
     def draw(ink: Ink) -> Figure:
         made, ax = figure()
         for number, name, points in found:
-            marker = {} if len(points) <= 40 else {"marker": ""}
-            ax.plot(*zip(*points, strict=True), label=name, **ink.line(number) | marker)
+            ax.plot(*zip(*points, strict=True), label=name, **ink.line(number))
         ax.set(xlabel="edits made", ylabel="seconds per edit")
         ax.set_ylim(bottom=0)
         ax.set_xlim(left=0)

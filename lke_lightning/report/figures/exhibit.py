@@ -24,3 +24,5 @@ class Exhibit:
     """Takes what it needs from some runs; `None` if they do not have it."""
     is_wide: bool = False
     """Whether it takes the page's whole width."""
+    is_wide_of_several: bool = False
+    """Whether it does so when there are several runs."""

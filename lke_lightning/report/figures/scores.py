@@ -6,10 +6,27 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from lke_lightning.report.canvas import HEAT, Draw, Ink, figure, fractions, legend, panels, spans, whole_numbers
+from lke_lightning.report.canvas import (
+    HEAT,
+    NARROW,
+    WIDE,
+    Draw,
+    Ink,
+    averaged,
+    figure,
+    fractions,
+    legend,
+    logarithmic,
+    panels,
+    spans,
+    whole_numbers,
+)
 from lke_lightning.report.figures.exhibit import Exhibit
 from lke_lightning.report.reading import KINDS, MOMENTS, RunRecord, Score, Series
+
+DASH = (0, (3, 1.5))
 
 WRITTEN_CELLS = 12
 """A heat map of at most so many rows and columns has its numbers in it."""
@@ -35,13 +52,13 @@ def scores(runs: Sequence[RunRecord]) -> Draw | None:
             for y, ((_, found), early) in enumerate(zip(rows, faint, strict=True)):
                 colour = ink.colour(what.index(kind))
                 if early.get(kind):
-                    ax.plot(early[kind].value, y, "o", mfc="none", mec=ink.muted, ms=5, label="just after each batch")
+                    ax.plot(early[kind].value, y, "o", mfc="none", mec=ink.muted, ms=5)
                 score = found[kind]
                 if score is None:
                     continue
                 if score.bounds:
                     ax.plot(score.bounds, (y, y), color=colour, lw=2.2, alpha=0.45, solid_capstyle="round")
-                ax.plot(score.value, y, "o", color=colour, ms=5.5, label="at the end")
+                ax.plot(score.value, y, "o", color=colour, ms=5.5)
             ax.set_title(kind)
             fractions(ax.xaxis)
             ax.grid(False, axis="y")
@@ -50,9 +67,8 @@ def scores(runs: Sequence[RunRecord]) -> Draw | None:
         axes[0].set_yticks(range(len(rows)), [name for name, _ in rows], color=ink.text)
         axes[0].set_ylim(len(rows) - 0.5, -0.5)
         if len(runs) > 1:
-            made.text(1, 0, "filled: at the end; hollow: just after each batch", ha="right", va="bottom", size=7.5,
-                      color=ink.muted)  # fmt: skip
-            made.get_layout_engine().set(rect=(0, 0.06, 1, 0.94))
+            marks = [Line2D([], [], ls="", marker="o", color=ink.muted, mfc=fill) for fill in ("none", ink.muted)]
+            made.legend(marks, ["just after each batch", "at the end"], loc="outside lower center", ncols=2)
         return made
 
     return draw
@@ -62,7 +78,7 @@ def _curves(
     runs: Sequence[RunRecord], read: Callable[[RunRecord], Series], name: str, is_fraction: bool, log: bool = False
 ) -> Draw | None:
     """Draw one curve for each run that has it."""
-    found = [(number, run.name, read(run)) for number, run in enumerate(runs)]
+    found = [(number, run.name, averaged(read(run))) for number, run in enumerate(runs)]
     found = [(number, label, points) for number, label, points in found if len(points) > 1]
     if not found:
         return None
@@ -71,12 +87,12 @@ def _curves(
         made, ax = figure()
         for number, label, points in found:
             edits, values = zip(*points, strict=True)
-            style = ink.line(number) | ({} if len(points) <= 40 else {"marker": ""})
-            ax.plot(edits, values, label=label, clip_on=False, **style)
+            ax.plot(edits, values, label=label, clip_on=False, **ink.line(number))
+        shown = [value for *_, points in found for _, value in points]
         if is_fraction:
-            fractions(ax.yaxis)
-        elif log and spans(value for *_, points in found for _, value in points):
-            ax.set_yscale("log")
+            fractions(ax.yaxis, shown)
+        elif log and spans(shown):
+            logarithmic(ax.yaxis)
         ax.set(xlabel="edits made", ylabel=name)
         whole_numbers(ax.xaxis)
         ax.set_xlim(left=0)
@@ -90,8 +106,8 @@ def efficacy(runs: Sequence[RunRecord]) -> Draw | None:
     """Efficacy over edits, of each batch just after and of all edits so far."""
     if len(runs) > 1:
         return _curves(runs, lambda run: run.just_after("efficacy"), "efficacy of each batch, just after", True)
-    found = {kind: runs[0].just_after(kind) for kind in KINDS}
-    later = runs[0].evaluated("efficacy")[1:]
+    found = {kind: averaged(runs[0].just_after(kind)) for kind in KINDS}
+    later = averaged(runs[0].evaluated("efficacy")[1:])
     if not any(found.values()):
         return None
 
@@ -99,12 +115,11 @@ def efficacy(runs: Sequence[RunRecord]) -> Draw | None:
         made, ax = figure()
         for number, (kind, points) in enumerate(found.items()):
             if points:
-                style = ink.line(number) | ({} if len(points) <= 40 else {"marker": ""})
-                ax.plot(*zip(*points, strict=True), label=f"{kind}, just after", clip_on=False, **style)
+                ax.plot(*zip(*points, strict=True), label=f"{kind}, just after", clip_on=False, **ink.line(number))
         if later:
-            ax.plot(*zip(*later, strict=True), color=ink.text, ls=(0, (3, 1.5)), marker="x", ms=5, clip_on=False,
+            ax.plot(*zip(*later, strict=True), color=ink.text, ls=DASH, marker="x", ms=5, clip_on=False,
                     label="efficacy of all so far")  # fmt: skip
-        fractions(ax.yaxis)
+        fractions(ax.yaxis, [value for points in (*found.values(), later) for _, value in points])
         ax.set(xlabel="edits made", ylabel="success, fraction of prompts")
         whole_numbers(ax.xaxis)
         ax.set_xlim(left=0)
@@ -116,7 +131,8 @@ def efficacy(runs: Sequence[RunRecord]) -> Draw | None:
 
 def score(runs: Sequence[RunRecord]) -> Draw | None:
     """S of all edits so far."""
-    return _curves(runs, lambda run: run.evaluated("S"), "S of all edits so far", True)
+    # without an edit there is nothing that S could be of
+    return _curves(runs, lambda run: run.evaluated("S")[1:], "S of all edits so far", True)
 
 
 def perplexity(runs: Sequence[RunRecord]) -> Draw | None:
@@ -135,7 +151,7 @@ def downstream(runs: Sequence[RunRecord]) -> Draw | None:
         for number, (task, points) in enumerate(tasks.items()):
             ax.plot(*zip(*points, strict=True), label=task, lw=1, alpha=0.8, **ink.line(number))
         ax.plot(*zip(*runs[0].downstream_mean(), strict=True), color=ink.text, lw=2.2, label="mean")
-        fractions(ax.yaxis)
+        fractions(ax.yaxis, [value for points in tasks.values() for _, value in points])
         ax.set(xlabel="edits made", ylabel="weighted F1")
         whole_numbers(ax.xaxis)
         legend(made, ax)
@@ -153,7 +169,7 @@ def retention(runs: Sequence[RunRecord]) -> Draw | None:
 
     def draw(ink: Ink) -> Figure:
         alone = len(found) == 1
-        made, axes = panels(len(found), 3, height=3.4 if alone else 2.7, width=6.4 if alone else 8.6)
+        made, axes = panels(len(found), 3, height=2.9 if alone else 2.7, width=NARROW if alone else WIDE)
         for ax, (run, moments, rows) in zip(axes, found, strict=True):
             batches = max(map(len, rows))
             cells = np.full((batches, len(rows)), np.nan)
@@ -189,20 +205,24 @@ def kept(runs: Sequence[RunRecord]) -> Draw | None:
 
     def draw(ink: Ink) -> Figure:
         made, ax = figure()
+        shown: list[float] = []
         for number, run, parts in found:
             ends = [run.edits_after(part["batch"]) for part in parts]
             end = [part["success"] if part["success"] is not None else part["accuracy"] for part in parts]
-            marker = {} if len(parts) <= 40 else {"marker": ""}
-            if len(runs) == 1:
-                early = dict(run.just_after("efficacy"))
-                start = [early.get(edits, np.nan) for edits in ends]
-                ax.vlines(ends, end, start, color=ink.muted, lw=1, alpha=0.6)
-                ax.plot(ends, start, "o", mfc="none", mec=ink.colour(0), label="just after the batch", clip_on=False)
-                ax.plot(ends, end, label="at the end of the run", clip_on=False, **ink.line(0) | {"linestyle": ""})
-            else:
-                ax.plot(ends, end, label=run.name, clip_on=False, **ink.line(number) | marker)
-        fractions(ax.yaxis)
-        ax.set(xlabel="when the batch was edited, in edits made (left: oldest)", ylabel="efficacy of the batch")
+            end = averaged(list(zip(ends, end, strict=True)))
+            shown += [value for _, value in end]
+            if len(runs) > 1:
+                ax.plot(*zip(*end, strict=True), label=run.name, clip_on=False, **ink.line(number))
+                continue
+            early = dict(run.just_after("efficacy"))
+            start = averaged([(edits, early.get(edits, np.nan)) for edits in ends])
+            shown += [value for _, value in start]
+            x, after = zip(*start, strict=True)
+            ax.vlines(x, [value for _, value in end], after, color=ink.muted, lw=1, alpha=0.6)
+            ax.plot(x, after, "o", mfc="none", mec=ink.colour(0), label="just after the batch", clip_on=False)
+            ax.plot(*zip(*end, strict=True), "o", color=ink.colour(0), label="at the end of the run", clip_on=False)
+        fractions(ax.yaxis, [value for value in shown if value == value])
+        ax.set(xlabel="edits made when the batch was (left: oldest)", ylabel="efficacy of the batch")
         whole_numbers(ax.xaxis)
         ax.set_xlim(left=0)
         legend(made, ax, columns=3)
@@ -221,31 +241,30 @@ TOLD = {
 
 def probability(runs: Sequence[RunRecord]) -> Draw | None:
     """Histogram of the probabilities of targets, beside those of facts that the model knew by itself."""
-    found = [(run, run.probabilities()) for run in runs]
-    found = [(run, parts) for run, parts in found if "edited_just_after" in parts]
+    found = [(number, run, run.probabilities()) for number, run in enumerate(runs)]
+    found = [(number, run, parts) for number, run, parts in found if "edited_just_after" in parts]
     if not found:
         return None
 
     def draw(ink: Ink) -> Figure:
-        alone = len(found) == 1
-        made, axes = panels(len(found), 3, height=3.1 if alone else 2.2, width=5.2 if alone else 8.6, sharey=True)
-        for ax, (run, parts) in zip(axes, found, strict=True):
-            for number, name in enumerate(TOLD):
-                if name in parts:
-                    counts, mean = parts[name]
-                    edges = np.linspace(0, 1, len(counts) + 1)
-                    share = np.array(counts) / max(1, sum(counts))
-                    colour = ink.muted if name.startswith("known") else ink.colour(number - 2)
-                    dash = "-" if number % 2 == 0 else (0, (3, 1.5))
-                    label = f"{TOLD[name]} (mean {mean:.2f})" if alone else TOLD[name]
-                    ax.stairs(share, edges, color=colour, lw=1.7, ls=dash, label=label,
-                              fill=False, zorder=3)  # fmt: skip
-                    if name in ("known_originals", "edited_just_after"):
-                        ax.stairs(share, edges, color=colour, alpha=0.18, fill=True)
-            ax.set(xlabel="probability per token", title="" if alone else run.name)
-            fractions(ax.xaxis)
-        axes[0].set_ylabel("share of facts")
-        legend(made, axes, columns=1 if alone else 2, always=True)
+        made, ax = figure()
+        for number, run, parts in found:
+            for place, name in enumerate(TOLD):
+                is_known = name.startswith("known")
+                if name not in parts or (len(runs) > 1 and (name == "edited_final" or (is_known and number))):
+                    continue  # of several runs, each just after, and what the first one's model knew
+                counts, mean = parts[name]
+                share = np.array(counts) / max(1, sum(counts))
+                edges = np.linspace(0, 1, len(counts) + 1)
+                colour = ink.muted if is_known else ink.colour(number if len(runs) > 1 else place - 2)
+                dash = ink.line(number)["linestyle"] if len(runs) > 1 and not is_known else ("-", DASH)[place % 2]
+                label = run.name if len(runs) > 1 and not is_known else TOLD[name]
+                ax.stairs(share, edges, color=colour, lw=1.7, ls=dash, label=f"{label} (mean {mean:.2f})", zorder=3)
+                if len(runs) == 1 and name in ("known_originals", "edited_just_after"):
+                    ax.stairs(share, edges, color=colour, alpha=0.18, fill=True)
+        fractions(ax.xaxis)
+        ax.set(xlabel="probability per token", ylabel="share of facts")
+        legend(made, ax, columns=1 if len(runs) == 1 else 2, always=True)
         return made
 
     return draw
@@ -260,7 +279,8 @@ EXHIBITS = (
     ),
     Exhibit(
         "efficacy", "Over the run", "Efficacy",
-        "Each batch right after it was edited. A falling line means that the model takes edits less and less well; "
+        "Each batch right after it was edited; neighbours are averaged where there are many. A falling line means that "
+        "the model takes edits less and less well; "
         "the dashed line falls too where earlier edits are lost.",
         efficacy,
     ),
@@ -280,7 +300,7 @@ EXHIBITS = (
     Exhibit(
         "retention", "What was kept", "Retention",
         "Rows are batches, the oldest at the top; columns are evaluations. Read a row from left to right to see a "
-        "batch being forgotten.", retention,
+        "batch being forgotten.", retention, is_wide_of_several=True,
     ),
     Exhibit(
         "kept", "What was kept", "By age of edit",
@@ -289,7 +309,7 @@ EXHIBITS = (
     ),
     Exhibit(
         "probability", "What was kept", "How sure the model is",
-        "Probability per token of edited answers, against answers that the unedited model gives by itself. Edits far to "
-        "the right of what the model knows are over-optimised.", probability,
+        "Probability per token of edited answers, against answers that the unedited model gives by itself. Edits far "
+        "to the right of what the model knows are over-optimised.", probability,
     ),
 )  # fmt: skip
