@@ -172,11 +172,13 @@ def fractions(axis: Any, values: Iterable[float] = (0.0,)) -> None:
     axis.set_ticks(ticks, [f"{tick:.2g}".removeprefix("0") or "0" for tick in ticks])
 
 
-def logarithmic(axis: Any, written: str = "{:g}") -> None:
-    """Let an axis be logarithmic, with round numbers and not powers at its ticks."""
+def logarithmic(axis: Any, values: Iterable[float], written: str = "{:g}") -> None:
+    """Let an axis that shows `values` be logarithmic; its ticks are round numbers, or powers where they reach far."""
+    given = [value for value in values if value > 0]
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: written.format(value)))
+    if max(given) / min(given) < 300:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: written.format(value)))
     axis.set_minor_locator(NullLocator())
 
 

@@ -146,17 +146,24 @@ def _scorecard(run: RunRecord) -> str:
             accuracy = None if kind == "S" else run.score(moment, kind, "accuracy")
             cells.append(_cell(score) + ("" if accuracy is None else f"<small>accuracy {accuracy.value:.3f}</small>"))
         rows.append([escape(moment.replace("_", " ")), *cells])
-        free = [run.generated(moment, kind) for kind in KINDS]
-        if any(free):
-            rows.append([f"{escape(moment.replace('_', ' '))}, generated", *map(_cell, free), ""])
     if not rows:
         return ""
     protocol = escape(str(run.card.get("protocol", "")))
-    note = (
-        f"{protocol.capitalize()} unless said otherwise; success as a fraction of 1, accuracy (the answer is the first "
-        "choice) below it; generated: the answer alone is exactly the wanted one."
-    )
-    return _table(["", *KINDS, "S"], rows, "numbers") + f"<p class=caption>{note}</p>"
+    note = f"{protocol.capitalize()}; success as a fraction of 1, below it accuracy: the answer is the first choice."
+    return _table(["", *KINDS, "S"], rows, "numbers") + f"<p class=caption>{note}</p>" + _further(run)
+
+
+def _further(run: RunRecord) -> str:
+    """Return what else the scorecard has measured: other protocols, other questions."""
+    further = run.further()
+    if not further:
+        return ""
+    rows = [
+        [escape(" / ".join(path).replace("_", " ")), *(_cell(scores.get(moment)) for moment in MOMENTS)]
+        for path, scores in further.items()
+    ]
+    header = ["", *(moment.replace("_", " ") for moment in MOMENTS)]
+    return f"<details><summary>Further measures</summary>{_table(header, rows, 'numbers')}</details>"
 
 
 def _comparison(runs: Sequence[RunRecord]) -> str:

@@ -106,15 +106,17 @@ class RunRecord:
         path = ("score",) if kind == "S" else (kind, measure)
         return self._score(moment, path)
 
-    def generated(self, moment: str, kind: str, measure: str = "exact") -> Score | None:
-        """Return a mean over freely generated answers, where the run asked for them.
-
-        Args:
-            moment: one of `MOMENTS`.
-            kind: one of `KINDS`.
-            measure: `exact` or `prefix`.
-        """
-        return self._score(moment, ("generated", kind, measure))
+    def further(self) -> dict[tuple[str, ...], dict[str, Score]]:
+        """Return all other means of the scorecard: by where they stand in its sections, by moment."""
+        found: dict[tuple[str, ...], dict[str, Score]] = {}
+        for moment in MOMENTS:
+            section = self.card.get(moment) or {}
+            others = {name: part for name, part in section.items() if name not in (*KINDS, "score", "intervals")}
+            for path in _leaves(others):
+                score = self._score(moment, path)
+                if score is not None:
+                    found.setdefault(path, {})[moment] = score
+        return found
 
     def _score(self, moment: str, path: Sequence[str]) -> Score | None:
         section = self.card.get(moment) or {}
@@ -337,6 +339,14 @@ def read_all(places: Sequence[str]) -> list[RunRecord]:
 def is_run(folder: Path) -> bool:
     """Tell whether something of a run is in a folder."""
     return (folder / SCORECARD).is_file() or (folder / LEDGER).is_file()
+
+
+def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, part in tree.items():
+        if isinstance(part, dict):
+            yield from _leaves(part, (*path, name))
+        elif isinstance(part, (int, float)):
+            yield (*path, name)
 
 
 def _at(tree: Any, path: Sequence[str]) -> Any:

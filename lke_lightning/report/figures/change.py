@@ -66,8 +66,9 @@ def matrix_norms(runs: Sequence[RunRecord]) -> Draw | None:
         for number, run, norms in found:
             ax.plot(norms["after"], label="edited" if len(runs) == 1 else run.name, **ink.line(number))
         _mark_edited(ax, runs[0].edited_layers(), ink)
-        if spans([value for *_, norms in found for value in norms["after"]]):
-            logarithmic(ax.yaxis)
+        values = [value for *_, norms in found for value in norms["after"]]
+        if spans(values):
+            logarithmic(ax.yaxis, values)
         ax.set(xlabel="block", ylabel="norm of the MLP's last matrix")
         whole_numbers(ax.xaxis, 12)
         legend(made, ax)
@@ -169,7 +170,7 @@ def _over_edits(
             ax.plot(*zip(*points, strict=True), label=label, clip_on=False, **style)
         values = [value for points in found.values() for _, value in points]
         if level is not None and spans(values):
-            logarithmic(ax.yaxis, "x{:g}")
+            logarithmic(ax.yaxis, values, "x{:g}")
         if limit is not None:
             ax.axhline(limit, color=ink.text, lw=1, ls=(0, (3, 1.5)), label="limit of the guard")
         ax.set(xlabel="edits made", ylabel=name)

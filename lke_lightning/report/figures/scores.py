@@ -92,7 +92,7 @@ def _curves(
         if is_fraction:
             fractions(ax.yaxis, shown)
         elif log and spans(shown):
-            logarithmic(ax.yaxis)
+            logarithmic(ax.yaxis, shown)
         ax.set(xlabel="edits made", ylabel=name)
         whole_numbers(ax.xaxis)
         ax.set_xlim(left=0)
