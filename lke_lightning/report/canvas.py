@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -174,7 +175,7 @@ def fractions(axis: Any, values: Iterable[float] = (0.0,)) -> None:
 
 def logarithmic(axis: Any, values: Iterable[float], written: str = "{:g}") -> None:
     """Let an axis that shows `values` be logarithmic; its ticks are round numbers, or powers where they reach far."""
-    given = [value for value in values if value > 0]
+    given = [value for value in values if 0 < value < math.inf]
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     if max(given) / min(given) < 300:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -196,7 +197,7 @@ def averaged(points: Series, most: int = 25) -> Series:
 
 def spans(values: Iterable[float], factor: float = 8) -> bool:
     """Tell whether positive values differ so much that a logarithmic scale reads better."""
-    given = [value for value in values if value > 0]
+    given = [value for value in values if 0 < value < math.inf]
     return bool(given) and max(given) / min(given) > factor
 
 

@@ -103,7 +103,9 @@ def _tiles(run: RunRecord) -> str:
     for kind in (*KINDS, "S"):
         score = run.score("final", kind)
         if score is not None:
-            tiles.append(_tile(f"{score.value:.1%}", kind if kind != "S" else "S, harmonic mean", _interval(score)))
+            name = kind if kind != "S" else "S, harmonic mean"
+            bounds = f"{score.bounds[0]:.1%} to {score.bounds[1]:.1%}" if score.bounds else ""
+            tiles.append(_tile(f"{score.value:.1%}", name, bounds))
     grown = [points[-1][1] for points in run.norm_growth().values()]
     if grown:
         tiles.append(_tile(f"x{max(grown):.2f}", "norm growth", "largest of the layers"))

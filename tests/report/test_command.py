@@ -135,7 +135,24 @@ def test_several_runs_side_by_side(finished, written, tmp_path):
     assert "2 runs" in page.text
     for name in (finished.name, "older"):
         assert name in page.text
-    assert "**50.0**" in (tmp_path / "out" / "table.md").read_text()
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| older | 9 | 50.0 | 50.0 |" in table
+    assert table.count("**") == 2, "efficacy is the only figure that both have"
+
+
+def test_a_broken_model_has_a_page_too(written, tmp_path):
+    """Perplexities that overflow, norms that are no number, scores of nothing but zeros."""
+    kinds = ("efficacy", "paraphrase", "neighborhood")
+    card = {
+        "method": "M", "edits": 4, "batch_size": 2, "seconds": {"total": 0.0}, "retention": [],
+        **{moment: {**{kind: {"success": 0.0} for kind in kinds}, "score": 0.0} for moment in ("before", "final")},
+        "weight_norms": {"0": {"before": 1.0, "after": float("nan")}, "1": {"before": 1.0, "after": float("inf")}},
+        "perplexity": {"before": 3.0, "final": float("inf")},
+    }  # fmt: skip
+    page = Page(made(written("run", card), output=tmp_path / "out"))
+    assert page.open == []
+    assert "inf" in page.text
+    assert {"scores", "perplexity", "norm-growth"} <= set(page.figures)
 
 
 def test_without_an_output_it_goes_into_the_folder_of_the_run(written):

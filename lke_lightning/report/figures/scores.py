@@ -107,7 +107,7 @@ def efficacy(runs: Sequence[RunRecord]) -> Draw | None:
     if len(runs) > 1:
         return _curves(runs, lambda run: run.just_after("efficacy"), "efficacy of each batch, just after", True)
     found = {kind: averaged(runs[0].just_after(kind)) for kind in KINDS}
-    later = averaged(runs[0].evaluated("efficacy")[1:])
+    later = averaged(_of_edits(runs[0].evaluated("efficacy")))
     if not any(found.values()):
         return None
 
@@ -131,8 +131,12 @@ def efficacy(runs: Sequence[RunRecord]) -> Draw | None:
 
 def score(runs: Sequence[RunRecord]) -> Draw | None:
     """S of all edits so far."""
-    # without an edit there is nothing that S could be of
-    return _curves(runs, lambda run: run.evaluated("S")[1:], "S of all edits so far", True)
+    return _curves(runs, lambda run: _of_edits(run.evaluated("S")), "S of all edits so far", True)
+
+
+def _of_edits(points: Series) -> Series:
+    """Leave out the unedited model: what is measured of edits made so far begins with the first."""
+    return [(edits, value) for edits, value in points if edits]
 
 
 def perplexity(runs: Sequence[RunRecord]) -> Draw | None:
@@ -186,7 +190,8 @@ def retention(runs: Sequence[RunRecord]) -> Draw | None:
             ax.set(xlabel="edits made when asked", title="" if alone else run.name)
             every = max(1, -(-len(moments) // 6))
             ax.set_xticks(range(0, len(moments), every), [f"{moments[i]:,}" for i in range(0, len(moments), every)])
-            whole_numbers(ax.yaxis)
+            every = max(1, -(-batches // 6))
+            ax.set_yticks(range(0, batches, every), [f"{batch + 1:,}" for batch in range(0, batches, every)])
         axes[0].set_ylabel("batch of the edit")
         bar = made.colorbar(image, ax=axes, shrink=0.85, pad=0.02, ticks=[0, 0.5, 1])
         bar.set_label("efficacy", color=ink.muted)
