@@ -23,6 +23,7 @@ COMMANDS = {
     ),
     "log": ("list what a run did: log RUN", "commands.history"),
     "show": ("print all that is known of one edit: show RUN ID", "commands.history"),
+    "report": ("make one page of figures and tables of runs: report RUN [RUN ...]", "report"),
     "undo": ("take edits of a run back, exactly: undo RUN --edit ID [ID ...]", "commands.undo"),
     "redo": ("write edits again that were undone: redo RUN --edit ID [ID ...]", "commands.undo"),
     "export": ("take the edits away: a whole model, the change alone, or an adapter", "commands.export"),
@@ -82,6 +83,7 @@ def _run_function(command: str, args: list[str]) -> None:
 def _spelled_out(function: Callable[..., Any], args: list[str]) -> list[str]:
     """Give names to arguments without one, and brackets to lists: `RUN --edit 1 2` as `--run RUN --edit ["1", "2"]`.
 
+    A list without a name takes all words before the first option: `A B --output X` as `--runs ["A", "B"] --output X`.
     What follows `--` is the list of arguments for `fit`.
     """
     parameters = inspect.signature(function).parameters
@@ -91,8 +93,12 @@ def _spelled_out(function: Callable[..., Any], args: list[str]) -> list[str]:
     spelled: list[str] = []
     names = iter(parameters)
     while args and not args[0].startswith("-"):
-        spelled += [f"--{next(names, 'unexpected')}", args[0]]
-        args = args[1:]
+        option, taken = f"--{next(names, 'unexpected')}", 1
+        if option in lists:  # a list without a name takes all the words up to the first option
+            taken = next((i for i, arg in enumerate(args) if arg.startswith("-")), len(args))
+        is_list = option in lists and not args[0].startswith("[")
+        spelled += [option, json.dumps(args[:taken])] if is_list else [option, *args[:taken]]
+        args = args[taken:]
     for option, values in _options(args):
         is_list = option in lists and not (values and values[0].startswith("["))
         spelled += [option, json.dumps(values)] if is_list else [option, *values]

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lke_lightning import checkpoints
 from lke_lightning.callbacks.checkpoint import RunCheckpoint
 from lke_lightning.callbacks.downstream import Downstream
+from lke_lightning.callbacks.drift import Drift
 from lke_lightning.callbacks.guard import Guard
 from lke_lightning.callbacks.progress import BatchLine
 from lke_lightning.callbacks.recording import Recorder
@@ -112,6 +113,7 @@ class EditCLI(LightningCLI):
         parser.add_lightning_class_args(Guard, "guard")
         parser.add_lightning_class_args(Scorecard, "scorecard")
         parser.add_lightning_class_args(Downstream, "downstream")
+        parser.add_lightning_class_args(Drift, "drift")
         parser.add_lightning_class_args(Recorder, "recorder")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.link_arguments("stage_one.reference_quirks", "stage_two.reference_quirks")
