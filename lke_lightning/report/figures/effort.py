@@ -112,6 +112,7 @@ def steps(runs: Sequence[RunRecord]) -> Draw | None:
             line = ink.line(number)
             ax.ecdf([entry["steps"] for entry in edits], label=run.name, color=line["color"], ls=line["linestyle"])
         ax.set(xlabel="steps of stage one", ylabel="share of edits that stopped by then", ylim=(0, 1.03))
+        whole_numbers(ax.xaxis)
         legend(made, ax, columns=3)
         return made
 
