@@ -32,8 +32,8 @@ def log(
 
     Args:
         run: the run's folder.
-        event: only entries of this kind: `edit`, `left_out`, `undo`, `redo`, `guard`, `batch` or `evaluation`; default:
-            all but the last two.
+        event: only entries of this kind: `edit`, `left_out`, `undo`, `redo`, `guard`, `batch`, `evaluation` or
+            `downstream`; default: the first five.
         batch: only entries of this batch; the first is 0.
         find: only entries with this text in their id, prompt, subject or target; letter case does not count.
         state: only edits that are `in the weights`, `replaced`, `undone` or `not saved` (newer than the checkpoint).

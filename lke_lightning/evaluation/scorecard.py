@@ -27,8 +27,8 @@ __all__ = ["Scorecard", "summarize"]
 
 PROTOCOL = "teacher-forced"
 
-ACTIVITIES, OPTIONAL = ("stage_one", "stage_two", "evaluation", "guard", "checkpoint"), ("generation", "fluency")
-"""What seconds are told of, and of what only where it was done."""
+ACTIVITIES = ("stage_one", "stage_two", "evaluation", "guard", "checkpoint")
+"""What seconds are always told of; of other things where they were done."""
 
 WRITE_EVERY, WRITING_SHARE = 5.0, 0.05
 """Seconds between two scorecards during a run, at least, and the share of its time that they take, at most: each sums
@@ -240,8 +240,7 @@ class Scorecard(Callback):
                 for layer, (before, after) in norms.items()
             },
             "seconds": {
-                **{name: round(editor.seconds.get(name, 0.0), 2) for name in ACTIVITIES},
-                **{name: round(editor.seconds[name], 2) for name in OPTIONAL if name in editor.seconds},
+                **{name: round(spent, 2) for name, spent in (dict.fromkeys(ACTIVITIES, 0.0) | editor.seconds).items()},
                 "total": round(self._total_seconds(), 2),
             },
             "device": _device_name(trainer.strategy.root_device),
