@@ -20,6 +20,7 @@ COMMANDS = {
         "sweep strengths on a slice of the edits and propose some; arguments of fit follow after --",
         "sweeps.tune",
     ),
+    "probe": ("show where a model keeps its facts, and propose layers and strengths (--pretrained)", "sweeps.probe"),
     "log": ("list what a run did: log RUN", "commands.history"),
     "show": ("print all that is known of one edit: show RUN ID", "commands.history"),
     "undo": ("take edits of a run back, exactly: undo RUN --edit ID [ID ...]", "commands.undo"),

@@ -11,16 +11,19 @@ WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 """What configurations call the MLP's inner width."""
 
 
-def tiny_network(family: str, vocabulary: int = 400, layers: int = 4, seed: int = 0, **changes: Any) -> nn.Module:
+def tiny_network(
+    family: str, vocabulary: int = 400, layers: int = 4, seed: int = 0, inner: int = 64, **changes: Any
+) -> nn.Module:
     """Build a random causal language model of a transformers family, in float64 and in evaluation mode.
 
-    Hidden size 32, inner width 64, four heads (two for keys and values where the family groups them), 128 positions.
+    Hidden size 32, four heads (two for keys and values where the family groups them), 128 positions.
 
     Args:
         family: `model_type` of transformers, such as `gpt2`, `llama` or `gemma3_text`.
         vocabulary: number of tokens.
         layers: number of blocks.
         seed: seed of the weights.
+        inner: the MLP's inner width.
         changes: fields of the configuration to set beside the tiny sizes.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -37,7 +40,7 @@ def tiny_network(family: str, vocabulary: int = 400, layers: int = 4, seed: int 
         "pad_token_id": 1,
     }
     optional = {"num_key_value_heads": 2, "head_dim": 8, "rotary_dim": 4, "word_embed_proj_dim": 32}
-    optional |= dict.fromkeys(WIDTHS, 64)
+    optional |= dict.fromkeys(WIDTHS, inner)
     known = AutoConfig.for_model(family).to_dict()
     sizes |= {name: value for name, value in optional.items() if name in known}
     with torch.random.fork_rng():
