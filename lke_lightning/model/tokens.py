@@ -130,7 +130,24 @@ class TextEncoder:
         """Encode pairs (whole prompt, prompt up to the slot's end)."""
         whole = self._recall([self._frame.prompt(text) for text, _ in texts])
         upto = self._recall([self._frame.head + part for _, part in texts])
-        return [Row(ids, _slot(ids, part, text)) for ids, part, (text, _) in zip(whole, upto, texts, strict=True)]
+        return [Row(ids, self._slot(ids, part, text)) for ids, part, (text, _) in zip(whole, upto, texts, strict=True)]
+
+    def _slot(self, ids: tuple[int, ...], upto: tuple[int, ...], text: str) -> int:
+        """Find the token that holds the end of the text whose ids, encoded alone, are `upto`."""
+        common = 0
+        while common < min(len(ids), len(upto)) and ids[common] == upto[common]:
+            common += 1
+        slot = len(upto) - 1
+        if common < len(upto):  # the end merged with what follows, perhaps into other pieces than it has alone
+            wanted = self._letters(upto)
+            slot = next((i for i in range(common, len(ids)) if self._letters(ids[: i + 1]) >= wanted), len(ids) - 1)
+        if not 0 <= slot < len(ids):
+            raise EditError(f"{text!r} has no token where the edit could be made")
+        return slot
+
+    def _letters(self, ids: tuple[int, ...]) -> int:
+        """Count the letters of a text, blanks left out: tokenizers differ in what they make of those."""
+        return len("".join(self.tokenizer.decode(ids).split()))
 
     def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Encode pairs (prompt, target) into the prompt's ids and the target's ids after it.
@@ -232,14 +249,3 @@ def _chat_frame(tokenizer: Any, system: str | None) -> _Frame:
     head, tail = asked.split(_ASKED)
     between = answered[answered.index(_ASKED) + len(_ASKED) : answered.index(_ANSWERED)]
     return _Frame(head, tail, between.removeprefix(tail) if between.startswith(tail) else "")
-
-
-def _slot(ids: tuple[int, ...], upto: tuple[int, ...], text: str) -> int:
-    """Find the token that holds the end of the text whose ids, encoded alone, are `upto`."""
-    common = 0
-    while common < min(len(ids), len(upto)) and ids[common] == upto[common]:
-        common += 1
-    slot = min(common, len(upto) - 1)
-    if not 0 <= slot < len(ids):
-        raise EditError(f"{text!r} has no token where the edit could be made")
-    return slot

@@ -131,13 +131,15 @@ def probe(
     strengths = grid.configured(config, best["settings"])
     proposal |= {stage: strengths[stage] for stage in grid.STAGES}
     header = (
-        f"# Proposed by `python -m lke_lightning probe`: {len(known)} facts traced, {len(chosen)} edited; restoring the\n"
-        f"# subject's last token does most at layer {peak}. Sweep strengths on your own facts with `tune`.\n"
+        f"# Proposed by `python -m lke_lightning probe`: {len(known)} facts traced, {len(chosen)} edited; restoring\n"
+        f"# the subject's last token does most at layer {peak}. Sweep strengths on your own facts with `tune`.\n"
     )
     write(done.folder / "proposed.yaml", header + yaml.safe_dump(proposal, sort_keys=False))
     print(f"Effect of the subject's last token is largest at layer {peak}; trial edits are best on layers {layers}")
     print(f"Map       {done.folder / 'probe.png'}\nFigures   {done.folder / 'probe.json'}")
-    print(f"Proposal  {done.folder / 'proposed.yaml'}: layers {layers}, {grid.name(best['settings']) or 'as configured'}")
+    print(
+        f"Proposal  {done.folder / 'proposed.yaml'}: layers {layers}, {grid.name(best['settings']) or 'as configured'}"
+    )
 
 
 class _Done:
@@ -155,7 +157,9 @@ class _Done:
                 continue
             self.found[name] = value
         if self.found.setdefault("settings", settings) != settings:
-            raise EditError(f"{folder} holds a probe of another model, of other facts or settings: name another --output")
+            raise EditError(
+                f"{folder} holds a probe of another model, of other facts or settings: name another --output"
+            )
         write(self._file, "".join(json.dumps(entry) + "\n" for entry in self.found.items()))
 
     def add(self, name: str, value: Any) -> None:
@@ -238,8 +242,8 @@ def draw(effects: dict[str, Any], by_layer: dict[int, float], layers: Sequence[i
     right.plot(list(by_layer), list(by_layer.values()), "k^:", label="S of trial edits")
     right.set(ylabel="S of single edits", ylim=(0, 1.05))
     left.set(xlabel="layer", ylabel="gain in the answer's probability")
-    handles = [sum(parts, []) for parts in zip(left.get_legend_handles_labels(), right.get_legend_handles_labels())]
-    left.legend(*handles, fontsize="small")
+    (lines, names), (more, others) = left.get_legend_handles_labels(), right.get_legend_handles_labels()
+    left.legend(lines + more, names + others, fontsize="small")
     left.grid(alpha=0.3)
     unfinished = path.with_name("unfinished-" + path.name)
     figure.savefig(unfinished, dpi=120)

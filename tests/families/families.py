@@ -20,6 +20,8 @@ class Family:
     special: str
     """What a program that knows Llama alone would get wrong."""
     changes: dict[str, Any] = field(default_factory=dict)
+    site: str = "block"
+    """Where targets live. A norm behind the MLP undoes what is added to a block's output: there, at the matrix."""
     daily: bool = False
     """Run through `fit` in every test run, not in slow ones alone."""
 
@@ -37,16 +39,17 @@ FAMILIES = {
     "opt": Family("OPT", "opt", "positions offset by two, MLP sees all tokens in one row, biases", daily=True),
     "opt-post": Family(
         "OPT-350M", "opt", "norms behind the blocks, narrower embeddings",
-        {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
-    ),
+        {"do_layer_norm_before": False, "word_embed_proj_dim": 16}, site="matrix"),
     "bloom": Family("BLOOM", "bloom", "biases by distance (ALiBi)"),
     "mpt": Family("MPT", "mpt", "biases by distance (ALiBi), MLP called ffn"),
     "falcon": Family("Falcon 7B", "falcon", "parallel, attention added into the MLP's output in place", daily=True),
     "falcon-new": Family(
-        "Falcon 40B, Falcon 2", "falcon", "two norms, grouped queries", {"new_decoder_architecture": True, "num_kv_heads": 2}
+        "Falcon 40B, Falcon 2", "falcon", "two norms, grouped queries",
+        {"new_decoder_architecture": True, "num_kv_heads": 2}
     ),
     "falcon-rw": Family(
-        "Falcon-RW", "falcon", "biases by distance (ALiBi)", {"alibi": True, "parallel_attn": False, "multi_query": False}
+        "Falcon-RW", "falcon", "biases by distance (ALiBi)",
+        {"alibi": True, "parallel_attn": False, "multi_query": False}
     ),
     "gpt_bigcode": Family("StarCoder", "gpt_bigcode", "one head for keys and values"),
     "starcoder2": Family("StarCoder 2", "starcoder2", "sliding window, biases", WINDOW),
@@ -65,13 +68,13 @@ FAMILIES = {
         "Gemma 2", "gemma2", "soft-capped logits and attention, sliding windows, four norms",
         {**WINDOW, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 2.0}, daily=True,
     ),
-    "gemma3": Family("Gemma 3", "gemma3_text", "sliding windows and rotations by kind of layer", TWO_KINDS),
+    "gemma3": Family("Gemma 3", "gemma3_text", "sliding windows and rotations by kind of layer", TWO_KINDS, site="matrix"),
     "phi": Family("Phi 1 and 2", "phi", "attention and MLP in parallel, biases"),
     "phi3": Family("Phi-3", "phi3", "gate and up in one matrix, sliding window", WINDOW),
     "phi4": Family("Phi-4", "phi3", "partial rotation", {"partial_rotary_factor": 0.5}),
     "olmo": Family("OLMo", "olmo", "norms without weights"),
-    "olmo2": Family("OLMo 2", "olmo2", "norms behind attention and MLP"),
-    "olmo3": Family("OLMo 3", "olmo3", "the same with sliding windows", TWO_KINDS),
+    "olmo2": Family("OLMo 2", "olmo2", "norms behind attention and MLP", site="matrix"),
+    "olmo3": Family("OLMo 3", "olmo3", "the same with sliding windows", TWO_KINDS, site="matrix"),
     "stablelm": Family("StableLM 2", "stablelm", "partial rotation"),
     "stablelm-parallel": Family(
         "StableLM, parallel", "stablelm", "attention and MLP in parallel", {"use_parallel_residual": True}
@@ -82,8 +85,8 @@ FAMILIES = {
     ),
     "cohere": Family("Command R", "cohere", "parallel, logits scaled", {"logit_scale": 0.3}),
     "cohere2": Family("Command R7B", "cohere2", "parallel, sliding windows", WINDOW),
-    "glm4": Family("GLM 4", "glm4", "gate and up in one matrix, four norms"),
-    "exaone4": Family("EXAONE 4", "exaone4", "norms behind, sliding windows", WINDOW),
+    "glm4": Family("GLM 4", "glm4", "gate and up in one matrix, four norms", site="matrix"),
+    "exaone4": Family("EXAONE 4", "exaone4", "norms behind, sliding windows", WINDOW, site="matrix"),
     "nemotron": Family("Nemotron", "nemotron", "MLP without a gate"),
     "gemma4": Family(
         "Gemma 4 without shared keys", "gemma4_text", "inputs by layer, heads by kind of layer",

@@ -21,13 +21,18 @@ from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.testing import tiny_network, tiny_tokenizer
 from tests.families.families import FAMILIES
 
-FIRST, LAST = "Ana Bob Cyd Dan Eve Fay".split(), "Reed Moss Lane Hill Dale".split()
+FIRST, LAST = ["Ana", "Bob", "Cyd", "Dan", "Eve", "Fay"], ["Reed", "Moss", "Lane", "Hill", "Dale"]
 NAMES = [f"{first} {last}" for first in FIRST for last in LAST]
 ANSWERS = {
     "single": {"plays the": ["guitar", "piano", "drum"], "was born in the": ["city", "river", "tower"]},
-    "multi": {"plays the": ["red guitar", "old piano", "big drum"], "was born in the": ["city of gold", "old river bank"]},
+    "multi": {
+        "plays the": ["red guitar", "old piano", "big drum"],
+        "was born in the": ["city of gold", "old river bank"],
+    },
 }
-WORDS = sorted({word for by in ANSWERS.values() for said, them in by.items() for word in f"{said} {' '.join(them)}".split()})
+WORDS = sorted(
+    {word for by in ANSWERS.values() for said, them in by.items() for word in f"{said} {' '.join(them)}".split()}
+)
 
 
 def known(length):
@@ -63,7 +68,7 @@ def says(network, prompt, target):
 
 
 def run(family, length, folder):
-    """Edit four facts in two batches, at the last token of the prompt; return whether each is said, before and after."""
+    """Edit four facts in two batches, at the prompt's last token; return whether each is said, before and after."""
     tokenizer = tiny_tokenizer([" ".join(FIRST + LAST + WORDS)] * 20)
     network = taught(family, tokenizer, length)
     facts = [
@@ -73,10 +78,18 @@ def run(family, length, folder):
     text = folder / "text.txt"
     text.write_text("\n".join(f"{prompt} {answer}" for prompt, _, answer in known(length)))
     stage_one = TargetOptimization(
-        [NegativeLogLikelihood()], [MostProbable(10)], NormBall(20.0), ContextTemplates(templates=[]), 0.5, 100
+        [NegativeLogLikelihood()],
+        [MostProbable(10)],
+        NormBall(20.0),
+        ContextTemplates(templates=[]),
+        0.5,
+        100,
+        family.site,
     )
     statistics = KeyStatistics(str(text), tokens=400, cache_dir=str(folder))
-    stage_two = WeightUpdate(LeastSquares([BaseStatistics(0.1), NormPenalty(1e-4)], PastEdits(1.0)), statistics=statistics)
+    stage_two = WeightUpdate(
+        LeastSquares([BaseStatistics(0.1), NormPenalty(1e-4)], PastEdits(1.0)), statistics=statistics
+    )
     result = edit(network, tokenizer, facts, [1, 2], stage_one, stage_two, batch_size=2)
     encoded = result.editor.language_model.text.continuations([(fact["prompt"], fact["target"]) for fact in facts])
     assert all((len(target) > 1) == (length == "multi") for _, target in encoded)
