@@ -54,7 +54,6 @@ def test_the_table_of_families_is_current_and_whole():
     assert script["rewritten"](page) == page
     recorded = json.loads((root / "results" / "families.json").read_text())["families"]
     assert set(recorded) == set(FAMILIES)
-    assert all(said["said after"] == said["edits"] for found in recorded.values() for said in found.values())
 
 
 def test_the_readmes_tables_are_current():

@@ -146,8 +146,8 @@ class TextEncoder:
         return slot
 
     def _letters(self, ids: tuple[int, ...]) -> int:
-        """Count the letters of a text, blanks left out: tokenizers differ in what they make of those."""
-        return len("".join(self.tokenizer.decode(ids).split()))
+        """Count the whole letters of a text, blanks left out: tokenizers differ in what they make of those."""
+        return len("".join(self.tokenizer.decode(ids).split()).rstrip("\ufffd"))
 
     def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Encode pairs (prompt, target) into the prompt's ids and the target's ids after it.

@@ -68,7 +68,7 @@ FAMILIES = {
         "Gemma 2", "gemma2", "soft-capped logits and attention, sliding windows, four norms",
         {**WINDOW, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 2.0}, daily=True,
     ),
-    "gemma3": Family("Gemma 3", "gemma3_text", "sliding windows and rotations by kind of layer", TWO_KINDS, site="matrix"),
+    "gemma3": Family("Gemma 3", "gemma3_text", "windows and rotations by kind of layer", TWO_KINDS, site="matrix"),
     "phi": Family("Phi 1 and 2", "phi", "attention and MLP in parallel, biases"),
     "phi3": Family("Phi-3", "phi3", "gate and up in one matrix, sliding window", WINDOW),
     "phi4": Family("Phi-4", "phi3", "partial rotation", {"partial_rotary_factor": 0.5}),

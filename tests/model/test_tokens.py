@@ -140,7 +140,7 @@ def test_rule_on_real_prompts_with_every_kind_of_tokenizer(kind):
 
 
 def squeezed(text):
-    return "".join(text.split()).replace("##", "")
+    return "".join(text.split()).replace("##", "").rstrip("\ufffd")  # half a letter
 
 
 @pytest.mark.parametrize("kind", KINDS)
