@@ -1,10 +1,11 @@
-"""Writes the tables of the README and of docs/export.md from configs/method and results: `python docs/tables.py`."""
+"""Writes the tables of the README, docs/export.md and docs/models.md: `python docs/tables.py`."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import re
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,20 @@ def ranks() -> str:
     return _table(head, rows)
 
 
+def families() -> str:
+    """Return a row for each family of models that is tested, with what the matrix of tests did to it."""
+    described = runpy.run_path(str(ROOT / "tests" / "families" / "families.py"))["FAMILIES"]
+    rows = []
+    for name, said in json.loads((ROOT / "results" / "families.json").read_text())["families"].items():
+        family = described[name]
+        edits = [f"{said[length]['said after']} of {said[length]['edits']}" for length in ("single", "multi")]
+        rows.append([family.models, f"`{family.kind}`", family.special, *edits])
+    return _table(["models", "`model_type`", "what is special", "one-token targets", "longer targets"], rows)
+
+
 def rewritten(page: str) -> str:
     """Return a page with the present tables in the place of those it has."""
-    for table in (methods, performance, survival, control, ranks):
+    for table in (methods, performance, survival, control, ranks, families):
         begin, end = markers(table.__name__)
         page = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table()}\n{end}", page, flags=re.DOTALL)  # noqa: B023
     return page
@@ -163,5 +175,5 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    for file in (ROOT / "README.md", ROOT / "docs" / "export.md"):
+    for file in (ROOT / "README.md", ROOT / "docs" / "export.md", ROOT / "docs" / "models.md"):
         file.write_text(rewritten(file.read_text()))

@@ -21,6 +21,7 @@ COMMANDS = {
         "sweep strengths on a slice of the edits and propose some; arguments of fit follow after --",
         "sweeps.tune",
     ),
+    "probe": ("show where a model keeps its facts, and propose layers and strengths (--pretrained)", "sweeps.probe"),
     "log": ("list what a run did: log RUN", "commands.history"),
     "show": ("print all that is known of one edit: show RUN ID", "commands.history"),
     "report": ("make one page of figures and tables of runs: report RUN [RUN ...]", "report"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lke_lightning.edits import EditBatch, EditError, EditRequest
@@ -43,6 +44,8 @@ class Editor(lightning.LightningModule):
             that the model's own configuration names as `edit_layers`.
         matrix: path of that matrix inside a block, for architectures that are not recognised.
         trust_remote_code: run code that comes with the checkpoint.
+        chat: ask every prompt, in edits and in evaluation, as a user's message through the tokenizer's chat template.
+        system: system prompt of that chat.
         method: name of the method, for the scorecard; it decides nothing.
     """
 
@@ -61,6 +64,8 @@ class Editor(lightning.LightningModule):
         layers: list[int] | None = None,
         matrix: str | None = None,
         trust_remote_code: bool = False,
+        chat: bool = False,
+        system: str | None = None,
         method: str = "ENCORE",
     ) -> None:
         super().__init__()
@@ -70,7 +75,7 @@ class Editor(lightning.LightningModule):
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise EditError(f"model.dtype {dtype!r} is unknown: use float32, bfloat16, float16 or float64")
         self.pretrained, self.dtype_name, self.layers, self.matrix = pretrained, dtype, layers, matrix
-        self.trust_remote_code, self.method = trust_remote_code, method
+        self.trust_remote_code, self.chat, self.system, self.method = trust_remote_code, chat, system, method
         self.readout: ReadoutTransform | None = None
         self.clock = nn.Parameter(torch.zeros(()))
         self.standing: dict[tuple[str, str], str] = {}
@@ -117,10 +122,12 @@ class Editor(lightning.LightningModule):
         """
         if not hasattr(self, "language_model"):
             self._take(*load(self.pretrained, self.dtype_name, self.trust_remote_code))
+        if self._trainer is not None:
+            rank_zero_info(self.language_model.describe())
 
     def _take(self, network: nn.Module, tokenizer: Any) -> None:
         layers = self.layers or getattr(network.config, "edit_layers", None) or []
-        self.language_model = LanguageModel(network, tokenizer, layers, self.matrix)
+        self.language_model = LanguageModel(network, tokenizer, layers, self.matrix, self.chat, self.system)
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
         """Log what stage one found; stage two follows, before the clock ticks."""
@@ -196,6 +203,7 @@ class Editor(lightning.LightningModule):
         checkpoint["editing"] = {
             "base_hash": self.language_model.base_hash,
             "layers": list(self.language_model.layers),
+            "asked": {"chat": self.chat, "system": self.system},
             "standing": [[*fact, name] for fact, name in self.standing.items()],
             "made": self.made,
             "seconds": dict(self.seconds),
@@ -221,6 +229,9 @@ class Editor(lightning.LightningModule):
             )
         if saved["layers"] != model.layers:
             raise EditError(f"the checkpoint edits layers {saved['layers']}, this model is set to {model.layers}")
+        asked = {"chat": self.chat, "system": self.system}
+        if saved["asked"] != asked:
+            raise EditError(f"the checkpoint asks its prompts with {saved['asked']}, this model is set to {asked}")
         if self._trainer is not None and self.trainer.state.fn == "fit":
             check_same_method(saved["configuration"], self.configuration)
             self.trainer.datamodule.check_continues(saved["stream"])

@@ -1,5 +1,6 @@
 """Every YAML file of configs/ still parses: alone on top of the defaults, or as a plan of `compare`."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -35,6 +36,24 @@ def test_plan_names_files_that_are_there(path, monkeypatch):
 def test_a_method_says_where_it_comes_from(name):
     header = [line for line in (CONFIGS / "method" / name).read_text().splitlines() if line.startswith("#")]
     assert "arXiv" in " ".join(header)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("model/*.yaml")))
+def test_a_preset_says_where_it_comes_from(name):
+    header = (CONFIGS / "model" / name).read_text().splitlines()[0]
+    assert any(source in header for source in ("arXiv", "proposed from its depth", "comes with the package"))
+
+
+def test_the_table_of_families_is_current_and_whole():
+    from tests.families.families import FAMILIES
+
+    root = CONFIGS.parent
+    script = runpy.run_path(str(root / "docs" / "tables.py"))
+    page = (root / "docs" / "models.md").read_text()
+    assert all(marker in page for marker in script["markers"]("families"))
+    assert script["rewritten"](page) == page
+    recorded = json.loads((root / "results" / "families.json").read_text())["families"]
+    assert set(recorded) == set(FAMILIES)
 
 
 def test_the_readmes_tables_are_current():

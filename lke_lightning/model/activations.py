@@ -29,7 +29,8 @@ def capture(module: nn.Module) -> Iterator[Captured]:
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         captured.input = args[0] if args else kwargs["hidden_states"]
-        captured.output = output[0] if isinstance(output, tuple) else output
+        hidden = output[0] if isinstance(output, tuple) else output
+        captured.output = hidden.clone()  # parallel blocks (Falcon) add the attention into the MLP's output, in place
 
     handle = module.register_forward_hook(keep, with_kwargs=True)
     try:
@@ -38,10 +39,23 @@ def capture(module: nn.Module) -> Iterator[Captured]:
         handle.remove()
 
 
+def in_rows(states: Tensor, rows: int) -> Tensor:
+    """View states as (rows, length, size), also where a block hands its MLP all tokens in one row, as OPT's does."""
+    return states if states.dim() == 3 else states.unflatten(0, (rows, -1))
+
+
 @contextmanager
-def change_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the tensor that a module returns."""
-    handle = module.register_forward_hook(lambda _module, _args, output: change(output))
+def change_output(module: nn.Module, change: Callable[[Tensor], Tensor], rows: int = 1) -> Iterator[None]:
+    """Replace the tensor that a module returns by what `change` makes of it, seen as (rows, length, size).
+
+    Args:
+        module: a block that returns a tensor, or an edited matrix.
+        change: takes and returns (rows, length, size).
+        rows: how many rows run; matters only where the module sees all tokens in one row.
+    """
+    handle = module.register_forward_hook(
+        lambda _module, _args, output: change(in_rows(output, rows)).view(output.shape)
+    )
     try:
         yield
     finally:

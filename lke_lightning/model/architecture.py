@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from lke_lightning.edits import EditError
+from lke_lightning.model.refusals import check_block, check_kind, check_matrix, check_whole
 
-OUTPUT_MATRICES = ("mlp.down_proj", "mlp.c_proj", "mlp.fc_out", "mlp.dense_4h_to_h", "mlp.fc2", "fc2")
+OUTPUT_MATRICES = (
+    "mlp.down_proj", "mlp.c_proj", "mlp.fc_out", "mlp.dense_4h_to_h", "mlp.fc2", "fc2", "ffn.down_proj"
+)  # fmt: skip
 """Names, inside a block, of the matrix that leads from the MLP's inner width back to the hidden size."""
 
 
@@ -47,11 +50,12 @@ class Architecture:
             matrix: path of the MLP output matrix inside a block, for models that are not recognised.
 
         Raises:
-            EditError: an encoder-decoder model, no decoder blocks, or no matrix that can be told apart.
+            EditError: a model that cannot be edited, with the reason (see `refusals`); no decoder blocks, or no
+                matrix that can be told apart.
         """
+        check_whole(network)
+        check_kind(network)
         config = network.config.get_text_config()
-        if getattr(config, "is_encoder_decoder", False):
-            raise EditError("this is an encoder-decoder model: only decoder-only causal models can be edited")
         blocks = _find_blocks(network, config.num_hidden_layers)
         return cls(blocks, _find_matrix(blocks, config.hidden_size, matrix), config.hidden_size)
 
@@ -72,6 +76,15 @@ class Architecture:
         if layers[0] < 0 or layers[-1] >= count:
             raise EditError(f"layers {layers} do not exist: the model has layers 0 to {count - 1}")
 
+    def check_matrices(self, layers: list[int]) -> None:
+        """Raise `EditError` unless the matrix of each of `layers` is there and can take a change."""
+        for layer in layers:
+            check_block(self.blocks[layer], f"layer {layer}")
+            try:
+                check_matrix(self.matrix(layer), f"the matrix {self.matrix_name} of layer {layer}")
+            except AttributeError as error:
+                raise EditError(f"layer {layer} has no matrix {self.matrix_name!r}, which other layers have") from error
+
 
 def layers_by_depth(count: int) -> list[int]:
     """Propose layers to edit in a model of `count` layers: up to five, from a fifth of the depth on."""
@@ -80,7 +93,9 @@ def layers_by_depth(count: int) -> list[int]:
 
 
 def _find_blocks(network: nn.Module, count: int) -> nn.ModuleList:
-    for _, module in network.named_modules():
+    # a model that also sees has blocks of its vision tower beside those of its decoder
+    decoder = network.get_decoder() if hasattr(network, "get_decoder") else network
+    for _, module in decoder.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise EditError(
@@ -103,6 +118,7 @@ def _find_matrix(blocks: nn.ModuleList, hidden_size: int, named: str | None) -> 
         widening = [name for name, (d_out, d_key) in linears.items() if d_out == hidden_size and d_key > hidden_size]
         if known or len(widening) == 1:
             return (known or widening)[0]
+        check_block(blocks[0], "layer 0")
         problem = "the MLP's output matrix cannot be told apart; name it with --model.matrix"
     listing = "\n".join(f"  {name}: {d_key} -> {d_out}" for name, (d_out, d_key) in linears.items())
-    raise EditError(f"{problem}. Matrices in a block:\n{listing}")
+    raise EditError(f"{problem} (here edits need one that leads to {hidden_size}). Matrices in a block:\n{listing}")

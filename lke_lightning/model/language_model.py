@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lke_lightning.edits import EditError
-from lke_lightning.model.activations import before_head, capture, into_head, only_blocks
+from lke_lightning.model.activations import before_head, capture, in_rows, into_head, only_blocks
 from lke_lightning.model.architecture import Architecture
 from lke_lightning.model.tokens import Padded, TextEncoder
 from lke_lightning.model.weights import EditedWeight
@@ -54,12 +54,22 @@ def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = Fals
 
 
 def content_hash(network: nn.Module) -> str:
-    """Hash the names, dtypes, shapes and bytes of all weights (sha256, 16 hex digits)."""
+    """Hash the names, dtypes, shapes and bytes of all weights (sha256, 16 hex digits), one weight at a time."""
     digest = hashlib.sha256()
     for name, weight in sorted(network.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        for part in _plain_tensors(weight.detach()):
+            digest.update(part.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _plain_tensors(weight: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors that hold a weight: itself, or what a quantised one is made of."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        yield weight
+        return
+    for name in weight.__tensor_flatten__()[0]:
+        yield from _plain_tensors(getattr(weight, name))
 
 
 class LanguageModel(nn.Module):
@@ -70,18 +80,30 @@ class LanguageModel(nn.Module):
         tokenizer: its tokenizer.
         layers: the layers whose MLP output matrix is edited, ascending; the last one is the target layer.
         matrix: path of that matrix inside a block, for architectures that are not recognised.
+        chat: ask prompts as a user's message through the tokenizer's chat template; see `TextEncoder`.
+        system: system prompt in front of that message.
 
     Raises:
-        EditError: the architecture is not recognised or the layers do not exist.
+        EditError: the model cannot be edited, with the reason; the architecture is not recognised; the layers do not
+            exist; a chat is asked for and the tokenizer has no chat template.
     """
 
-    def __init__(self, network: nn.Module, tokenizer: Any, layers: Sequence[int], matrix: str | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        tokenizer: Any,
+        layers: Sequence[int],
+        matrix: str | None = None,
+        chat: bool = False,
+        system: str | None = None,
+    ) -> None:
         super().__init__()
         architecture = Architecture.of(network, matrix)
         architecture.check_layers(list(layers))
+        architecture.check_matrices(list(layers))
         self.base_hash = content_hash(network)
         self.network = network.requires_grad_(False).eval()
-        self.text = TextEncoder(tokenizer)
+        self.text = TextEncoder(tokenizer, chat, system)
         self._architecture = (architecture,)  # holds modules of the network: not to be registered a second time
         self.layers = list(layers)
         self.edited = nn.ModuleDict({str(layer): EditedWeight(architecture.matrix(layer)) for layer in layers})
@@ -105,6 +127,20 @@ class LanguageModel(nn.Module):
     def wide_dtype(self) -> torch.dtype:
         """float32, or float64 for a float64 network: the dtype of targets, keys and deltas."""
         return torch.promote_types(self.network.dtype, torch.float32)
+
+    def describe(self) -> str:
+        """Say in one line what is edited: the model, its dtype, the layers, the matrix and how many parameters."""
+        weights = [self.weight(layer) for layer in self.layers]
+        d_out, d_key = weights[0].delta.shape
+        edited = sum(weight.delta.numel() for weight in weights)
+        whole = sum(weight.numel() for weight in self.network.parameters())
+        asked = f", prompts through the chat template{' with a system prompt' if self.text.system else ''}"
+        return (
+            f"Editing {type(self.network).__name__} in {str(self.network.dtype).removeprefix('torch.')}, layers "
+            f"{', '.join(map(str, self.layers))}: {self.architecture.matrix_name} ({d_out} x {d_key}), {edited:,} of "
+            f"{whole:,} parameters, their change in {str(weights[0].delta.dtype).removeprefix('torch.')}"
+            f"{asked if self.text.chat else ''}"
+        )
 
     def weight(self, layer: int) -> EditedWeight:
         """Return the edited weight of a layer."""
@@ -154,14 +190,15 @@ class LanguageModel(nn.Module):
         start: int = 0,
         hidden: Tensor | None = None,
     ) -> list[tuple[Tensor, Tensor]]:
-        """Run blocks `start` to `stop - 1` and return (input, output) of each module, all positions."""
+        """Run blocks `start` to `stop - 1` and return (input, output) of each module, each (rows, length, size)."""
         nowhere = torch.zeros(0, dtype=torch.long, device=batch.ids.device)
         with ExitStack() as stack:
             stack.enter_context(only_blocks(self.network, self.architecture, start, stop, hidden))
             stack.enter_context(before_head(self.network, nowhere, nowhere))
             taps = [stack.enter_context(capture(module)) for module in modules]
             self._run(batch)
-        return [(tap.input, tap.output) for tap in taps]
+        rows = len(batch)
+        return [(in_rows(tap.input, rows), in_rows(tap.output, rows)) for tap in taps]
 
     def _run(self, batch: Padded) -> Any:
         # Padding on the right needs no mask: no real token sees what comes after it, and no row is masked throughout,

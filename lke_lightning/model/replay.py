@@ -142,7 +142,7 @@ class Replay:
         reads = group.batch, group.read_rows, group.read_positions
         if self.site == "block":
             return self.model.states(*reads, self.start, add(group.hidden))
-        with change_output(self.model.architecture.matrix(self.model.target_layer), add):
+        with change_output(self.model.architecture.matrix(self.model.target_layer), add, len(group.batch)):
             return self.model.states(*reads, self.start, group.hidden)
 
 

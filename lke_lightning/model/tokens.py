@@ -1,10 +1,23 @@
 """From text to token ids with known positions, by one rule for every tokenizer.
 
-The rule. The tokenizer's own leading special tokens (BOS) stand in front of every row once; nothing is ever appended.
-A target is written after exactly one blank, and its ids are what `prompt + " " + target` has beyond the ids of the
-prompt. The slot is the last token of the text up to the subject's end; where the tokenizer merges that end with what
-follows, it is the merged token. Positions come from encoding prefixes, because offsets reported by fast tokenizers
-are not reliable for every model.
+The rule:
+
+1. *Front.* The tokenizer's own leading special tokens (BOS) stand in front of every row once, also where the text
+   begins with them already; nothing is ever appended, and none of them can be part of a target.
+2. *Boundary.* A target is written after exactly one blank, whatever blanks the prompt ends with or the target begins
+   with. Its ids are what `prompt + " " + target` has beyond the ids of the prompt. Where the tokenizer merges letters
+   across that boundary, the prompt keeps its ids, and the target's are those it has behind another text.
+3. *Slot.* The slot is the last token of the text up to the subject's end, found by encoding that text; where the
+   tokenizer merges the subject's end with what follows, it is the merged token. Without a subject it is the last token
+   of the prompt (of the user's message, in a chat). Offsets that fast tokenizers report are not used: they are wrong
+   for some models.
+4. *Padding* is on the right, by this module, whatever side the tokenizer is set to.
+
+Through a chat template (`chat: true`) the prompt is a user's message and the target the beginning of the answer: what
+the template writes around the message stands in front of and behind every prompt, and the boundary is what the template
+itself puts between its generation prompt and an answer, often nothing. The template writes the special tokens, so that
+rule 1 adds none. Edits and evaluation see the same rows, because both encode prompts here. Plain text (context seeds,
+text for key statistics and perplexity) does not go through the template.
 """
 
 from __future__ import annotations
@@ -68,62 +81,108 @@ class Padded:
 class TextEncoder:
     """A Hugging Face tokenizer behind the rule of this module.
 
+    Args:
+        tokenizer: what `AutoTokenizer` returns; its padding side does not matter.
+        chat: put every prompt into the tokenizer's chat template, as a user's message that is answered.
+        system: system prompt of the chat.
+
     Raises:
-        EditError: the tokenizer yields no ids for a text that needs some.
+        EditError: a chat is asked for and the tokenizer has no chat template, or one that changes what it is given.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, chat: bool = False, system: str | None = None) -> None:
+        if system is not None and not chat:
+            raise EditError("a system prompt (model.system) needs the chat template: set model.chat as well")
+        self.tokenizer, self.chat, self.system = tokenizer, chat, system
+        self._frame = _chat_frame(tokenizer, system) if chat else _Frame()
         plain = tokenizer("a", add_special_tokens=False)["input_ids"]
         special = tokenizer("a")["input_ids"]
         start = next((i for i in range(len(special)) if special[i : i + len(plain)] == plain), 0)
         self.prefix: tuple[int, ...] = tuple(special[:start])
         fallback = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+        self._begins = {*self.prefix, tokenizer.bos_token_id}
         self.padding: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else fallback
         self._known: dict[str, tuple[int, ...]] = {}
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Encode texts, the special prefix in front of each."""
+        """Encode plain texts, the special prefix in front of each."""
+        return self._encode(texts, self.prefix)
+
+    def prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Encode prompts as they are asked: behind the special prefix, or in the chat template."""
+        return self._recall([self._frame.prompt(text) for text in texts])
+
+    def _encode(self, texts: Sequence[str], prefix: tuple[int, ...]) -> list[tuple[int, ...]]:
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return [self.prefix + tuple(ids) for ids in encoded]
+        encoded = map(tuple, self.tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+        return [ids if prefix and ids[: len(prefix)] == prefix else prefix + ids for ids in encoded]
 
     def _recall(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Encode texts, but not again what was asked for before."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if len(self._known) + len(new) > MOST_KNOWN:
             self._known, new = {}, list(dict.fromkeys(texts))
-        self._known |= dict(zip(new, self.encode(new), strict=True))
+        self._known |= dict(zip(new, self._encode(new, () if self.chat else self.prefix), strict=True))
         return [self._known[text] for text in texts]
 
     def rows(self, texts: Sequence[tuple[str, str]]) -> list[Row]:
-        """Encode pairs (whole text, text up to the slot's end)."""
-        whole, upto = self._recall([text for text, _ in texts]), self._recall([part for _, part in texts])
-        return [Row(ids, _slot(ids, part, text)) for ids, part, (text, _) in zip(whole, upto, texts, strict=True)]
+        """Encode pairs (whole prompt, prompt up to the slot's end)."""
+        whole = self._recall([self._frame.prompt(text) for text, _ in texts])
+        upto = self._recall([self._frame.head + part for _, part in texts])
+        return [Row(ids, self._slot(ids, part, text)) for ids, part, (text, _) in zip(whole, upto, texts, strict=True)]
+
+    def _slot(self, ids: tuple[int, ...], upto: tuple[int, ...], text: str) -> int:
+        """Find the token that holds the end of the text whose ids, encoded alone, are `upto`."""
+        common = 0
+        while common < min(len(ids), len(upto)) and ids[common] == upto[common]:
+            common += 1
+        slot = len(upto) - 1
+        if common < len(upto):  # the end merged with what follows, perhaps into other pieces than it has alone
+            wanted = self._letters(upto)
+            slot = next((i for i in range(common, len(ids)) if self._letters(ids[: i + 1]) >= wanted), len(ids) - 1)
+        if not 0 <= slot < len(ids):
+            raise EditError(f"{text!r} has no token where the edit could be made")
+        return slot
+
+    def _letters(self, ids: tuple[int, ...]) -> int:
+        """Count the whole letters of a text, blanks left out: tokenizers differ in what they make of those."""
+        return len("".join(self.tokenizer.decode(ids).split()).rstrip("\ufffd"))
 
     def continuations(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Encode pairs (prompt, target) into the prompt's ids and the target's ids after it.
 
         Raises:
-            EditError: a target has no ids, or an unknown token among them.
+            EditError: a target has no ids, or an unknown or special token among them.
         """
-        prompts = self._recall([prompt.rstrip() for prompt, _ in pairs])
-        wholes = self._recall([f"{prompt.rstrip()} {target.strip()}" for prompt, target in pairs])
+        asked = [self._frame.prompt(prompt.rstrip()) for prompt, _ in pairs]
+        said = [self._frame.lead + target.strip() for _, target in pairs]
+        prompts = self._recall(asked)
+        wholes = self._recall([prompt + target for prompt, target in zip(asked, said, strict=True)])
         found = []
-        for prompt_ids, whole, (_, target) in zip(prompts, wholes, pairs, strict=True):
-            if whole[: len(prompt_ids)] == prompt_ids:
-                ids = whole[len(prompt_ids) :]
-            else:  # the blank or the target's first letters merged with the prompt
-                ids = self._recall([f" {target.strip()}"])[0][len(self.prefix) :]
-            self._check_target(ids, target)
+        for prompt_ids, whole, target in zip(prompts, wholes, said, strict=True):
+            fits = whole[: len(prompt_ids)] == prompt_ids
+            ids = whole[len(prompt_ids) :] if fits else self._behind_another_text(target)
+            self._check_target(ids, target.strip())
             found.append((prompt_ids, ids))
         return found
+
+    def _behind_another_text(self, target: str) -> tuple[int, ...]:
+        """Encode a target, its boundary included, where it merges with its prompt: alone, markers would be added."""
+        for other in ("a", ".", "\n"):
+            before, whole = self._recall([other, other + target])
+            if before and whole[: len(before)] == before:
+                return whole[len(before) :]
+        return self._recall([target])[0][0 if self.chat else len(self.prefix) :]
 
     def _check_target(self, ids: tuple[int, ...], target: str) -> None:
         unknown = self.tokenizer.unk_token_id
         if not ids:
             raise EditError(f"the target {target!r} has no tokens in this vocabulary")
+        if self._begins & set(ids):
+            raise EditError(
+                f"the target {target!r} has a token that begins texts (BOS): it cannot be said in the middle"
+            )
         if unknown is not None and unknown in ids:
             raise EditError(f"the target {target!r} has a token unknown to this vocabulary: it cannot be generated")
 
@@ -143,12 +202,50 @@ class TextEncoder:
         return ids, mask
 
 
-def _slot(ids: tuple[int, ...], upto: tuple[int, ...], text: str) -> int:
-    """Find the token that holds the end of the text whose ids, encoded alone, are `upto`."""
-    common = 0
-    while common < min(len(ids), len(upto)) and ids[common] == upto[common]:
-        common += 1
-    slot = min(common, len(upto) - 1)
-    if not 0 <= slot < len(ids):
-        raise EditError(f"{text!r} has no token where the edit could be made")
-    return slot
+@dataclass(frozen=True)
+class _Frame:
+    """What stands around a prompt: nothing, or a chat template."""
+
+    head: str = ""
+    tail: str = ""
+    lead: str = " "
+    """Between the prompt, its tail included, and the target."""
+
+    def prompt(self, text: str) -> str:
+        """Return a prompt as it is encoded."""
+        return self.head + text + self.tail
+
+
+_ASKED, _ANSWERED = "QUESTION-5f1c", "ANSWER-5f1c"
+"""Marks that no template contains or changes."""
+
+
+def _chat_frame(tokenizer: Any, system: str | None) -> _Frame:
+    """Find out, by rendering a conversation with marks in it, what a chat template writes around a prompt."""
+    from jinja2 import TemplateError
+
+    conversation = [{"role": "user", "content": _ASKED}]
+    if system is not None:
+        conversation.insert(0, {"role": "system", "content": system})
+
+    def render(messages: list[dict[str, str]], **more: bool) -> str:
+        return tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            date_string="26 Jul 2024",  # Llama 3 would write today's: a run could not be continued tomorrow
+            enable_thinking=False,  # Qwen 3 and others: the target is the answer, not the thoughts before it
+            **more,
+        )
+
+    try:
+        asked = render(conversation, add_generation_prompt=True)
+        answered = render([*conversation, {"role": "assistant", "content": _ANSWERED}])
+    except (TemplateError, ValueError) as error:
+        raise EditError(
+            f"model.chat needs a tokenizer with a chat template that takes these messages: {error}"
+        ) from error
+    if asked.count(_ASKED) != 1 or answered.count(_ASKED) != 1 or answered.count(_ANSWERED) != 1:
+        raise EditError("the chat template repeats or drops the user's message: model.chat cannot be used with it")
+    head, tail = asked.split(_ASKED)
+    between = answered[answered.index(_ASKED) + len(_ASKED) : answered.index(_ANSWERED)]
+    return _Frame(head, tail, between.removeprefix(tail) if between.startswith(tail) else "")

@@ -1,5 +1,6 @@
 """Positions and target ids by the stated rule, on made-up tokenizers and on real prompts with GPT-2's."""
 
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import pytest
 
 from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.model.tokens import TextEncoder
-from lke_lightning.testing import tiny_tokenizer
+from lke_lightning.testing import WORDS, marker_tokenizer, tiny_tokenizer, word_piece_tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -88,3 +89,91 @@ def test_a_prompt_is_tokenised_once(monkeypatch):
     first = text.rows(pairs), text.continuations(pairs)
     monkeypatch.setattr(text, "tokenizer", SimpleNamespace(unk_token_id=None))
     assert (text.rows(pairs), text.continuations(pairs)) == first
+
+
+REAL = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}")
+KINDS = {
+    "byte-level": lambda texts: tiny_tokenizer(texts, vocabulary=2000),
+    "byte-level, BOS": lambda texts: tiny_tokenizer(texts, bos=True, vocabulary=2000),
+    "marker always, BOS": lambda texts: marker_tokenizer(texts, vocabulary=2000),
+    "marker first": lambda texts: marker_tokenizer(texts, bos=False, vocabulary=2000, scheme="first"),
+    "marker never, BOS": lambda texts: marker_tokenizer(texts, vocabulary=2000, scheme="never"),
+    "unigram": lambda texts: marker_tokenizer(texts, bos=False, vocabulary=2000, kind="unigram"),
+    "WordPiece": lambda texts: word_piece_tokenizer(texts, vocabulary=3000),
+    "WordPiece, BOS and EOS": lambda texts: word_piece_tokenizer(texts, bos=True, vocabulary=3000),
+}
+
+
+@functools.cache
+def real_edits():
+    """Return (prompt, subject, target) of 1,200 CounterFact and 800 zsRE records."""
+    counterfact = json.loads((SHARED / "data/counterfact/multi_counterfact.json").read_text())[:1200]
+    zsre = json.loads((SHARED / "data/zsre/zsre_mend_eval.json").read_text())
+    rewrites = [record["requested_rewrite"] for record in counterfact]
+    found = [(r["prompt"].format(r["subject"]), r["subject"], r["target_new"]["str"]) for r in rewrites]
+    fitting = [r for r in zsre if r["src"].count(r["subject"]) == 1 and r["answers"][0].strip()]
+    return found + [(r["src"], r["subject"], r["answers"][0]) for r in fitting[:800]]
+
+
+@REAL
+@pytest.mark.parametrize("kind", KINDS)
+def test_rule_on_real_prompts_with_every_kind_of_tokenizer(kind):
+    edits = real_edits()
+    text = TextEncoder(KINDS[kind]([f"{prompt} {target}" for prompt, _, target in edits]))
+    begin, seen = text.tokenizer.bos_token_id, {True: 0, False: 0}
+    asked = [(prompt, prompt[: prompt.index(subject) + len(subject)]) for prompt, subject, _ in edits]
+    rows = text.rows(asked)
+    pairs = text.continuations([(prompt, target) for prompt, _, target in edits])
+    plain = text.tokenizer([f"{prompt} {target.strip()}" for prompt, _, target in edits], add_special_tokens=False)
+    for row, (_, upto), (ids, target), whole in zip(rows, asked, pairs, plain["input_ids"], strict=True):
+        assert ids == row.ids
+        assert ids[: len(text.prefix)] == text.prefix
+        assert ids + target == (*text.prefix, *whole)  # nothing doubled, dropped or appended at the boundary
+        assert begin not in target
+        assert begin not in ids[len(text.prefix) :]
+        said = squeezed(text.tokenizer.decode(row.ids[len(text.prefix) : row.slot + 1]))
+        before = squeezed(text.tokenizer.decode(row.ids[len(text.prefix) : row.slot]))
+        if (text.tokenizer.unk_token or "no such token") not in said:  # which has other letters than what it stands for
+            assert len(before) < len(squeezed(upto)) <= len(said)
+        seen[len(target) > 1] += 1
+    assert min(seen.values()) > 100, "single- and multi-token targets both"
+
+
+def squeezed(text):
+    return "".join(text.split()).replace("##", "").rstrip("\ufffd")  # half a letter
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tokenizers_padding_side_does_not_matter(kind):
+    found, tokenizer = [], KINDS[kind]([" ".join(WORDS)])
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        text = TextEncoder(tokenizer)
+        batch = text.pad(text.rows([("the city of the river", "the city"), ("guitar", "guitar")]))
+        found.append((batch.ids.tolist(), batch.mask.tolist(), batch.slots.tolist()))
+    assert found[0] == found[1]
+
+
+def test_bytes_stand_in_for_what_is_not_in_the_vocabulary():
+    text = TextEncoder(marker_tokenizer())
+    [(_, target)] = text.continuations([("the city", "東京")])
+    assert len(target) >= 6
+    assert text.tokenizer.decode(target).strip() == "東京"
+
+
+def test_a_bos_in_the_text_is_not_doubled_and_never_a_target():
+    text = TextEncoder(tiny_tokenizer(bos=True))
+    assert text.encode(["<s>the city"]) == text.encode(["the city"])
+    with pytest.raises(EditError, match="BOS"):
+        text.continuations([("the city", "<s>")])
+
+
+def test_where_a_target_merges_with_its_prompt_both_keep_their_own_tokens():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: i for i, letter in enumerate("ab c.")}
+    letters["b c"] = len(letters)
+    merged = Tokenizer(models.BPE({**letters, "b ": 6}, [("b", " "), ("b ", "c")]))
+    text = TextEncoder(PreTrainedTokenizerFast(tokenizer_object=merged))
+    assert text.continuations([("ab", "c")]) == [((0, 1), (2, 3))]

@@ -1,0 +1,250 @@
+"""Where to edit a new model: causal tracing of facts it knows, trial edits on single layers, and a proposal."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shlex
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.progress import track
+
+from lke_lightning.composition import compose
+from lke_lightning.configuration import configs
+from lke_lightning.data import DemoWorld, EditStream
+from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.evaluation.scorecard import summarize
+from lke_lightning.evaluation.teacher_forced import continuation_nll, score
+from lke_lightning.model.language_model import DEMO, LanguageModel, load
+from lke_lightning.results import write
+from lke_lightning.sweeps import grid
+from lke_lightning.sweeps.layers import best_window, candidates
+from lke_lightning.sweeps.report import circumstances
+from lke_lightning.sweeps.tracing import PLACES, trace
+
+TOGETHER = 8
+"""Facts that are traced, and whose being known is asked, in one batch; what is done is written after each."""
+
+
+def probe(
+    pretrained: str = DEMO,
+    data: EditStream | None = None,
+    method: str = "method/encore.yaml",
+    dtype: str = "float32",
+    matrix: str | None = None,
+    trust_remote_code: bool = False,
+    facts: int = 40,
+    trials: int = 10,
+    noise: float = 3.0,
+    samples: int = 5,
+    output: str = "runs/probe",
+) -> None:
+    """Show where a model keeps its facts, and propose layers and strengths to edit it with.
+
+    Facts and trials that are done are not done again.
+
+    Args:
+        pretrained: a folder, a hub name, or `demo`.
+        data: facts, with subjects and original answers, of which those that the model knows are used; default: the
+            demo world.
+        method: YAML file with the two stages, for the trial edits; its strengths are where the proposal starts.
+        dtype: dtype in which the network runs.
+        matrix: path of the MLP output matrix inside a block, where it is not found.
+        trust_remote_code: run code that comes with the checkpoint.
+        facts: how many known facts to trace; more of them make the map surer.
+        trials: how many of them to edit, one at a time on each layer that is tried, and then all at once.
+        noise: noise on the subject's embeddings, in standard deviations of all embeddings.
+        samples: how many noises are averaged.
+        output: folder of what is found: `probe.json`, `probe.png`, `proposed.yaml`.
+
+    Raises:
+        EditError: the model cannot be edited, it knows none of the facts, or the folder holds another probe.
+    """
+    path = Path(method) if Path(method).is_file() else configs() / method
+    if not path.is_file():
+        raise EditError(f"no configuration {method!r}, neither as a file nor below {configs()}")
+    config = yaml.safe_load(path.read_text())
+    stream = data or DemoWorld()
+    stream.setup("fit")
+    network, tokenizer = load(pretrained, dtype, trust_remote_code)
+    whole = LanguageModel(network, tokenizer, [0], matrix)
+    count = len(whole.architecture.blocks)
+    settings = {
+        "model": whole.base_hash, "data": [stream.name, stream.limit, stream.shuffle_seed], "noise": noise,
+        "samples": samples, "facts": facts, "trials": trials,
+        "method": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+    }  # fmt: skip
+    done = _Done(Path(output), settings)
+    known = _known(whole, stream.requests, facts)
+    print(f"{whole.describe()}\nThe model knows {len(known)} of the facts that were asked; {count} layers")
+
+    parts = [known[i : i + TOGETHER] for i in range(0, len(known), TOGETHER)]
+    for part in track(parts, "Tracing", transient=True):
+        new = [fact for fact in part if f"trace {fact.id}" not in done.found]
+        for fact, traced in zip(new, trace(whole, new, noise, samples) if new else [], strict=True):
+            done.add(f"trace {fact.id}", asdict(traced))
+    effects = _effects([done.found[f"trace {fact.id}"] for fact in known], count)
+
+    def tried(layers: list[int], strengths: grid.Config, requests: Sequence[EditRequest], alone: bool) -> Any:
+        model = LanguageModel(network, tokenizer, layers, matrix)
+        return _edit(model, strengths, requests, alone)
+
+    chosen = known[:trials]
+    by_layer: dict[int, float] = {}
+    for layer in track(candidates(count), "Trial edits by layer", transient=True):
+        found = done.once(f"layer {layer}", lambda layer=layer: tried([layer], config, chosen, alone=True))
+        if found["score"] is not None:
+            by_layer[layer] = found["score"]
+    layers = best_window(by_layer, count)
+    weights = grid.default_sweep(config).get("BaseStatistics.weight")
+    points = [{"BaseStatistics.weight": weight} for weight in weights] if weights else [{}]
+    together = []
+    for point in track(points, f"Strengths on layers {layers}", transient=True):
+        at = grid.configured(config, point)
+        found = done.once(f"strength {grid.name(point)}", lambda at=at: tried(layers, at, chosen, alone=False))
+        together.append({"settings": point, **found})
+    best = max(together, key=lambda found: (found["score"] or 0.0, found["settings"].get("BaseStatistics.weight", 0)))
+
+    peak = max(range(count), key=effects[PLACES[0]].__getitem__)
+    command = (
+        f"python -m lke_lightning probe --pretrained {shlex.quote(pretrained)} --method {shlex.quote(method)} "
+        f"--facts {facts} --trials {trials} --noise {noise:g} --samples {samples}"
+    )
+    found = {
+        **circumstances(command), "model": {"pretrained": pretrained, "hash": whole.base_hash, "layers": count},
+        "data": stream.name, "known_facts": len(known), "effects": effects, "peak": peak,
+        "trials": {str(layer): done.found[f"layer {layer}"] for layer in candidates(count)},
+        "strengths": together, "proposed": {"layers": layers, **best["settings"]},
+    }  # fmt: skip
+    write(done.folder / "probe.json", json.dumps(found, indent=1) + "\n")
+    draw(effects, by_layer, layers, done.folder / "probe.png")
+    proposal = {"model": {"pretrained": pretrained, "dtype": dtype, "layers": layers}}
+    if matrix:
+        proposal["model"]["matrix"] = matrix
+    strengths = grid.configured(config, best["settings"])
+    proposal |= {stage: strengths[stage] for stage in grid.STAGES}
+    header = (
+        f"# Proposed by `python -m lke_lightning probe`: {len(known)} facts traced, {len(chosen)} edited; restoring\n"
+        f"# the subject's last token does most at layer {peak}. Sweep strengths on your own facts with `tune`.\n"
+    )
+    write(done.folder / "proposed.yaml", header + yaml.safe_dump(proposal, sort_keys=False))
+    print(f"Effect of the subject's last token is largest at layer {peak}; trial edits are best on layers {layers}")
+    print(f"Map       {done.folder / 'probe.png'}\nFigures   {done.folder / 'probe.json'}")
+    print(
+        f"Proposal  {done.folder / 'proposed.yaml'}: layers {layers}, {grid.name(best['settings']) or 'as configured'}"
+    )
+
+
+class _Done:
+    """What was found so far, in a file with a line for each, so that an interrupted probe goes on."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder, self.found = folder, {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / "found.jsonl"
+        lines = self._file.read_text().splitlines() if self._file.is_file() else []
+        for line in lines:
+            try:
+                name, value = json.loads(line)
+            except ValueError:  # the line that an interruption cut off
+                continue
+            self.found[name] = value
+        if self.found.setdefault("settings", settings) != settings:
+            raise EditError(
+                f"{folder} holds a probe of another model, of other facts or settings: name another --output"
+            )
+        write(self._file, "".join(json.dumps(entry) + "\n" for entry in self.found.items()))
+
+    def add(self, name: str, value: Any) -> None:
+        """Note a result at once."""
+        self.found[name] = value
+        with self._file.open("a") as file:
+            file.write(json.dumps([name, value]) + "\n")
+
+    def once(self, name: str, find: Callable[[], Any]) -> Any:
+        """Return a result, found only if it is not there yet."""
+        if name not in self.found:
+            self.add(name, find())
+        return self.found[name]
+
+
+def _known(model: LanguageModel, requests: Iterable[EditRequest], wanted: int) -> list[EditRequest]:
+    """Return the first facts whose original answer is what the model says.
+
+    Raises:
+        EditError: there is none.
+    """
+    usable = [request for request in requests if request.subject and request.original]
+    known: list[EditRequest] = []
+    for start in range(0, len(usable), TOGETHER):
+        part = usable[start : start + TOGETHER]
+        _, correct = continuation_nll(model, [(request.text, request.original) for request in part])
+        known += [request for request, right in zip(part, correct.tolist(), strict=True) if right]
+        if len(known) >= wanted:
+            break
+    if not known:
+        raise EditError(
+            f"the model says the original answer of none of {len(usable)} facts with a subject and an original answer: "
+            "give facts that it knows"
+        )
+    return known[:wanted]
+
+
+def _effects(traces: Sequence[dict[str, Any]], count: int) -> dict[str, list[float]]:
+    """Average what restoring adds to the answer's probability, by place and layer."""
+    means = {
+        place: [
+            round(statistics.fmean(found["restored"][place][layer] - found["corrupted"] for found in traces), 6)
+            for layer in range(count)
+        ]
+        for place in PLACES
+    }
+    total = statistics.fmean(found["clean"] - found["corrupted"] for found in traces)
+    return {**means, "total": round(total, 6)}
+
+
+def _edit(model: LanguageModel, config: grid.Config, requests: Sequence[EditRequest], alone: bool) -> dict[str, Any]:
+    """Edit facts, each alone or all at once, score them, and give the model its weights back."""
+    stages = compose(config)
+    contexts = stages.one.contexts or stages.one.context_templates.sample(model)
+    stages.two.prepare(model)
+    start = stages.two.memory
+    scores = []
+    for part in [[request] for request in requests] if alone else [list(requests)]:
+        stages.two.memory = copy.deepcopy(start)
+        targets = stages.one.optimize(model, part, contexts)
+        with torch.no_grad():
+            stages.two.apply(model, part, contexts, targets)
+            scores += score(model, part)
+        for weight in model.edited.values():
+            weight.revert()
+    return summarize(scores)
+
+
+def draw(effects: dict[str, Any], by_layer: dict[int, float], layers: Sequence[int], path: Path) -> None:
+    """Draw the effect of restoring by layer and place, S of the trial edits, and the layers proposed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    left = figure.subplots()
+    for place in PLACES:
+        left.plot(effects[place], marker="o", label=f"restored: {place}")
+    left.axhline(effects["total"], color="0.6", linestyle="--", label="all restored")
+    left.axvspan(min(layers) - 0.4, max(layers) + 0.4, color="tab:green", alpha=0.15, label="proposed layers")
+    right = left.twinx()
+    right.plot(list(by_layer), list(by_layer.values()), "k^:", label="S of trial edits")
+    right.set(ylabel="S of single edits", ylim=(0, 1.05))
+    left.set(xlabel="layer", ylabel="gain in the answer's probability")
+    (lines, names), (more, others) = left.get_legend_handles_labels(), right.get_legend_handles_labels()
+    left.legend(lines + more, names + others, fontsize="small")
+    left.grid(alpha=0.3)
+    unfinished = path.with_name("unfinished-" + path.name)
+    figure.savefig(unfinished, dpi=120)
+    unfinished.replace(path)
