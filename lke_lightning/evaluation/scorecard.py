@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.evaluation.perplexity import perplexity, read_documents
@@ -39,6 +40,9 @@ def summarize(scores: Iterable[Scores]) -> dict[str, Any]:
         successes; fractions, `None` where undefined.
     """
     metrics = {kind: Preference() for kind in KINDS}
+    for metric in metrics.values():
+        # every process has the scores of all edits, and perhaps only one of them is here
+        metric.distributed_available_fn = lambda: False
     for scored in scores:
         for kind, metric in metrics.items():
             wanted, other, correct = scored[kind].T
@@ -235,7 +239,10 @@ class Scorecard(Callback):
 
     def _score(self, trainer: Trainer, editor: Editor, requests: Sequence[EditRequest]) -> dict[str, Scores]:
         with trainer.precision_plugin.forward_context(), editor.timed("evaluation"), editor.as_read():
-            scored = score(editor.language_model, requests, self.max_tokens)
+            model = editor.language_model
+            team = Team.of(model.network)
+            share = team.share(requests)  # every edit's own scores are gathered: nothing is averaged before
+            scored = team.gather(score(model, share, self.max_tokens) if share else [])
         return {request.id: scores for request, scores in zip(requests, scored, strict=True)}
 
     def _perplexity(self, trainer: Trainer, editor: Editor) -> float:
