@@ -127,10 +127,9 @@ class EditCLI(LightningCLI):
             return
         given = self.config[self.config.subcommand]
         if given.trainer.default_root_dir is None:
-            given.trainer.default_root_dir = named_folder() or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
-        os.environ[RUN_FOLDER] = (
-            given.trainer.default_root_dir
-        )  # Lightning's launcher runs this command again per device
+            folder = named_folder(_is_first_rank()) or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
+            given.trainer.default_root_dir = folder
+        os.environ[RUN_FOLDER] = given.trainer.default_root_dir  # Lightning's launcher runs this command per device
         root, fits_alone = Path(given.trainer.default_root_dir), self.config.subcommand == "fit" and _is_first_rank()
         if fits_alone:
             self._held.enter_context(locked(root))

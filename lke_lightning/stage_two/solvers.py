@@ -331,7 +331,7 @@ def _fixed(size: int) -> Tensor:
 
 
 def _appended(part: Tensor, new: Tensor) -> Tensor:
-    """Put rows behind others, in place where there is room behind them; the given part is used up, and owns its storage."""
+    """Put rows behind others, in place where there is room; the given part owns its storage and is used up."""
     count, size = len(part) + len(new), part.stride(0) * part.element_size()
     has_room = part.storage_offset() == 0 and part.untyped_storage().nbytes() >= count * size
     if not has_room:
