@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lke_lightning.distributed import Team
 from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
 from lke_lightning.model.targets import Targets
@@ -118,12 +119,13 @@ class Editor(lightning.LightningModule):
         """Load the model, once.
 
         Raises:
-            EditError: it cannot be loaded, or cannot be edited.
+            EditError: it cannot be loaded, or cannot be edited, or other processes have loaded another one.
         """
         if not hasattr(self, "language_model"):
             self._take(*load(self.pretrained, self.dtype_name, self.trust_remote_code))
         if self._trainer is not None:
             rank_zero_info(self.language_model.describe())
+            Team.of().check_same(self.language_model.base_hash, "model, by its content hash")
 
     def _take(self, network: nn.Module, tokenizer: Any) -> None:
         layers = self.layers or getattr(network.config, "edit_layers", None) or []

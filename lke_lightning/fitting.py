@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import signal
 import sys
@@ -29,6 +30,7 @@ from lke_lightning.callbacks.progress import BatchLine
 from lke_lightning.callbacks.recording import Recorder
 from lke_lightning.configuration import configs
 from lke_lightning.data import EditStream
+from lke_lightning.distributed import RUN_FOLDER, named_folder
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.downstream import Task
@@ -122,14 +124,17 @@ class EditCLI(LightningCLI):
         """Find the run's folder, keep others out of it, and find the checkpoint, before anything is loaded.
 
         Raises:
-            EditError: the folder is another run's, or cannot be written; there is no such checkpoint.
+            EditError: the folder is another run's, or cannot be written, or the processes cannot know its name; there
+                is no such checkpoint.
         """
         super().parse_arguments(parser, args)
         if self._instead is not None:
             return
         given = self.config[self.config.subcommand]
         if given.trainer.default_root_dir is None:
-            given.trainer.default_root_dir = f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
+            folder = named_folder(_is_first_rank()) or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
+            given.trainer.default_root_dir = folder
+        os.environ[RUN_FOLDER] = given.trainer.default_root_dir  # Lightning's launcher runs this command per device
         root, fits_alone = Path(given.trainer.default_root_dir), self.config.subcommand == "fit" and _is_first_rank()
         if fits_alone:
             self._held.enter_context(locked(root))
@@ -186,6 +191,8 @@ def run(args: list[str], instead: Instead | None = None) -> None:
     for expected in ("in eval mode at the start", "does not have many workers", "overridden `transfer_batch"):
         warnings.filterwarnings("ignore", message=f".*{expected}.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # deprecation inside lightning 2.6.6
+    # every process logs the same figures: they were gathered before
+    warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True")
     warnings.filterwarnings("ignore", message=".*set_vital.*")  # deprecation inside torchdata 0.11
     warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
     from transformers.utils import logging as transformers_logging

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lke_lightning import checkpoints
+from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 
@@ -21,6 +28,10 @@ class RunCheckpoint(Checkpoint):
 
     Checkpoints never start in the middle of a batch, so whatever kills a run, it continues from the end of one. Where
     an evaluation is due after a batch, the checkpoint waits for it: continuing from there must not skip it.
+
+    A process is told to stop by SIGTERM, and under SLURM by the signal that Lightning requeues at (SIGUSR1 unless the
+    plug-in says otherwise), after which the job is put into the queue again. Whichever process hears of it, all stop
+    after the same batch.
 
     Args:
         dirpath: folder to write into; default: `checkpoints` in the run's folder.
@@ -43,24 +54,32 @@ class RunCheckpoint(Checkpoint):
         self.interval = train_time_interval
         self.last_model_path = ""
         self._saved_at, self._saved_batches = time.monotonic(), -1
+        self._told: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: Editor, stage: str) -> None:
         """Find the folder."""
         self.dirpath = self.dirpath or str(Path(trainer.default_root_dir) / checkpoints.FOLDER)
 
     def on_train_start(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Note what is on disk already; what is newer than the checkpoint gone on from is no part of this run."""
+        """Note what is on disk, and listen; what is newer than the checkpoint gone on from is no part of this run."""
         if trainer.ckpt_path and trainer.is_global_zero:
             checkpoints.set_newer_aside(Path(trainer.ckpt_path))
+        self._listen(trainer)
         self._saved_batches = trainer.global_step if trainer.ckpt_path else -1
         self.last_model_path = str(trainer.ckpt_path or "")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save if it is due and no evaluation is; before the last batch too, whose evaluation may take long."""
+        self._agree_to_stop(trainer)
         left = trainer.num_training_batches - (batch_idx + 1)
         is_evaluation_due = bool(trainer.enable_validation) and (batch_idx + 1) % trainer.val_check_batch == 0
         if left and not is_evaluation_due and (left == 1 or self._is_due(trainer)):
             self._save(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: Editor, *_: Any) -> None:
+        """Let an evaluation during the run be left, which then will be made again."""
+        if trainer.state.fn == "fit":
+            self._agree_to_stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Editor) -> None:
         """Save if it was due before the evaluation."""
@@ -70,6 +89,37 @@ class RunCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: Editor) -> None:
         """Save the finished run, evaluation and all."""
         self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: Editor, exception: BaseException) -> None:
+        """Put a job whose time is up into the queue again."""
+        is_over = isinstance(exception, SIGTERMException) and self._told not in (None, signal.SIGTERM)
+        if is_over and self.keep and trainer.is_global_zero:
+            _requeue()
+
+    def _listen(self, trainer: Trainer) -> None:
+        """Take signals over from Lightning, whose handlers act at once, in the middle of a batch.
+
+        On SIGTERM they talk to the other processes, which may be waiting for something else; at SLURM's they save.
+        """
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        numbers = [signal.SIGTERM]
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            numbers.append(environment.requeue_signal or signal.SIGUSR1)
+
+        def hear(number: int, _: Any) -> None:
+            if self._told is None and hasattr(trainer.strategy.launcher, "kill"):
+                trainer.strategy.launcher.kill(signal.SIGTERM)  # processes that this one has started
+            self._told = self._told or number
+
+        for number in numbers if threading.current_thread() is threading.main_thread() else ():
+            signal.signal(number, hear)
+
+    def _agree_to_stop(self, trainer: Trainer) -> None:
+        """Let Lightning know, on all processes at the same place, if one was told to stop."""
+        heard = [number for number in Team.of().everyones(self._told) if number is not None]
+        if heard:
+            self._told = signal.SIGTERM if signal.SIGTERM in heard else heard[0]
+            trainer._signal_connector.received_sigterm = True
 
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.received_sigterm:
@@ -89,5 +139,15 @@ class RunCheckpoint(Checkpoint):
             checkpoints.link_last(path)
             if self.keep > 0:
                 checkpoints.keep_newest(path.parent, self.keep, Path(trainer.ckpt_path) if trainer.ckpt_path else None)
+        Team.of().wait()  # no process ends, and takes the others with it, before the files are in order
         if trainer.received_sigterm:
             rank_zero_info(f"told to stop after {trainer.global_step} batches: continue with --ckpt_path {path}")
+
+
+def _requeue() -> None:
+    array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ["SLURM_JOB_ID"]
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else job
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        rank_zero_warn(f"job {job} could not be put into the queue again: {error}")

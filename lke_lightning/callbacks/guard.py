@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.evaluation.canary import Canary, Health
@@ -109,7 +110,8 @@ class Guard(Callback):
             if pl_module.made:
                 raise EditError("this run began without guard.text: what its unedited model was like is not known")
             with trainer.precision_plugin.forward_context():
-                self._unedited = self._canary.examine(pl_module.language_model)
+                health = self._canary.examine(pl_module.language_model)
+            self._unedited = Team.of(pl_module.language_model.network).first(health)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Editor, batch: EditBatch, batch_idx: int) -> None:
         """Remember the state that a batch can be taken back to."""
@@ -156,13 +158,13 @@ class Guard(Callback):
         return {**self.ceilings, **({} if self.agreement is None else {"agreement": self.agreement})}
 
     def measure(self, editor: Editor) -> dict[str, float]:
-        """Return what is limited, for the model as it is."""
+        """Return what is limited, for the model as it is; the same on all processes, which decide by it."""
         model = editor.language_model
         growth = max(now / before for before, now in (model.weight(layer).norms() for layer in model.layers))
         measured = {"norm_growth": growth}
         if self._canary is not None:
             measured |= self._canary.examine(model).compared_with(self._unedited)
-        return measured
+        return Team.of(model.network).first(measured)
 
     def _broken(self, measured: dict[str, float]) -> dict[str, float]:
         # written so that a value that is no number breaks its limit

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.evaluation.generated import answer, write_about
@@ -86,6 +87,16 @@ class Measurement:
         Returns:
             By id the scores, and, where answers are generated, what was said after the edited prompt.
         """
+        team = Team.of(editor.language_model.network)
+        share = team.share(requests)  # every edit's own scores are gathered: nothing is averaged before
+        found, said = self._score(editor, forward, share, with_texts) if share else ({}, {})
+        gathered = team.gather([(request.id, found[request.id], said.get(request.id)) for request in share])
+        told = {name: text for name, _, text in gathered if text is not None}
+        return {name: scores for name, scores, _ in gathered}, told
+
+    def _score(
+        self, editor: Editor, forward: Forward, requests: Sequence[EditRequest], with_texts: bool
+    ) -> tuple[dict[str, Scores], dict[str, str]]:
         model, said = editor.language_model, {}
         with _reading(editor, forward, "evaluation"):
             scored = score(model, requests, self.max_tokens)

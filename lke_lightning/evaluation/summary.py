@@ -229,6 +229,8 @@ def _distribution(scores: list[Scores], kind: str, rival: bool = False, known: b
     right, tokens = counts[0][:, 2:].T if rival else counts[0][:, :2].T
     chosen = (right == tokens) if known else ~tokens.isnan()
     metric = AnswerProbability()
+    # every process has the scores of all edits, and perhaps only one of them is here
+    metric.distributed_available_fn = lambda: False
     metric.update(rows[0][chosen, 1 if rival else 0], tokens[chosen])
     found = metric.compute()
     for name in ("per_token", "joint"):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lke_lightning.distributed import as_stored
 from lke_lightning.model.architecture import is_transposed, matrix_shape
 
 
@@ -46,7 +47,7 @@ class EditedWeight(nn.Module):
     def revert(self) -> None:
         """Forget all changes: the live weight is the base, bit for bit."""
         self.delta.zero_()
-        self.matrix.weight.copy_(self.base)
+        self._store(self.base)
 
     @torch.no_grad()
     def restore(self, delta: Tensor) -> None:
@@ -58,7 +59,12 @@ class EditedWeight(nn.Module):
     def refresh(self) -> None:
         """Write base + delta into the network."""
         change = self.delta.T if is_transposed(self.matrix) else self.delta
-        self.matrix.weight.copy_(self.base.to(change.dtype) + change)
+        self._store(self.base.to(change.dtype) + change)
+
+    def _store(self, value: Tensor) -> None:
+        # looked up anew each time: a sharded network has other parameter objects while a block is whole
+        parameter = self.matrix.weight
+        parameter.copy_(as_stored(value.to(parameter.dtype), parameter))
 
     def live(self) -> Tensor:
         """Return base + delta before rounding to the model's dtype, (d_out, d_key)."""

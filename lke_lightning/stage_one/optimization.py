@@ -7,7 +7,7 @@ batch does not matter, because Adam works element by element and losses are neve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lke_lightning.distributed import Team
 from lke_lightning.edits import SLOT, EditBatch, EditError, EditRequest
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.language_model import LanguageModel
@@ -99,7 +100,8 @@ class TargetOptimization(Callback):
                 except EditError as error:
                     raise EditError(f"edit {request.id}: {error}") from error
         if not self.contexts:
-            self.contexts = self.context_templates.sample(pl_module.language_model)
+            model = pl_module.language_model
+            self.contexts = Team.of(model.network).first(self.context_templates.sample(model))
         pl_module.contexts = self.contexts
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
@@ -117,14 +119,20 @@ class TargetOptimization(Callback):
             rank_zero_warn(f"edit {request.id} is left out: its optimisation gave no finite numbers")
 
     def optimize(self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Targets:
-        """Find the targets of some requests under the model's present weights.
+        """Find the targets of some requests under the model's present weights; processes divide them.
 
         Args:
             model: the language model, possibly edited before.
             requests: the edits.
             contexts: templates, `"{}"` first.
         """
-        return self.descend(model, build_rows(requests, contexts, model.text, self.reference_quirks))
+        team = Team.of(model.network)
+        share = team.share(requests)
+        found = [self.descend(model, build_rows(share, contexts, model.text, self.reference_quirks))] if share else []
+        if team.size == 1:
+            return found[0]
+        targets = Targets.joined(team.gather([replace(part, vectors=part.vectors.cpu()) for part in found]))
+        return replace(targets, vectors=targets.vectors.to(model.device))
 
     def descend(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
         """Find the targets of requests that are already rows, all in as many contexts."""
@@ -147,6 +155,7 @@ class TargetOptimization(Callback):
         history = torch.zeros((0, len(built), rows.contexts), dtype=torch.bool, device=device)
         essence_before: Tensor | None = None
         check_every = self.check_every or (1 if device.type == "cpu" else 4)
+        team = Team.of(model.network)
 
         for step in range(1, self.max_steps + 1):
             nll, most_probable, essence = rows.predict(change[active])
@@ -156,7 +165,8 @@ class TargetOptimization(Callback):
                 nll, history, change[active], initial_norm[active], essence, essence_before, self.reference_quirks
             )
             loss = torch.stack([objective(descent) for objective in self.objectives]).sum(0)
-            reason = self._reasons(descent, loss, is_last=step == self.max_steps)
+            # a request that stopped on one process only would leave the others waiting in a sharded network
+            reason = team.alike(self._reasons(descent, loss, is_last=step == self.max_steps))
             stopped = going & (reason >= 0)
             outcome.record(active, stopped, (initial + change)[active], step, loss, reason)
             going = going & ~stopped

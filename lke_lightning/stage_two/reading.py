@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lke_lightning.distributed import Team
 from lke_lightning.edits import EditRequest
 from lke_lightning.model.batching import by_length
 from lke_lightning.model.language_model import LanguageModel
@@ -18,7 +19,8 @@ from lke_lightning.model.tokens import Padded, Row
 class SlotReader:
     """Runs only to the layer asked for, only tokens up to the slot, and continues from the last layer read.
 
-    Ask for layers in ascending order; what was read of a layer stays valid until that layer is written.
+    Ask for layers in ascending order; what was read of a layer stays valid until that layer is written. Processes
+    divide the requests, and each gets what all of them read.
 
     Args:
         model: the language model.
@@ -34,7 +36,9 @@ class SlotReader:
         contexts: Sequence[str],
         max_tokens: int = 32768,
     ) -> None:
-        rows = model.text.rows([request.in_context(template) for request in requests for template in contexts])
+        self._team = Team.of(model.network)
+        mine = self._team.share(requests)
+        rows = model.text.rows([request.in_context(template) for request in mine for template in contexts])
         rows = [Row(row.ids[: row.slot + 1], row.slot) for row in rows]
         self.model, self.contexts = model, len(contexts)
         self._parts = [
@@ -55,8 +59,7 @@ class SlotReader:
             part.hidden = hidden
             at_slots.append(part.at_slots(keys))
         self._start = layer
-        whole = self._in_order(self._parts, at_slots)
-        return [self._average(whole, w) for w in weights]
+        return [self._average(self._parts, at_slots, w) for w in weights]
 
     def outputs(self, site: Site, weights: Tensor) -> Tensor:
         """Return what stands at the target layer's site now, averaged over contexts, (requests, hidden size)."""
@@ -70,15 +73,16 @@ class SlotReader:
                 part.batch, [module], stop=target + 1, start=self._start, hidden=part.hidden
             )
             at_slots.append(part.at_slots(output))
-        return self._average(self._in_order(parts, at_slots), weights[weights > 0])
+        return self._average(parts, at_slots, weights[weights > 0])
 
-    @staticmethod
-    def _in_order(parts: Sequence[_Part], values: Sequence[Tensor]) -> Tensor:
-        return torch.cat(values)[torch.cat([part.rows for part in parts]).argsort()]
-
-    def _average(self, values: Tensor, weights: Tensor) -> Tensor:
-        grouped = values.to(self.model.wide_dtype).view(-1, len(weights), values.shape[1])
-        return torch.einsum("rcd,c->rd", grouped, weights.to(grouped))
+    def _average(self, parts: Sequence[_Part], values: Sequence[Tensor], weights: Tensor) -> Tensor:
+        """Average over contexts what parts have at their slots; gather all requests, (requests, size)."""
+        mine = None
+        if parts:  # more processes than requests: some have none
+            ordered = torch.cat(list(values))[torch.cat([part.rows for part in parts]).argsort()]
+            grouped = ordered.to(self.model.wide_dtype).view(-1, len(weights), ordered.shape[1])
+            mine = torch.einsum("rcd,c->rd", grouped, weights.to(grouped))
+        return self._team.gather_rows(mine, self.model.device)
 
 
 @dataclass

@@ -7,7 +7,7 @@ A solver keeps nothing: what has to survive between batches is the memory it tak
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -32,6 +32,12 @@ DRIFT = {torch.float64: 1e-6, torch.float32: 1e-2}
 
 PER_EDIT = frozenset({"keys", "changes", "weights", "counts"})
 """The parts of a memory of `LeastSquares` with a row for each edit; `counts` says which of them count today."""
+
+ROOM = 1.5
+"""How much larger than needed a part with a row for each edit becomes when it is full: few copies, little waste."""
+
+EDITS_AT_ONCE = 8192
+"""Past edits of which a computation over all of them holds keys in float64 at once."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ class LeastSquares(Solver):
     X = P K L'^-1 the update is D = R L'^-1 X', and P - X X' is the P of the next batch (recursive least squares). After
     every `CHECK_EVERY` edits P M x is compared with x for M = A + S, and P computed anew where they differ by more
     than `DRIFT`. Beside P the memory holds, on the host, A and what every past edit asked: so that an edit can be
-    retired, and M be had, without a second matrix on the device.
+    retired, and M be had, without a second matrix on the device; and `probe`, M x, kept up to date so that the check
+    costs the same however many edits there are.
 
     Args:
         preservation: terms that make up A.
@@ -128,11 +135,12 @@ class LeastSquares(Solver):
         if self.past_edits is not None:
             gram.diagonal().add_(jitter)
             memory |= {"gram": gram.cpu(), "jitter": torch.tensor(jitter, dtype=torch.float64)}
+            memory["probe"] = memory["gram"] @ _fixed(len(gram))
         return memory
 
     def saved(self, memory: Memory) -> Memory:
-        """Leave out A, which the statistics give again."""
-        return {name: part for name, part in memory.items() if name != "gram"}
+        """Leave out A, which the statistics give again, and the room for edits to come."""
+        return {name: _without_room(part) for name, part in memory.items() if name != "gram"}
 
     def completed(self, memory: Memory, second_moment: Tensor) -> Memory:
         """Add A."""
@@ -140,7 +148,12 @@ class LeastSquares(Solver):
             return memory
         gram = self._gram(memory, second_moment.double())
         gram.diagonal().add_(memory["jitter"].item())
-        return {**memory, "gram": gram.cpu()}
+        memory = {**memory, "gram": gram.cpu()}
+        if "probe" not in memory:  # saved by an earlier version
+            memory["probe"] = memory["gram"] @ _fixed(len(gram))
+            if "counts" in memory:
+                self._probe(memory, memory["counts"].nonzero().squeeze(1).tolist())
+        return memory
 
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
         """Solve for one batch and take it into the memory."""
@@ -163,9 +176,15 @@ class LeastSquares(Solver):
         new = {"keys": system.keys.cpu(), "changes": changes.cpu(), "weights": weights.double().cpu()}
         new["counts"] = torch.ones(len(system.keys), dtype=torch.bool)
         before = len(memory["weights"]) if "weights" in memory else 0
-        memory = {**memory, **{name: torch.cat([memory[name], part]) if before else part for name, part in new.items()}}
-        is_due = before // CHECK_EVERY < len(memory["weights"]) // CHECK_EVERY
-        return self._checked(memory) if is_due else memory
+        memory = {**memory, **{name: _appended(memory.get(name, part[:0].clone()), part) for name, part in new.items()}}
+        after = len(memory["weights"])
+        self._probe(memory, range(before, after))
+        return self._checked(memory) if before // CHECK_EVERY < after // CHECK_EVERY else memory
+
+    def _probe(self, memory: Memory, edits: Sequence[int], sign: int = 1) -> None:
+        """Add k (k' x) of some edits to M x, or take it away."""
+        for keys in self._past_keys(memory, edits):
+            memory["probe"] = memory["probe"] + sign * (keys.T @ (keys @ _fixed(keys.shape[1])))
 
     def retire(self, memory: Memory, edits: Sequence[int], change: Tensor) -> tuple[Tensor, Memory]:
         """Take edits out of the memory and out of the weight, as if they had never been made.
@@ -198,6 +217,7 @@ class LeastSquares(Solver):
         missing = (memory["changes"][chosen].to(inverse) - given @ change.to(inverse).T) * weights
         memory = {**memory, "counts": memory["counts"].clone()}
         memory["counts"][chosen] = sign > 0
+        self._probe(memory, chosen, sign)
         projected = keys @ inverse
         inner = sign * projected @ keys.T
         inner.diagonal().add_(1)
@@ -212,11 +232,8 @@ class LeastSquares(Solver):
 
     def drift(self, memory: Memory) -> float:
         """Measure |P (M x) - x| / |x| for a fixed random x, with M from A and all past edits."""
-        inverse, gram = memory["inverse"], memory["gram"]
-        x = torch.randn(len(gram), 1, generator=torch.Generator().manual_seed(0), dtype=gram.dtype)
-        keys = self._past_keys(memory)
-        mx = gram @ x + keys.T @ (keys @ x)
-        return ((inverse @ mx.to(inverse) - x.to(inverse)).norm() / x.norm()).item()
+        inverse, x = memory["inverse"], _fixed(len(memory["probe"]))
+        return ((inverse @ memory["probe"].to(inverse) - x.to(inverse)).norm() / x.norm()).item()
 
     def _checked(self, memory: Memory) -> Memory:
         drift = self.drift(memory)
@@ -226,17 +243,20 @@ class LeastSquares(Solver):
         return self._factored(memory)
 
     def _factored(self, memory: Memory) -> Memory:
-        keys, device = self._past_keys(memory), memory["inverse"].device
-        fresh, _ = invert((memory["gram"] + keys.T @ keys).to(device))
+        gram = memory["gram"]
+        for keys in self._past_keys(memory, memory["counts"].nonzero().squeeze(1).tolist()):
+            gram = gram + keys.T @ keys
+        fresh, _ = invert(gram.to(memory["inverse"].device))
         return {**memory, "inverse": fresh.to(self.dtype)}
 
-    def _past_keys(self, memory: Memory) -> Tensor:
-        """Return the keys of all past edits in the basis solved in, scaled by their weights, float64 on the host."""
-        counts = memory["counts"]
-        keys = memory["keys"][counts].double()
-        if "basis" in memory:
-            keys = keys @ memory["basis"].double().cpu()
-        return keys * memory["weights"][counts].unsqueeze(1).sqrt()
+    def _past_keys(self, memory: Memory, edits: Sequence[int]) -> Iterator[Tensor]:
+        """Yield keys of past edits in the basis solved in, scaled by their weights, float64 on the host."""
+        for start in range(0, len(edits), EDITS_AT_ONCE):
+            chosen = list(edits[start : start + EDITS_AT_ONCE])
+            keys = memory["keys"][chosen].double()
+            if "basis" in memory:
+                keys = keys @ memory["basis"].double().cpu()
+            yield keys * memory["weights"][chosen].unsqueeze(1).sqrt()
 
     def _gram(self, memory: Memory, moment: Tensor) -> Tensor:
         gram = _sum_of(self.preservation, moment)
@@ -303,6 +323,29 @@ class EqualityConstrained(Solver):
 def _sum_of(preservation: Sequence[Preservation], moment: Tensor) -> Tensor:
     """Return A, (d_key, d_key)."""
     return torch.stack([term.gram(moment) for term in preservation]).sum(0)
+
+
+def _fixed(size: int) -> Tensor:
+    """Return the x of the check, (size, 1) float64."""
+    return torch.randn(size, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def _appended(part: Tensor, new: Tensor) -> Tensor:
+    """Put rows behind others, in place where there is room; the given part owns its storage and is used up."""
+    count, size = len(part) + len(new), part.stride(0) * part.element_size()
+    has_room = part.storage_offset() == 0 and part.untyped_storage().nbytes() >= count * size
+    if not has_room:
+        roomy = part.new_empty((int(count * ROOM), *part.shape[1:]))
+        roomy[: len(part)] = part
+        part = roomy[: len(part)]
+    whole = part.as_strided((count, *part.shape[1:]), part.stride())
+    whole[len(part) :] = new
+    return whole
+
+
+def _without_room(part: Tensor) -> Tensor:
+    """Return a tensor whose storage holds nothing but itself: what is saved is the storage."""
+    return part if part.untyped_storage().nbytes() == part.numel() * part.element_size() else part.clone()
 
 
 def _half_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lke_lightning.demo.world import make_world
+from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError
 from lke_lightning.model.language_model import DEMO, LanguageModel, resolve
 from lke_lightning.model.tokens import Row
@@ -101,7 +102,7 @@ class KeyStatistics(Statistics):
         self.cache_dir = Path(cache_dir or os.environ.get("LKE_CACHE") or user_cache_dir("lke_lightning"))
 
     def second_moments(self, model: LanguageModel) -> dict[int, Tensor]:
-        """Load from the cache, or compute and store.
+        """Load from the cache, or compute and store; processes divide the text, and the first one reads and writes.
 
         Raises:
             EditError: the text cannot be read or has too few tokens, or a cached file is not what its name says.
@@ -113,21 +114,32 @@ class KeyStatistics(Statistics):
             )
         tokens = self.tokens or 100 * max(weight.delta.shape[1] for weight in model.edited.values())
         keys = {layer: self.key(model, layer, tokens) for layer in model.layers}
-        missing = [layer for layer in model.layers if not self._file(keys[layer]).is_file()]
+        team = Team.of(model.network)
+        missing = team.first([layer for layer in model.layers if not self._file(keys[layer]).is_file()])
         if missing:
             for layer, moment in self._compute(model, missing, tokens).items():
-                _write({"second_moment": moment}, self._file(keys[layer]), keys[layer])
-        return {layer: self._load(key).to(model.device) for layer, key in keys.items()}
+                if team.is_first:
+                    _write({"second_moment": moment}, self._file(keys[layer]), keys[layer])
+        found = {}
+        for layer, key in keys.items():
+            d_key = model.weight(layer).delta.shape[1]
+            moment = self._load(key) if team.is_first else torch.empty(d_key, d_key)
+            found[layer] = team.first_tensor(moment.to(model.device))
+        return found
 
     def eigen(self, moment: Tensor) -> tuple[Tensor, Tensor]:
         """Decompose a second moment once: the cache keeps what was found, by the content of the matrix."""
         content = _hash(moment.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        file = self.cache_dir / "eigen" / f"{content}.safetensors"
-        if not file.is_file():
-            values, vectors = torch.linalg.eigh(moment)
-            _write({"values": values, "vectors": vectors}, file)
-        with safe_open(file, "pt", device=str(moment.device)) as stored:
-            return stored.get_tensor("values"), stored.get_tensor("vectors")
+        file, team = self.cache_dir / "eigen" / f"{content}.safetensors", Team.of()
+        if not team.is_first:
+            values, vectors = torch.empty_like(moment[0]), torch.empty_like(moment)
+        else:
+            if not file.is_file():
+                values, vectors = torch.linalg.eigh(moment)
+                _write({"values": values, "vectors": vectors}, file)
+            with safe_open(file, "pt", device=str(moment.device)) as stored:
+                values, vectors = stored.get_tensor("values"), stored.get_tensor("vectors")
+        return team.first_tensor(values), team.first_tensor(vectors)
 
     def key(self, model: LanguageModel, layer: int, tokens: int) -> dict[str, str]:
         """Return what identifies the statistics of a layer in the cache."""
@@ -156,14 +168,17 @@ class KeyStatistics(Statistics):
         d_keys = [model.weight(layer).delta.shape[1] for layer in layers]
         sums = [torch.zeros(d, d, dtype=torch.float64, device=model.device) for d in d_keys]
         seen = 0
-        batches = self._batches(model, tokens)
-        for rows in track(batches, f"Key statistics of layers {list(layers)}", transient=True):
+        team = Team.of(model.network)
+        batches = team.share(self._batches(model, tokens))
+        what = f"Key statistics of layers {list(layers)}"
+        for rows in track(batches, what, transient=True, disable=not team.is_first):
             batch = model.text.pad(rows, model.device)
             real = batch.mask.bool()
             for total, (keys, _) in zip(sums, model.observe(batch, matrices, stop=layers[-1] + 1), strict=True):
                 flat = keys[real].to(model.wide_dtype)  # products in the wide dtype, their sum over batches in float64
                 total += flat.T @ flat
             seen += int(real.sum())
+        sums, seen = [team.sum(total) for total in sums], int(team.sum(torch.tensor(seen, device=model.device)))
         if seen < max(d_keys):
             raise EditError(
                 f"the corpus {self.corpus} has {seen} tokens, fewer than the {max(d_keys)} entries of a key: "

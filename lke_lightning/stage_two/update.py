@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Targets
@@ -155,11 +156,7 @@ class WeightUpdate(Callback):
             self._keep(layer, memory)
             if self.transform is not None:
                 update = self.transform(weight.live(), update)
-            if not update.isfinite().all():
-                raise EditError(
-                    f"the update of layer {layer} is not finite: the statistics or strengths do not suit it"
-                )
-            weight.add(update)
+            self._write(model, layer, update)
         if remembers:
             self.register.enter(requests)
         return systems
@@ -244,7 +241,16 @@ class WeightUpdate(Callback):
                 if numbers:
                     update, memory = move(self._fetch(layer, model), numbers, weight.delta)
                     self._keep(layer, memory)
-                    weight.add(update)
+                    self._write(model, layer, update)
+
+    @staticmethod
+    def _write(model: LanguageModel, layer: int, update: Tensor) -> None:
+        """Add an update; every process has solved for it, and all take the first one's, so that they stay alike."""
+        weight = model.weight(layer)
+        update = Team.of(model.network).first_tensor(update.to(weight.delta))
+        if not update.isfinite().all():
+            raise EditError(f"the update of layer {layer} is not finite: the statistics or strengths do not suit it")
+        weight.add(update)
 
     def _fetch(self, layer: int, model: LanguageModel) -> Memory:
         """Bring what the solver computes with to the device."""

@@ -1,0 +1,92 @@
+"""A run on several ranks ends like the run of a single process; so does one that changes their number on the way."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from lke_lightning import checkpoints
+from tests.distributed.conftest import REPLICATED, SHARDED, differences
+
+
+def end_of(folder):
+    """Return what a run leaves behind, without times and lengths in bytes."""
+    checkpoint = torch.load(checkpoints.newest(folder), weights_only=True)
+    del checkpoint["editing"]["seconds"], checkpoint["editing"]["configuration"]
+    checkpoint["callbacks"]["Scorecard"].pop("seconds")
+    checkpoint["callbacks"].pop("Recorder")
+    card = json.loads((folder / "scorecard.json").read_text())
+    entries = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    for part in (card, *entries):
+        part.pop("seconds", None)
+        part.pop("time", None)
+    return {"checkpoint": checkpoint, "card": card, "ledger": entries}
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy", "ranks"),
+    [
+        ("encore", REPLICATED, 2),
+        pytest.param("encore", REPLICATED, 4, marks=pytest.mark.slow),
+        pytest.param("encore", ("--trainer.strategy", "ddp"), 2, marks=pytest.mark.slow),
+        pytest.param("encore", SHARDED, 2, marks=pytest.mark.slow),
+        pytest.param("encore", SHARDED, 4, marks=pytest.mark.slow),
+        pytest.param("alphaedit", REPLICATED, 2, marks=pytest.mark.slow),
+        pytest.param("alphaedit", REPLICATED, 4, marks=pytest.mark.slow),
+        pytest.param("alphaedit", SHARDED, 2, marks=pytest.mark.slow),
+    ],
+    ids=lambda part: "-".join(part).rsplit("/")[-1] if isinstance(part, tuple) else str(part),
+)
+def test_several_ranks_end_like_one(method, strategy, ranks, job, play, tmp_path):
+    one, several = tmp_path / "one", tmp_path / "several"
+    ends, said = play(job(one, 1, method=method), job(several, ranks, method=method, strategy=strategy))
+    assert ends == [[0], [0] * ranks], said
+    expected = end_of(one)
+    assert expected["checkpoint"]["global_step"] == 3  # batches, whatever the number of ranks; the last has one edit
+    assert expected["checkpoint"]["editing"]["made"] == 9
+    assert differences(expected, end_of(several)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (4, 1), (1, 2), (2, 4)])
+def test_a_run_goes_on_with_another_number_of_ranks(before, after, job, play, tmp_path):
+    one, run = tmp_path / "one", tmp_path / "run"
+    first = job(run, before, stop=before - 1)  # in the middle of the second batch, one rank hears of it
+    ends, said = play(job(one, 1), first, job(run, after, "--ckpt_path", "last"))
+    assert ends == [[0], [128 + signal.SIGTERM] * before, [0] * after], said
+    assert "told to stop after 2 batches" in said["job-1.0.log"]
+    assert differences(end_of(one), end_of(run)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [REPLICATED, SHARDED], ids=["replicated", "sharded"])
+def test_a_sharded_run_goes_on_in_one_process_and_back(strategy, job, play, tmp_path):
+    one, run = tmp_path / "one", tmp_path / "run"
+    first = job(run, 2, strategy=SHARDED, stop=0)
+    ends, said = play(job(one, 1), first, job(run, 2, "--ckpt_path", "last", strategy=strategy))
+    assert ends == [[0], [128 + signal.SIGTERM] * 2, [0, 0]], said
+    assert differences(end_of(one), end_of(run)) == []
+
+
+@pytest.mark.parametrize("dead", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_when_a_rank_dies_the_others_end_with_a_reason_and_the_run_goes_on(dead, job, play, tmp_path):
+    one, run = tmp_path / "one", tmp_path / "run"
+    ends, said = play(job(one, 1), job(run, 2, kill=dead), job(run, 1, "--ckpt_path", "last"))
+    assert ends[1][dead] == -signal.SIGKILL
+    assert ends[1][1 - dead] == 1
+    assert "waited in vain for the others" in said[f"job-1.{1 - dead}.log"]
+    assert ends[2] == [0], said
+    assert differences(end_of(one), end_of(run)) == []
+
+
+@pytest.mark.slow
+def test_the_guard_decides_alike_on_all_ranks(world, job, play, tmp_path):
+    guard = ["--guard.text", json.dumps([str(world / "text.txt")]), "--guard.text_tokens", "200"]
+    guard += ["--guard.agreement", "0.9", "--guard.action", "split"]
+    one, run = tmp_path / "one", tmp_path / "run"
+    ends, said = play(job(one, 1, *guard), job(run, 2, *guard))
+    assert ends == [[0], [0, 0]], said
+    expected = end_of(one)
+    assert any(entry["event"] == "guard" for entry in expected["ledger"])
+    assert differences(expected, end_of(run)) == []
