@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +14,10 @@ from lke_lightning import checkpoints
 from lke_lightning.edits import EditError
 from lke_lightning.ledger import NAME as LEDGER
 from lke_lightning.ledger import Entry, Ledger, states
+from lke_lightning.report.folders import DOWNSTREAM, DRIFT, SCORECARD, is_run, logged, parts_of, read_json
 
 KINDS = ("efficacy", "paraphrase", "neighborhood")
 MOMENTS = ("before", "just_after", "final")
-SCORECARD, DRIFT, DOWNSTREAM = "scorecard.json", "drift.json", "downstream.json"
 BINS = 20
 PAUSE = 10
 """A batch that took so many times the median is taken for a pause between two parts of a run."""
@@ -68,12 +66,12 @@ class RunRecord:
             entries = list(Ledger(folder).read())
         except ValueError as error:
             raise EditError(f"{folder / LEDGER} is damaged: {error}") from error
-        card, drift, downstream = (_json(folder / name) for name in (SCORECARD, DRIFT, DOWNSTREAM))
-        versions = _versions(folder)
-        written = [version / "config.yaml" for version in versions if (version / "config.yaml").is_file()]
+        card, drift, downstream = (read_json(folder / name) for name in (SCORECARD, DRIFT, DOWNSTREAM))
+        parts = parts_of(folder)
+        written = [version / "config.yaml" for version in parts if (version / "config.yaml").is_file()]
         configuration = written[-1].read_text(encoding="utf-8") if written else ""
         newest = checkpoints.newest(folder)
-        return cls(folder, name, card, entries, drift, downstream, _logged(versions), configuration, newest)
+        return cls(folder, name, card, entries, drift, downstream, logged(parts), configuration, newest)
 
     def events(self, kind: str) -> list[Entry]:
         """Return the ledger's entries of a kind, in order."""
@@ -336,11 +334,6 @@ def read_all(places: Sequence[str]) -> list[RunRecord]:
     ]
 
 
-def is_run(folder: Path) -> bool:
-    """Tell whether something of a run is in a folder."""
-    return (folder / SCORECARD).is_file() or (folder / LEDGER).is_file()
-
-
 def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for name, part in tree.items():
         if isinstance(part, dict):
@@ -357,39 +350,3 @@ def _at(tree: Any, path: Sequence[str]) -> Any:
 
 def _harmonic_mean(values: Sequence[float]) -> float:
     return len(values) / sum(1 / value for value in values) if min(values) > 0 else 0.0
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EditError(f"{path} is damaged: {error}") from error
-
-
-def _versions(folder: Path) -> list[Path]:
-    """Return the folders of Lightning's logs, one for each part of a run, the oldest first."""
-    found = [path for path in (folder / "lightning_logs").glob("version_*") if path.name.split("_")[-1].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.split("_")[-1]))
-
-
-def _logged(versions: Sequence[Path]) -> list[dict[str, float]]:
-    """Join what each part of a run logged; a batch that was edited again counts as it was the last time."""
-    rows: dict[int, dict[str, float]] = {}
-    for row in itertools.chain.from_iterable(_rows(version / "metrics.csv") for version in versions):
-        rows.setdefault(int(row["step"]), {}).update(row)
-    return [rows[step] for step in sorted(rows)]
-
-
-def _rows(path: Path) -> Iterator[dict[str, float]]:
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            try:
-                found = {name: float(value) for name, value in row.items() if name and value}
-            except (ValueError, TypeError):  # the last line of a run that was killed
-                continue
-            if "step" in found and any(name.startswith(("just_after/", "norm_growth/")) for name in found):
-                yield found
