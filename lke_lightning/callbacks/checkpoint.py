@@ -62,8 +62,9 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: Editor) -> None:
         """Note what is on disk, and listen; what is newer than the checkpoint gone on from is no part of this run."""
-        if trainer.ckpt_path and trainer.is_global_zero:
-            checkpoints.set_newer_aside(Path(trainer.ckpt_path))
+        source = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
+        if source is not None and source.parent == Path(self.dirpath).resolve() and trainer.is_global_zero:
+            checkpoints.set_newer_aside(source)
         self._listen(trainer)
         self._saved_batches = trainer.global_step if trainer.ckpt_path else -1
         self.last_model_path = str(trainer.ckpt_path or "")
