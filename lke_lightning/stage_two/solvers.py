@@ -247,7 +247,7 @@ class LeastSquares(Solver):
         for keys in self._past_keys(memory, memory["counts"].nonzero().squeeze(1).tolist()):
             gram = gram + keys.T @ keys
         fresh, _ = invert(gram.to(memory["inverse"].device))
-        return {**memory, "inverse": fresh.to(self.dtype)}
+        return {**memory, "inverse": fresh.to(self.dtype), "probe": gram @ _fixed(len(gram))}
 
     def _past_keys(self, memory: Memory, edits: Sequence[int]) -> Iterator[Tensor]:
         """Yield keys of past edits in the basis solved in, scaled by their weights, float64 on the host."""

@@ -1,15 +1,16 @@
 """Runs `fit` on several gloo ranks, forked from one process in which everything is imported. Run as a script by tests.
 
 Each job is a dict: `arguments` of the command line, `ranks`, and optionally `kill`: a rank that dies by SIGKILL before
-its third update, and `stop`: a rank that receives SIGTERM there.
+its third update, `stop`: a rank that receives SIGTERM there, `time_is_up`: likewise SIGUSR1; and `slurm`: a folder with
+a command `scontrol`, for ranks that take themselves for tasks of SLURM's job 7.
 """
 
-import contextlib
 import json
 import os
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -32,32 +33,40 @@ def signal_at(update, number):
     EditedWeight.add = counted
 
 
-def rank(job, number, port, log):
+def take_part(job, number, port, log):
     """Be one rank of a run; return its exit status."""
-    if job["ranks"] > 1:  # what torchrun sets
-        os.environ |= {
-            "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(job["ranks"]),
-            "LOCAL_WORLD_SIZE": str(job["ranks"]), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests",
-        }  # fmt: skip
+    if job["ranks"] > 1:  # what torchrun or SLURM sets
+        rank, ranks = str(number), str(job["ranks"])
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        if "slurm" in job:
+            os.environ |= {
+                "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NTASKS": ranks, "SLURM_NODEID": "0",
+                "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "edit", "PATH": f"{job['slurm']}:{os.environ['PATH']}",
+            }  # fmt: skip
+        else:
+            os.environ |= {
+                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": "0",
+                "TORCHELASTIC_RUN_ID": "tests",
+            }  # fmt: skip
         from lightning.pytorch.utilities import rank_zero_only
 
         rank_zero_only.rank = number  # was found out when it was imported
         from lightning_utilities.core.rank_zero import rank_zero_only as other
 
         other.rank = number
-    for name, what in (("kill", signal.SIGKILL), ("stop", signal.SIGTERM)):
+    for name, what in (("kill", signal.SIGKILL), ("stop", signal.SIGTERM), ("time_is_up", signal.SIGUSR1)):
         if job.get(name) == number:
             signal_at(3, what)
-    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        try:
-            main(job["arguments"])
-        except SystemExit as error:
-            print(error, flush=True)
-            return error.code if isinstance(error.code, int) else 1
-        except BaseException as error:
-            print(repr(error), flush=True)
-            raise
+    with log.open("a") as file:
+        for stream in (1, 2):  # also what loggers write, which know their streams from before
+            os.dup2(file.fileno(), stream)
+    try:
+        main(job["arguments"])
+    except SystemExit as error:
+        print(error)
+        return error.code if isinstance(error.code, int) else 1
+    finally:
+        sys.stdout.flush()
     return 0
 
 
@@ -72,7 +81,9 @@ def run(job, logs):
         if child == 0:
             status = 70
             try:
-                status = rank(job, number, port, Path(f"{logs}.{number}.log"))
+                status = take_part(job, number, port, Path(f"{logs}.{number}.log"))
+            except Exception:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         children.append(child)

@@ -69,6 +69,21 @@ def test_a_sharded_run_goes_on_in_one_process_and_back(strategy, job, play, tmp_
     assert differences(end_of(one), end_of(run)) == []
 
 
+@pytest.mark.slow
+def test_a_job_whose_time_is_up_goes_into_the_queue_again_and_on(job, play, tmp_path):
+    one, tools = tmp_path / "one", tmp_path / "tools"
+    tools.mkdir()
+    (tools / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/asked\n")
+    (tools / "scontrol").chmod(0o755)
+    again = ["--ckpt_path", "last"]  # the same command both times
+    run = tmp_path / "runs" / "slurm-7"
+    first, second = (job(run, 2, *again, slurm=str(tools), **told) for told in ({"time_is_up": 1}, {}))
+    ends, said = play(job(one, 1), first, second)
+    assert ends == [[0], [128 + signal.SIGTERM] * 2, [0, 0]], said
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    assert differences(end_of(one), end_of(run)) == []
+
+
 @pytest.mark.parametrize("dead", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_when_a_rank_dies_the_others_end_with_a_reason_and_the_run_goes_on(dead, job, play, tmp_path):
     one, run = tmp_path / "one", tmp_path / "run"

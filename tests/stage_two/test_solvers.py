@@ -234,6 +234,49 @@ def test_a_drifted_inverse_is_computed_anew(monkeypatch):
     assert solver.drift(memory) < 1e-9
 
 
+def test_the_memory_of_edits_grows_in_place_and_is_saved_without_its_room():
+    solver = LeastSquares([BaseStatistics(1.0), NormPenalty(0.1)], PastEdits())
+    memory, asked, moved = solver.init(moment()), [system(3, seed) for seed in range(100)], 0
+    for one in asked:
+        before = memory["keys"].data_ptr() if "keys" in memory else 0
+        _, memory = solver.compute(memory, one)
+        moved += memory["keys"].data_ptr() != before
+    assert moved < 15  # not in each of 100 batches
+    assert torch.equal(memory["keys"], torch.cat([one.keys for one in asked]))
+    assert torch.equal(memory["changes"], torch.cat([one.residuals for one in asked]))
+    for part in solver.saved(memory).values():
+        assert part.untyped_storage().nbytes() == part.numel() * part.element_size()
+
+
+def test_the_first_batch_is_not_written_into():
+    solver = LeastSquares([BaseStatistics(1.0), NormPenalty(0.1)], PastEdits())
+    keys, residuals = randn(9, D_KEY, seed=1), randn(9, D_OUT, seed=2)
+    given = keys.clone()
+    memory = solver.init(moment())
+    for part in (slice(0, 4), slice(4, 6)):  # a view of a larger tensor has room behind it that is not the memory's
+        _, memory = solver.compute(memory, EditSystem(keys[part], keys[part], residuals[part]))
+    assert torch.equal(keys, given)
+    memory = solver.shorten(memory, 4)
+    _, memory = solver.compute(memory, EditSystem(keys[6:], keys[6:], residuals[6:]))
+    assert torch.equal(memory["keys"], keys[[0, 1, 2, 3, 6, 7, 8]])
+
+
+@pytest.mark.parametrize("null_space", [None, NullSpace(0.05)])
+def test_the_drift_is_measured_against_all_edits_that_count(null_space, monkeypatch):
+    monkeypatch.setattr(solvers, "EDITS_AT_ONCE", 4)
+    solver = LeastSquares([NormPenalty(0.5)], PastEdits(), null_space)
+    memory, change = run_stream(solver, moment(), [(randn(5, D_KEY, seed=s), randn(5, D_OUT, seed=s)) for s in (1, 2)])
+    _, memory = solver.retire(memory, [1, 7], change)
+    keys = memory["keys"][memory["counts"]]
+    keys = keys @ memory["basis"] if null_space else keys
+    gram = memory["gram"] + keys.T @ keys
+    x = torch.randn(len(gram), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    close(memory["probe"], gram @ x)
+    old = {name: part for name, part in solver.saved(memory).items() if name != "probe"}  # of an earlier version
+    close(solver.completed(old, moment())["probe"], gram @ x)
+    close(solver._factored(memory)["inverse"], torch.linalg.inv(gram))
+
+
 def test_float32_is_near_float64():
     exact = LeastSquares([BaseStatistics(10.0), NormPenalty(0.1)], PastEdits())
     single = LeastSquares([BaseStatistics(10.0), NormPenalty(0.1)], PastEdits(), dtype="float32")
