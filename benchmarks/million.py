@@ -23,7 +23,7 @@ def main(edits: int = 100_000, batch: int = 100, d_key: int = 256, d_out: int = 
     """Edit again and again.
 
     Args:
-        edits: how many in all.
+        edits: how many in all; a hundred batches at least, so that each tenth retires one.
         batch: edits of a batch.
         d_key: entries of a key.
         d_out: entries of an output.
