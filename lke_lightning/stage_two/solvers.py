@@ -139,20 +139,19 @@ class LeastSquares(Solver):
         return memory
 
     def saved(self, memory: Memory) -> Memory:
-        """Leave out A, which the statistics give again, and the room for edits to come."""
-        return {name: _without_room(part) for name, part in memory.items() if name != "gram"}
+        """Leave out A, which the statistics give again, what follows from it, and the room for edits to come."""
+        return {name: _without_room(part) for name, part in memory.items() if name not in ("gram", "probe")}
 
     def completed(self, memory: Memory, second_moment: Tensor) -> Memory:
-        """Add A."""
+        """Add A and M x."""
         if self.past_edits is None:
             return memory
         gram = self._gram(memory, second_moment.double())
         gram.diagonal().add_(memory["jitter"].item())
         memory = {**memory, "gram": gram.cpu()}
-        if "probe" not in memory:  # saved by an earlier version
-            memory["probe"] = memory["gram"] @ _fixed(len(gram))
-            if "counts" in memory:
-                self._probe(memory, memory["counts"].nonzero().squeeze(1).tolist())
+        memory["probe"] = memory["gram"] @ _fixed(len(gram))
+        if "counts" in memory:
+            self._probe(memory, memory["counts"].nonzero().squeeze(1).tolist())
         return memory
 
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:

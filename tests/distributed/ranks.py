@@ -40,8 +40,9 @@ def take_part(job, number, port, log):
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         if "slurm" in job:
             os.environ |= {
-                "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NTASKS": ranks, "SLURM_NODEID": "0",
-                "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "edit", "PATH": f"{job['slurm']}:{os.environ['PATH']}",
+                "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NTASKS": ranks, "SLURM_NTASKS_PER_NODE": ranks,
+                "SLURM_NODEID": "0", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "edit",
+                "PATH": f"{job['slurm']}:{os.environ['PATH']}",
             }  # fmt: skip
         else:
             os.environ |= {
