@@ -27,7 +27,7 @@ def performance() -> str:
     for path in sorted((ROOT / "results").glob("benchmark-*.json")):
         result = json.loads(path.read_text())
         describe = MEASURED.get(result["benchmark"])  # what is no matter of speed stands elsewhere
-        shown = [run for run in result["runs"] if run.get("dtype") != "bfloat16" or "cpu" not in path.name]
+        shown = [run for run in result.get("runs", ()) if run.get("dtype") != "bfloat16" or "cpu" not in path.name]
         for run in [run for run in shown if run.get("d_key", 6400) >= 6400] if describe else ():
             what, ours, theirs = describe(run)
             rows.append([what, result["machine"], ours, theirs, f"**{run['ratio']}**", f"[file](results/{path.name})"])

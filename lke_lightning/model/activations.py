@@ -49,13 +49,17 @@ def change_output(module: nn.Module, change: Callable[[Tensor], Tensor], rows: i
     """Replace the tensor that a module returns by what `change` makes of it, seen as (rows, length, size).
 
     Args:
-        module: a block that returns a tensor, or an edited matrix.
+        module: a block, or an edited matrix.
         change: takes and returns (rows, length, size).
         rows: how many rows run; matters only where the module sees all tokens in one row.
     """
-    handle = module.register_forward_hook(
-        lambda _module, _args, output: change(in_rows(output, rows)).view(output.shape)
-    )
+
+    def changed(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output  # GPT-J's blocks return tuples
+        new = change(in_rows(hidden, rows)).view(hidden.shape)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handle = module.register_forward_hook(changed)
     try:
         yield
     finally:

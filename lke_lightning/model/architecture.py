@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lke_lightning.edits import EditError
-from lke_lightning.model.refusals import check_block, check_kind, check_matrix, check_whole
+from lke_lightning.model.refusals import check_block, check_kind, check_matrix
 
 OUTPUT_MATRICES = (
     "mlp.down_proj", "mlp.c_proj", "mlp.fc_out", "mlp.dense_4h_to_h", "mlp.fc2", "fc2", "ffn.down_proj"
@@ -53,7 +53,6 @@ class Architecture:
             EditError: a model that cannot be edited, with the reason (see `refusals`); no decoder blocks, or no
                 matrix that can be told apart.
         """
-        check_whole(network)
         check_kind(network)
         config = network.config.get_text_config()
         blocks = _find_blocks(network, config.num_hidden_layers)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lke_lightning.edits import EditError
 from lke_lightning.model.activations import before_head, capture, in_rows, into_head, only_blocks
 from lke_lightning.model.architecture import Architecture
+from lke_lightning.model.refusals import check_whole
 from lke_lightning.model.tokens import Padded, TextEncoder
 from lke_lightning.model.weights import EditedWeight
 
@@ -98,6 +99,7 @@ class LanguageModel(nn.Module):
         system: str | None = None,
     ) -> None:
         super().__init__()
+        check_whole(network)
         architecture = Architecture.of(network, matrix)
         architecture.check_layers(list(layers))
         architecture.check_matrices(list(layers))

@@ -111,7 +111,7 @@ CASES = [
 @pytest.mark.parametrize("name", CASES)
 def test_two_batches_of_edits_are_what_the_model_says(name, length, tmp_path):
     before, after = run(FAMILIES[name], length, tmp_path)
-    assert sum(before) < len(before) / 2
+    assert sum(before) <= len(before) / 2  # the taught network is not sure of everything
     if FAMILIES[name].daily:
         assert all(after), after
     recorded = json.loads((Path(__file__).parents[2] / "results" / "families.json").read_text())["families"][name]

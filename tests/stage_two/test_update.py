@@ -24,6 +24,10 @@ REQUESTS = [
     EditRequest(id="1", prompt="{} plays", subject="Ana", target="piano"),
 ]
 
+EXACT, SINGLE = {"rtol": 1e-6, "atol": 1e-8}, {"rtol": 1e-5, "atol": 1e-6}
+TOLERANCE = {"gpt2": EXACT, "llama": EXACT, "gptj": SINGLE}
+"""GPT-J attends in float32 whatever its dtype."""
+
 
 class Unit(Statistics):
     def second_moments(self, model):
@@ -57,9 +61,9 @@ def test_reader_agrees_with_plain_forwards_also_after_a_write(family, policy):
         for i, request in enumerate(REQUESTS):
             states = [plain_states(model, request, template) for template in CONTEXTS]
             expected = sum(w * keys_[layer] for w, (keys_, _) in zip(weights, states, strict=True))
-            torch.testing.assert_close(keys[i], expected, rtol=1e-6, atol=1e-8)
+            torch.testing.assert_close(keys[i], expected, **TOLERANCE[family])
             now = sum(w * blocks[2] for w, (_, blocks) in zip(policy.anchors(3), states, strict=True))
-            torch.testing.assert_close(outputs[i], now, rtol=1e-6, atol=1e-8)
+            torch.testing.assert_close(outputs[i], now, **TOLERANCE[family])
         model.weight(layer).add(torch.full_like(model.weight(layer).delta, 0.01))
 
 
