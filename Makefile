@@ -10,7 +10,7 @@ fit: $(READY)
 	$(BIN)/python -m lke_lightning fit
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check lke_lightning tests

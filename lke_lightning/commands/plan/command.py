@@ -132,7 +132,7 @@ def prepare(
         contexts=contexts,
         documents=documents,
         length=getattr(stage_two.statistics, "length", 512),
-        score_tokens=_part(trainer, Scorecard).max_tokens,
+        score_tokens=_part(trainer, Scorecard).measurement.max_tokens,
         statistics_tokens=run.statistics.at_once if run.statistics.tokens else 0,
         perplexity_tokens=min(run.perplexity.at_once, run.perplexity.tokens),
         device=trainer.strategy.root_device,
@@ -156,7 +156,7 @@ def _tokenizer(editor: Editor) -> Any:
 def _settings(trainer: Trainer, stream: EditStream, contexts: list[str], encoder: TextEncoder, blocks: int) -> Run:
     """Take from the parts of a run what its costs depend on; every request takes all steps, statistics are there."""
     stage_one, scorecard, checkpoint = (_part(trainer, kind) for kind in (TargetOptimization, Scorecard, RunCheckpoint))
-    requests, device = stream.requests, trainer.strategy.root_device
+    requests, device, measured = stream.requests, trainer.strategy.root_device, scorecard.measurement
     batch_size = min(stream.batch_size, len(requests))
     sample = spread(requests, SAMPLE)
     return Run(
@@ -173,8 +173,8 @@ def _settings(trainer: Trainer, stream: EditStream, contexts: list[str], encoder
         evaluated=_evaluated(trainer, len(requests), batch_size),
         statistics=Text(0, 0, 0),
         statistics_layers=0,
-        perplexity=Text(scorecard.text_tokens if scorecard.text else 0, scorecard.max_tokens, blocks),
-        perplexities=2 if scorecard.text else 0,
+        perplexity=Text(measured.text_tokens if measured.text else 0, measured.max_tokens, blocks),
+        perplexities=2 if measured.text else 0,
         checkpoint_every=checkpoint.every_n_train_steps,
         checkpoints_kept=checkpoint.keep,
         keep_on_host=_part(trainer, WeightUpdate).keep_on_host,
