@@ -59,9 +59,7 @@ def main(folder: str) -> None:
         "date": time.strftime("%Y-%m-%d"),
     }
     write(harness.RESULTS / f"{Path(folder).name}.json", json.dumps(result, indent=1) + "\n")
-    print(
-        "| method | S (95 %) | just after | perplexity | norm growth | target's probability per token | known facts' | share of edited MLPs |"
-    )
+    print("| method | S | just after | perplexity | norm growth | edited | known | share of edited MLPs |")
     for name, r in result["runs"].items():
         low, high = r["S_interval"]
         known = r["probability_per_token"].get("known_originals") or float("nan")
