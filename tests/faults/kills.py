@@ -133,6 +133,7 @@ def end_of(folder):
 def kill_and_compare(arguments, folder, points, seed):
     """Kill a run at random points, once each, and one run again and again; return what differs, by point."""
     chance = random.Random(seed)
+    fit(arguments, folder / "first")  # computes the key statistics, which the others find in their cache
     whole = folder / "whole"
     places = fit(arguments, whole)
     expected = end_of(whole)
