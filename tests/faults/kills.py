@@ -140,7 +140,8 @@ def kill_and_compare(arguments, folder, points, seed):
     kinds = sorted(set(places))
     # every kind of place first, then anywhere
     numbers = [chance.choice([i + 1 for i, place in enumerate(places) if place == kind]) for kind in kinds]
-    numbers = (chance.sample(numbers, len(numbers)) + chance.sample(range(1, len(places) + 1), points))[:points]
+    anywhere = chance.sample(range(1, len(places) + 1), len(places))
+    numbers = list(dict.fromkeys(chance.sample(numbers, len(numbers)) + anywhere))[:points]
     found = {}
     for number in numbers:
         run = folder / f"killed-{number}"
