@@ -1,0 +1,47 @@
+"""A table of bad inputs: each ends in one sentence that says what to do, at once, with nothing half-written."""
+
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import tests.robustness
+from lke_lightning.cli import main
+from lke_lightning.model import language_model
+
+TABLES = [name for _, name, _ in pkgutil.iter_modules(tests.robustness.__path__) if name.startswith("bad_")]
+CASES = [
+    case for name in TABLES for case in getattr(importlib.import_module(f"tests.robustness.{name}"), "CASES", ())
+]
+
+
+def files(*folders):
+    return {path for folder in folders for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize("bad", CASES, ids=lambda bad: bad.name)
+def test_it_is_refused_with_what_to_do(bad, small_world, small_run, tmp_path, monkeypatch, capsys):
+    place = tmp_path / "place"
+    place.mkdir()
+    given = list(bad.arguments(place, small_world) if callable(bad.arguments) else bad.arguments)
+    if given and given[0] == "fit":
+        given = [*small_run, "--trainer.default_root_dir", str(tmp_path / "run"), *given[1:]]
+    if not bad.loads_model:
+
+        def no_loading(*_, **__):
+            pytest.fail("a model was loaded before the input was refused")
+
+        monkeypatch.setattr(language_model, "load", no_loading)
+        monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", no_loading)
+    before = files(tmp_path, small_world)
+    with pytest.raises(SystemExit) as left:
+        main(given)
+    assert left.value.code not in (0, None)
+    said = (left.value.code if isinstance(left.value.code, str) else "") + capsys.readouterr().err
+    message = said.strip().rsplit("error: ", 1)[-1]
+    assert "Traceback" not in said
+    assert len(message.splitlines()) <= 8, message
+    assert re.search(bad.says, message, re.DOTALL), message
+    assert files(tmp_path, small_world) == before
