@@ -17,6 +17,32 @@ from lke_lightning.results import replace
 
 FOLDER, LAST, PATTERN = "checkpoints", "last.ckpt", "batch-*.ckpt"
 
+FORMAT = 2
+"""Of what `Editor.on_save_checkpoint` writes; raised whenever this version cannot continue from earlier ones."""
+
+CONTENTS = {
+    "state_dict": dict,
+    "hyper_parameters": dict,
+    "global_step": int,
+    "loops": dict,
+    "callbacks": {
+        "TargetOptimization": {"contexts": list},
+        "WeightUpdate": {"memory": dict, "statistics": dict},
+        "Recorder": {"size": int},
+    },
+    "editing": {
+        "base_hash": str,
+        "layers": list,
+        "chat": dict,
+        "register": {"ids": list, "facts": list, "replaces": list, "states": list},
+        "seconds": dict,
+        "configuration": dict,
+        "stream": {"batch_size": int, "digests": torch.Tensor, "ends": list},
+        "random": {"torch": torch.Tensor, "python": list},
+    },
+}
+"""What a checkpoint of an editing run holds at least, and of which type."""
+
 
 def file_name(batches: int) -> str:
     """Name the checkpoint of a run by how many batches it has edited; names sort in that order."""
@@ -27,29 +53,69 @@ def read(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint on the CPU, without running any pickle, after all its checksums were compared.
 
     Raises:
-        EditError: it is not there, or is damaged; the message names the newest whole one beside it.
+        EditError: it is not there, is damaged (the message names the newest whole one beside it), or is not a
+            checkpoint of an editing run in this version's format.
     """
     path = Path(path)
     if not path.is_file():
         raise EditError(f"no checkpoint {str(path)!r}")
     damage = damage_of(path)
     if damage:
-        others = [other for other in _numbered(path.parent) if other != path.resolve() and not damage_of(other)]
-        offer = (
-            f"continue from the one before it: --ckpt_path {others[-1]}" if others else "there is no other beside it"
-        )
-        raise EditError(f"the checkpoint {path} is damaged ({damage}): {offer}")
+        raise _damaged(path, damage)
+    checkpoint = _load(path, mmap=False)
+    broken = [name for name, value in checkpoint["state_dict"].items() if not value.isfinite().all()]
+    if broken:
+        raise EditError(f"the checkpoint {path} holds numbers that are not finite in {broken[0]}: use an earlier one")
+    return checkpoint
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """Load a checkpoint without reading its tensors into memory, and without comparing checksums.
+
+    Raises:
+        EditError: as for `read`, as far as can be seen without reading everything.
+    """
+    return _load(path, mmap=True)
+
+
+def _load(path: Path, mmap: bool) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise EditError(
             f"{path} is no checkpoint of an editing run: it holds more than tensors and plain values"
         ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+    if not isinstance(checkpoint, dict) or "editing" not in checkpoint:
+        raise EditError(f"{path} is not a checkpoint of an editing run")
+    written = checkpoint["editing"].get("format", 1) if isinstance(checkpoint["editing"], dict) else None
+    if written != FORMAT:
+        raise EditError(
+            f"{path} has the checkpoint format {written}, this version of lke_lightning reads format {FORMAT}: export "
+            "its edits with the version that wrote it, or edit anew"
+        )
+    missing = _missing(checkpoint, CONTENTS)
+    if missing:
+        raise EditError(f"the checkpoint {path} lacks {missing}: it was changed by another program; use another one")
+    return checkpoint
 
 
-def peek(path: Path) -> dict[str, Any]:
-    """Load a checkpoint without reading its tensors into memory, and without comparing checksums."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+def _missing(found: Any, wanted: Any, name: str = "") -> str | None:
+    """Name the first part of a checkpoint that is not there or of another kind than `CONTENTS` says."""
+    if not isinstance(wanted, dict):
+        return None if isinstance(found, wanted) else name
+    if not isinstance(found, dict):
+        return name
+    parts = ((f"{name}.{part}".lstrip("."), part, kind) for part, kind in wanted.items())
+    problems = (path if part not in found else _missing(found[part], kind, path) for path, part, kind in parts)
+    return next((problem for problem in problems if problem), None)
+
+
+def _damaged(path: Path, damage: str) -> EditError:
+    others = [other for other in _numbered(path.parent) if other != path.resolve() and not damage_of(other)]
+    offer = f"continue from the one before it: --ckpt_path {others[-1]}" if others else "there is no other beside it"
+    return EditError(f"the checkpoint {path} is damaged ({damage}): {offer}")
 
 
 def damage_of(path: Path) -> str | None:

@@ -33,6 +33,9 @@ COMMANDS = {
 }
 """What each command does, and the module with the function of its name; `None`: Lightning's."""
 
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a disk that the user can do something about."""
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command.
@@ -54,8 +57,6 @@ def main(args: Sequence[str] | None = None) -> None:
         close = difflib.get_close_matches(command, COMMANDS, 1)
         hint = f": did you mean {close[0]!r}?" if close else f"; there are {', '.join(COMMANDS)}"
         sys.exit(f"error: no command {command!r}{hint}")
-    from lke_lightning.edits import EditError
-
     try:
         if COMMANDS[command][1] is None:
             import_module("lke_lightning.fitting").run(args)
@@ -64,12 +65,27 @@ def main(args: Sequence[str] | None = None) -> None:
             _function(command)(args[1:], lambda given, instead: run(["fit", *given], instead))
         else:
             _run_function(command, args[1:])
-    except EditError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+    except Exception as error:
+        told = _told(error)
+        if told is None:
             raise
-        sys.exit(f"error: cannot write {error.filename}: {error.strerror}. What was saved before is whole")
+        sys.exit(f"error: {told}")
+
+
+def _told(error: BaseException | None) -> str | None:
+    """Return what the user should read of an error; `None`: it is a defect of the program.
+
+    Parsers wrap what a class raises when it is made, so the cause is looked for along the chain.
+    """
+    from lke_lightning.edits import EditError
+
+    while error is not None:
+        if isinstance(error, EditError):
+            return str(error)
+        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+            return f"cannot write {error.filename}: {error.strerror}. What was saved before is whole"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _run_function(command: str, args: list[str]) -> None:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
+from lke_lightning.edits import EditError
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.stages import Stages
+
+OURS = ("lke_lightning.stage_one.", "lke_lightning.stage_two.")
+"""Where the parts of the stages are: modules that may be imported whatever a file says."""
 
 
-@dataclass(frozen=True)
-class Stages:
-    """The two stages of a method."""
+def compose(configuration: Mapping[str, Any]) -> tuple[Stages, dict[str, Any]]:
+    """Make the stages that the sections `stage_one` and `stage_two` of a configuration name; others are ignored.
 
-    one: TargetOptimization
-    two: WeightUpdate
+    The configuration is trusted: what it names is imported. For one that a file holds, see `rebuild`.
 
-
-def compose(configuration: Mapping[str, Any]) -> Stages:
-    """Make the stages that the sections `stage_one` and `stage_two` of a configuration name; others are ignored."""
+    Returns:
+        The stages, and the two sections with everything that the configuration left to defaults.
+    """
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
@@ -28,6 +31,61 @@ def compose(configuration: Mapping[str, Any]) -> Stages:
     parser.add_class_arguments(WeightUpdate, "stage_two")
     parser.link_arguments("stage_one.reference_quirks", "stage_two.reference_quirks")
     # a copy, because parsing replaces parts of what it is given
-    given = {name: copy.deepcopy(configuration.get(name, {})) for name in ("stage_one", "stage_two")}
-    made = parser.instantiate(parser.parse_object(given))
-    return Stages(made.stage_one, made.stage_two)
+    given = {name: copy.deepcopy(configuration.get(name) or {}) for name in ("stage_one", "stage_two")}
+    parsed = parser.parse_object(given)
+    made = parser.instantiate(parsed)
+    return Stages(made.stage_one, made.stage_two), parsed.as_dict()
+
+
+def rebuild(configuration: Mapping[str, Any], trust: Sequence[str] = ()) -> Stages:
+    """Make the stages again that a checkpoint was written with, importing nothing but parts of this package.
+
+    Args:
+        configuration: what the checkpoint keeps of the sections `stage_one` and `stage_two`.
+        trust: paths of further classes that may be imported, such as `mypackage.MySolver`.
+
+    Raises:
+        EditError: it names another class, or does not fit this version; or there is none, because the run was made
+            from Python objects.
+    """
+    if not configuration:
+        raise EditError(
+            "the checkpoint does not say how its stages were made, because they came from Python: use "
+            "lke_lightning.resume(folder, stage_one=..., stage_two=...)"
+        )
+    one, two = (_rebuilt(configuration.get(name) or {}, trust) for name in ("stage_one", "stage_two"))
+    return Stages(_made(TargetOptimization, one), _made(WeightUpdate, two))
+
+
+def _rebuilt(tree: Any, trust: Sequence[str]) -> Any:
+    """Replace every `class_path` with `init_args` in a tree of plain values by an object."""
+    if isinstance(tree, list):
+        return [_rebuilt(part, trust) for part in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "class_path" not in tree:
+        return {name: _rebuilt(part, trust) for name, part in tree.items()}
+    return _made(_class(str(tree["class_path"]), trust), _rebuilt(tree.get("init_args") or {}, trust))
+
+
+def _class(path: str, trust: Sequence[str]) -> type:
+    if not path.startswith(OURS) and path not in trust:
+        raise EditError(
+            f"the checkpoint names the class {path!r}, which is no part of lke_lightning; if you trust it, allow it "
+            f"with --trust {path}"
+        )
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise EditError(f"the checkpoint names the class {path!r}, which is not there: {error}") from error
+    if not isinstance(found, type) or (found.__module__ != module and path not in trust):
+        raise EditError(f"the checkpoint names {path!r} as a class, and it is none of lke_lightning's")
+    return found
+
+
+def _made(kind: type, arguments: Any) -> Any:
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise EditError(f"the checkpoint's settings of {kind.__name__} do not fit this version: {error}") from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lke_lightning import checkpoints
 from lke_lightning.distributed import Team
-from lke_lightning.edits import EditBatch, EditError, EditRequest
+from lke_lightning.edits import EditBatch, EditError
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
-from lke_lightning.model.targets import Targets
+from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.transforms import ReadoutTransform
+from lke_lightning.stages import Stages
+from lke_lightning.step import EditStep
 
 SAME_RESULTS = frozenset(
     {
@@ -34,9 +38,13 @@ SAME_RESULTS = frozenset(
 class Editor(lightning.LightningModule):
     """A language model under lifelong editing; one edit batch is one training step.
 
-    The stages are callbacks: `TargetOptimization` fills `targets` before the step, `WeightUpdate` writes them into
-    the weights after it. The module itself learns nothing; its one parameter, the clock, makes an optimizer step
-    happen for every batch, so that Lightning counts, logs and saves by edit batches.
+    The way of a batch, in the order of Lightning's hooks:
+
+    1. `on_train_batch_start`: stage one (`TargetOptimization`) finds target activations and begins `step`.
+    2. `training_step` returns the loss of these targets.
+    3. `on_before_optimizer_step`: stage two (`WeightUpdate`) writes them into the weights and into `register`.
+    4. The optimizer moves the clock, the module's one parameter, which makes Lightning count, log and save by batches.
+    5. `on_train_batch_end`: the guard may take the batch back; what is left is scored, recorded and saved.
 
     Args:
         pretrained: a folder, a hub name, or `demo`.
@@ -44,19 +52,17 @@ class Editor(lightning.LightningModule):
         layers: layers whose MLP output matrix is edited, ascending; the last is where targets live. `None`: those
             that the model's own configuration names as `edit_layers`.
         matrix: path of that matrix inside a block, for architectures that are not recognised.
-        trust_remote_code: run code that comes with the checkpoint.
+        trust_remote_code: run code that comes with the model; never taken from a checkpoint.
         chat: ask every prompt, in edits and in evaluation, as a user's message through the tokenizer's chat template.
         system: system prompt of that chat.
         method: name of the method, for the scorecard; it decides nothing.
     """
 
     language_model: LanguageModel
-    contexts: list[str]
-    """Context templates of the run, from stage one."""
-    targets: Targets
-    """What stage one found for the present batch."""
-    batch: EditBatch
-    """The present batch, without what is left out."""
+    stages: Stages
+    """The stages that a trainer runs; there are none without one."""
+    step: EditStep
+    """The present batch."""
 
     def __init__(
         self,
@@ -70,7 +76,7 @@ class Editor(lightning.LightningModule):
         method: str = "ENCORE",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["trust_remote_code"])
         if Path(pretrained).is_dir():  # so that a checkpoint finds its model from any working directory
             pretrained = self.hparams.pretrained = str(Path(pretrained).resolve())
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -79,16 +85,10 @@ class Editor(lightning.LightningModule):
         self.trust_remote_code, self.chat, self.system, self.method = trust_remote_code, chat, system, method
         self.readout: ReadoutTransform | None = None
         self.clock = nn.Parameter(torch.zeros(()))
-        self.standing: dict[tuple[str, str], str] = {}
-        """The facts that were edited, each with the id of the edit that states it today, in order."""
-        self.made = 0
-        """How many edits were written so far, also those that do not stand any more."""
-        self.left_out: list[tuple[EditRequest, str]] = []
-        """Requests of the present batch that are not edited, with the reason."""
+        self.register = Register()
+        """The edits made so far, and which of them hold."""
         self.events: list[dict[str, Any]] = []
-        """What else the ledger should tell of the present batch."""
-        self.scores: dict[str, dict[str, Tensor]] = {}
-        """What the scorecard found for the edits of the present batch, by id and kind."""
+        """What the ledger should tell beside the edits; the recorder empties it."""
         self.configuration: dict[str, Any] = {}
         """The sections `stage_one` and `stage_two` that the run was started with, where there is a command line."""
         self._random: dict[str, Any] = {}
@@ -98,14 +98,12 @@ class Editor(lightning.LightningModule):
     @property
     def edited(self) -> list[str]:
         """Ids of the edits that are in the weights, in order."""
-        return list(self.standing.values())
+        return [self.register.ids[number] for number in self.register.holding]
 
-    def mark_edited(self, requests: Iterable[EditRequest]) -> None:
-        """Note that requests are in the weights; each takes the place of an earlier edit of its fact."""
-        for request in requests:
-            self.standing.pop(request.fact, None)  # so that the order is that of the edits
-            self.standing[request.fact] = request.id
-            self.made += 1
+    @property
+    def made(self) -> int:
+        """How many edits were written so far, also those that do not hold any more."""
+        return len(self.register)
 
     @classmethod
     def around(cls, network: nn.Module, tokenizer: Any, layers: list[int] | None, **options: Any) -> Editor:
@@ -132,20 +130,19 @@ class Editor(lightning.LightningModule):
         self.language_model = LanguageModel(network, tokenizer, layers, self.matrix, self.chat, self.system)
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
-        """Log what stage one found; stage two follows, before the clock ticks."""
-        if not self.batch.requests:
-            return self.clock * 0
-        steps = torch.tensor(self.targets.steps, dtype=torch.float32)
-        loss = torch.tensor(self.targets.losses).mean()
-        self.log("stage_one/loss", loss, batch_size=len(self.batch))
-        self.log("stage_one/median_steps", steps.median(), batch_size=len(self.batch), prog_bar=True)
-        return self.clock * 0 + loss.to(self.clock.device)
+        """Return the mean loss of the targets that stage one found."""
+        step = self.step
+        if step.requests:
+            steps = torch.tensor(step.targets.steps, dtype=torch.float32)
+            self.log("stage_one/loss", step.loss, batch_size=len(step))
+            self.log("stage_one/median_steps", steps.median(), batch_size=len(step), prog_bar=True)
+        return self.clock * 0 + step.loss
 
     def on_train_batch_end(self, outputs: Any, batch: EditBatch, batch_idx: int) -> None:
         """Log how the edited matrices grow."""
         for layer in self.language_model.layers:
             before, now = self.language_model.weight(layer).norms()
-            self.log(f"norm_growth/layer_{layer}", now / before, batch_size=max(1, len(self.batch)))
+            self.log(f"norm_growth/layer_{layer}", now / before, batch_size=max(1, len(self.step)))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the weights change by stage two."""
@@ -165,11 +162,13 @@ class Editor(lightning.LightningModule):
         return batch
 
     @contextmanager
-    def timed(self, activity: str) -> Iterator[None]:
-        """Add the wall time of a block to `seconds`."""
+    def working(self, activity: str) -> Iterator[None]:
+        """Run a block in the trainer's precision, and add its wall time to `seconds`."""
+        precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
         start = time.perf_counter()
         try:
-            yield
+            with precision:
+                yield
         finally:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
@@ -197,20 +196,26 @@ class Editor(lightning.LightningModule):
                 stack.enter_context(self.language_model.weight(layer).read_as(lambda _, delta: torch.zeros_like(delta)))
             yield
 
+    def setup(self, stage: str) -> None:
+        """Find the two stages among the trainer's callbacks, before the model is loaded."""
+        self.stages = Stages.among(self.trainer.callbacks)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the change, not the language model; record which model, method and stream it belongs to."""
-        checkpoint["state_dict"] = {
-            name: value for name, value in checkpoint["state_dict"].items() if ".network." not in f".{name}"
-        }
-        checkpoint["editing"] = {
+        checkpoint["state_dict"], checkpoint["editing"] = self.saved()
+        checkpoint["editing"]["stream"] = self.trainer.datamodule.consumed(self.trainer.global_step)
+
+    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what a checkpoint holds of the weights, their change alone, and of the run, except its stream."""
+        weights = {name: value for name, value in self.state_dict().items() if ".network." not in f".{name}"}
+        return weights, {
+            "format": checkpoints.FORMAT,
             "base_hash": self.language_model.base_hash,
             "layers": list(self.language_model.layers),
-            "asked": {"chat": self.chat, "system": self.system},
-            "standing": [[*fact, name] for fact, name in self.standing.items()],
-            "made": self.made,
+            "chat": {"chat": self.chat, "system": self.system},
+            "register": self.register.state_dict(),
             "seconds": dict(self.seconds),
             "configuration": self.configuration,
-            "stream": self.trainer.datamodule.consumed(self.trainer.global_step),
             "random": {"torch": torch.get_rng_state(), "python": _plain(random.getstate())},
         }
 
@@ -218,11 +223,9 @@ class Editor(lightning.LightningModule):
         """Check that the checkpoint belongs to this model, and to this method and stream where a run continues.
 
         Raises:
-            EditError: it does not, with the difference; or it is no checkpoint of an editing run.
+            EditError: it does not, with the difference.
         """
         self.configure_model()
-        if "editing" not in checkpoint:
-            raise EditError("this is not a checkpoint of an editing run")
         saved, model = checkpoint["editing"], self.language_model
         if saved["base_hash"] != model.base_hash:
             raise EditError(
@@ -231,10 +234,12 @@ class Editor(lightning.LightningModule):
             )
         if saved["layers"] != model.layers:
             raise EditError(f"the checkpoint edits layers {saved['layers']}, this model is set to {model.layers}")
-        asked = {"chat": self.chat, "system": self.system}
-        if saved["asked"] != asked:
-            raise EditError(f"the checkpoint asks its prompts with {saved['asked']}, this model is set to {asked}")
+        chat = {"chat": self.chat, "system": self.system}
+        if saved["chat"] != chat:
+            raise EditError(f"the checkpoint asks its prompts with {saved['chat']}, this model is set to {chat}")
         if self._trainer is not None and self.trainer.state.fn == "fit":
+            if not checkpoint["loops"]:
+                raise EditError("this run was edited from Python: go on with lke_lightning.resume(folder).edit(facts)")
             check_same_method(saved["configuration"], self.configuration)
             self.trainer.datamodule.check_continues(saved["stream"])
             if len(saved["stream"]["digests"]) < len(self.trainer.datamodule.requests):
@@ -242,8 +247,28 @@ class Editor(lightning.LightningModule):
                 progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
                 for counts in (progress["current"], progress["total"]):
                     counts.update(processed=0, completed=0)
-        self.standing = {(subject, relation): name for subject, relation, name in saved["standing"]}
-        self.made, self.seconds, self._random = saved["made"], dict(saved["seconds"]), saved["random"]
+        self.register.load_state_dict(saved["register"])
+        self.seconds, self._random = dict(saved["seconds"]), saved["random"]
+
+    @classmethod
+    def restored(cls, checkpoint: Mapping[str, Any], **present: Any) -> Editor:
+        """Load the model of a checkpoint, on the CPU, as the checkpoint left it.
+
+        Args:
+            checkpoint: what `checkpoints.read` returned.
+            present: arguments that are taken from here and not from the checkpoint. `trust_remote_code` always is.
+
+        Raises:
+            EditError: the checkpoint does not fit this version or this model.
+        """
+        saved = {name: value for name, value in checkpoint["hyper_parameters"].items() if not name.startswith("_")}
+        unknown = sorted(set(saved) - set(inspect.signature(cls).parameters))
+        if unknown:
+            raise EditError(f"the checkpoint has settings of a model that this version does not know: {unknown}")
+        editor = cls(**{**saved, "trust_remote_code": False, **present})
+        editor.on_load_checkpoint(dict(checkpoint))
+        editor.load_state_dict(checkpoint["state_dict"])
+        return editor
 
     def on_train_start(self) -> None:
         """Go on with the random numbers of the interrupted run."""

@@ -19,25 +19,18 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from lke_lightning import checkpoints
-from lke_lightning.callbacks.checkpoint import RunCheckpoint
-from lke_lightning.callbacks.downstream import Downstream
-from lke_lightning.callbacks.drift import Drift
-from lke_lightning.callbacks.guard import Guard
 from lke_lightning.callbacks.progress import BatchLine
-from lke_lightning.callbacks.recording import Recorder
 from lke_lightning.configuration import configs
 from lke_lightning.data import EditStream
 from lke_lightning.distributed import RUN_FOLDER, named_folder
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.downstream import Task
-from lke_lightning.evaluation.scorecard import Scorecard
 from lke_lightning.ledger import locked
 from lke_lightning.stage_one.objectives import Objective
-from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_one.stopping import StopRule
 from lke_lightning.stage_one.target_space import TargetSpace
 from lke_lightning.stage_two.keys import KeyPolicy
@@ -45,7 +38,7 @@ from lke_lightning.stage_two.preservation import Preservation
 from lke_lightning.stage_two.solvers import Solver
 from lke_lightning.stage_two.statistics import Statistics
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
-from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.trainer import CALLBACKS, SETTINGS, check_order, check_settings
 
 
 def suggest(message: str, options: Sequence[str], classes: Sequence[str]) -> str:
@@ -110,27 +103,24 @@ class EditCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections, in the order in which the callbacks act."""
-        parser.add_lightning_class_args(TargetOptimization, "stage_one")
-        parser.add_lightning_class_args(WeightUpdate, "stage_two")
-        parser.add_lightning_class_args(Guard, "guard")
-        parser.add_lightning_class_args(Scorecard, "scorecard")
-        parser.add_lightning_class_args(Downstream, "downstream")
-        parser.add_lightning_class_args(Drift, "drift")
-        parser.add_lightning_class_args(Recorder, "recorder")
-        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        for section, kind in CALLBACKS.items():
+            parser.add_lightning_class_args(kind, section)
         parser.link_arguments("stage_one.reference_quirks", "stage_two.reference_quirks")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Find the run's folder, keep others out of it, and find the checkpoint, before anything is loaded.
 
         Raises:
-            EditError: the folder is another run's, or cannot be written, or the processes cannot know its name; there
-                is no such checkpoint.
+            EditError: a setting of the trainer means nothing for an editor; the folder is another run's, or cannot be
+                written, or the processes cannot know its name; there is no such checkpoint.
         """
         super().parse_arguments(parser, args)
+        given = self.config[self.config.subcommand]
+        check_settings(given.trainer)
+        if not isinstance(given.seed_everything, bool) and given.seed_everything < 0:
+            raise EditError(f"seed_everything is {given.seed_everything}: a seed is 0 or more")
         if self._instead is not None:
             return
-        given = self.config[self.config.subcommand]
         if given.trainer.default_root_dir is None:
             folder = named_folder(_is_first_rank()) or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
             given.trainer.default_root_dir = folder
@@ -173,7 +163,12 @@ class EditCLI(LightningCLI):
             kwargs["logger"] = CSVLogger(trainer["default_root_dir"])
         plugins = trainer["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        return super().instantiate_trainer(**kwargs, plugins=[*plugins, checkpoints.SafeCheckpointIO()])
+        try:
+            made = super().instantiate_trainer(**kwargs, plugins=[*plugins, checkpoints.SafeCheckpointIO()])
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise EditError(f"no trainer can be made of these arguments (trainer): {error}") from error
+        check_order(made.callbacks)
+        return made
 
 
 def run(args: list[str], instead: Instead | None = None) -> None:
@@ -213,15 +208,7 @@ def run(args: list[str], instead: Instead | None = None) -> None:
                 seed_everything_default=0,
                 save_config_kwargs={"overwrite": True},
                 parser_kwargs={name: {"default_config_files": defaults} for name in ("fit", "validate")},
-                trainer_defaults={
-                    "max_epochs": 1,
-                    "use_distributed_sampler": False,  # the order of edits is data
-                    "num_sanity_val_steps": 0,
-                    "inference_mode": False,
-                    "log_every_n_steps": 1,
-                    "enable_model_summary": False,
-                    "callbacks": [BatchLine()],
-                },
+                trainer_defaults={**SETTINGS, "callbacks": [BatchLine()]},
             )
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)

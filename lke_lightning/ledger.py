@@ -115,42 +115,26 @@ class Ledger:
         return rest.count(b"\n")
 
     def read(self, size: int | None = None) -> Iterator[Entry]:
-        """Yield the entries in order, those of the first `size` bytes only if given; an unfinished line is left out."""
+        """Yield the entries in order, those of the first `size` bytes only if given; an unfinished line is left out.
+
+        Raises:
+            EditError: a line is not an entry, with its number.
+        """
         if not self.path.is_file():
             return
         position = 0
         with self.path.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file, 1):
                 position += len(line)
                 if not line.endswith(b"\n") or (size is not None and position > size):
                     return
-                yield json.loads(line)
-
-
-def states(entries: Iterable[Entry], saved: int | None = None) -> dict[int, str]:
-    """Tell what became of every edit of a ledger, by the number of its entry.
-
-    Args:
-        entries: the ledger's, in order.
-        saved: how many bytes of it the newest checkpoint knows of; `None`: all.
-
-    Returns:
-        `in the weights`, `replaced`, `undone`, or `not saved`: made, or changed, since the newest checkpoint.
-    """
-    found: dict[int, str] = {}
-    latest: dict[str, int] = {}
-    size = 0
-    for number, entry in enumerate(entries):
-        size += len(json.dumps(entry, ensure_ascii=False).encode()) + 1
-        is_saved = saved is None or size <= saved
-        event, name, other = entry["event"], entry.get("id"), entry.get("replaces") or entry.get("other")
-        if event == "edit":
-            latest[name] = number
-        holds, gone = {
-            "edit": (name, other), "redo": (name, other), "undo": (other, name)
-        }.get(event, (None, None))  # fmt: skip
-        if gone is not None and gone in latest:
-            found[latest[gone]] = ("undone" if event == "undo" else "replaced") if is_saved else "not saved"
-        if holds is not None and holds in latest:
-            found[latest[holds]] = "in the weights" if is_saved else "not saved"
-    return found
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    entry = None
+                if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
+                    raise EditError(
+                        f"line {number} of {self.path} is not an entry of a ledger: the file was damaged or changed; put "
+                        "the original back"
+                    )
+                yield entry

@@ -34,7 +34,6 @@ class RunCheckpoint(Checkpoint):
     after the same batch.
 
     Args:
-        dirpath: folder to write into; default: `checkpoints` in the run's folder.
         every_n_train_steps: save after so many batches; 0: not by count.
         train_time_interval: save when so much time has passed as well.
         keep: how many checkpoints stay on disk, the newest; at least 2, so that there is one to go back to, or
@@ -43,27 +42,26 @@ class RunCheckpoint(Checkpoint):
 
     def __init__(
         self,
-        dirpath: str | None = None,
         every_n_train_steps: int = 10,
         train_time_interval: timedelta | None = None,
         keep: int = 2,
     ) -> None:
         if keep not in (-1, 0) and keep < 2:
             raise EditError(f"checkpoint.keep is {keep}: at least 2, or -1 for all, or 0 for none")
-        self.dirpath, self.every_n_train_steps, self.keep = dirpath, every_n_train_steps, keep
+        self.every_n_train_steps, self.keep = every_n_train_steps, keep
         self.interval = train_time_interval
         self.last_model_path = ""
         self._saved_at, self._saved_batches = time.monotonic(), -1
         self._told: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: Editor, stage: str) -> None:
-        """Find the folder."""
-        self.dirpath = self.dirpath or str(Path(trainer.default_root_dir) / checkpoints.FOLDER)
+        """Find the folder, always the same in a run's: what continues a run looks nowhere else."""
+        self.folder = Path(trainer.default_root_dir) / checkpoints.FOLDER
 
     def on_train_start(self, trainer: Trainer, pl_module: Editor) -> None:
         """Note what is on disk, and listen; what is newer than the checkpoint gone on from is no part of this run."""
         source = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
-        if source is not None and source.parent == Path(self.dirpath).resolve() and trainer.is_global_zero:
+        if source is not None and source.parent == self.folder.resolve() and trainer.is_global_zero:
             checkpoints.set_newer_aside(source)
         self._listen(trainer)
         self._saved_batches = trainer.global_step if trainer.ckpt_path else -1
@@ -132,8 +130,8 @@ class RunCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         if self.keep == 0 or self._saved_batches == trainer.global_step:
             return
-        path = Path(self.dirpath) / checkpoints.file_name(trainer.global_step)
-        with trainer.lightning_module.timed("checkpoint"):
+        path = self.folder / checkpoints.file_name(trainer.global_step)
+        with trainer.lightning_module.working("checkpoint"):
             trainer.save_checkpoint(path)
         self._saved_at, self._saved_batches, self.last_model_path = time.monotonic(), trainer.global_step, str(path)
         if trainer.is_global_zero:

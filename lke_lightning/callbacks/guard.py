@@ -1,23 +1,20 @@
-"""Watches that a model stays a model while it is edited, and takes batches back that break it."""
+"""Watches that a model stays a model while it is edited, and rolls back batches that break it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
 from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.evaluation.canary import Canary, Health
-from lke_lightning.model.targets import Targets
-from lke_lightning.stage_one.optimization import TargetOptimization
-from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.stage_two.update import Mark
+from lke_lightning.step import EditStep
 
 Action = Literal["warn", "stop", "skip", "split"]
 
@@ -36,10 +33,10 @@ class Guard(Callback):
             model's: a capability measured without questions.
         text: text files, a document per line, needed for the last three; none of the edits should be about them.
         text_tokens: how many tokens of that text are read after every batch.
-        action: `warn`: say so once and go on. `stop`: take the batch back and end the run, with a checkpoint. `skip`:
-            take it back and go on with the next one. `split`: take it back and edit its halves, down to single edits;
-            only those that break the model are left out. Batches are taken back from the weights bit for bit, and
-            from the solver's memory.
+        action: `warn`: say so once and go on. `stop`: roll the batch back and end the run, with a checkpoint. `skip`:
+            roll it back and go on with the next one. `split`: roll it back and edit its halves, down to single edits;
+            only those that break the model are left out. Weights are rolled back bit for bit, and the solver's
+            memory with them.
         give_up_after: stop after so many batches in a row of which nothing could be kept.
 
     Raises:
@@ -80,7 +77,7 @@ class Guard(Callback):
         self._canary: Canary | None = None
         self._unedited: Health | None = None
         self._has_warned = False
-        self._good: _Good
+        self._good: Mark
 
     @property
     def is_watching(self) -> bool:
@@ -109,22 +106,22 @@ class Guard(Callback):
         if self._unedited is None:
             if pl_module.made:
                 raise EditError("this run began without guard.text: what its unedited model was like is not known")
-            with trainer.precision_plugin.forward_context():
+            with pl_module.working("guard"):
                 health = self._canary.examine(pl_module.language_model)
             self._unedited = Team.of(pl_module.language_model.network).first(health)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Editor, batch: EditBatch, batch_idx: int) -> None:
-        """Remember the state that a batch can be taken back to."""
+        """Remember the state that a batch can be rolled back to."""
         if self.is_watching and self.action != "warn":
-            self._good = _Good.of(pl_module, _part(trainer, WeightUpdate))
+            self._good = pl_module.stages.two.mark(pl_module.language_model, pl_module.register)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, batch_idx: int
     ) -> None:
         """Compare, decide, act."""
-        if not self.is_watching or not pl_module.batch.requests:
+        if not self.is_watching or not pl_module.step.requests:
             return
-        with trainer.precision_plugin.forward_context(), pl_module.timed("guard"):
+        with pl_module.working("guard"):
             measured = self.measure(pl_module)
             broken = self._broken(measured)
             if not broken:
@@ -145,9 +142,9 @@ class Guard(Callback):
                     rank_zero_warn(f"the model has left its band after {pl_module.made} edits: {told}")
                 self._has_warned = True
                 return
-            rank_zero_info(f"batch {trainer.global_step} is taken back ({self.action}): {told}")
-            self._take_back(trainer, pl_module, told)
-        self.lost_in_a_row = 0 if pl_module.batch.requests else self.lost_in_a_row + 1
+            rank_zero_info(f"batch {trainer.global_step} is rolled back ({self.action}): {told}")
+            self._roll_back(pl_module, told)
+        self.lost_in_a_row = 0 if pl_module.step.requests else self.lost_in_a_row + 1
         if self.action == "stop" or self.lost_in_a_row >= self.give_up_after:
             rank_zero_warn(f"the guard stops the run after {pl_module.made} edits: {told}")
             trainer.should_stop = True
@@ -173,58 +170,31 @@ class Guard(Callback):
             broken["agreement"] = self.agreement
         return broken
 
-    def _take_back(self, trainer: Trainer, editor: Editor, told: str) -> None:
-        stage_one, stage_two = _part(trainer, TargetOptimization), _part(trainer, WeightUpdate)
-        requests = list(editor.batch.requests)
-        self._good.return_to(editor, stage_two)
-        kept: list[tuple[list[EditRequest], Targets]] = []
-        waiting = [requests] if self.action != "split" else _halves(requests)
+    def _roll_back(self, editor: Editor, told: str) -> None:
+        """Take the batch out of the weights; where it is to be split, edit the parts that break nothing."""
+        model, stages, whole = editor.language_model, editor.stages, editor.step
+        stages.two.roll_back(model, editor.register, self._good)
+        kept: list[EditStep] = []
+        reasons: list[tuple[EditRequest, str]] = []
+        waiting = [whole.requests] if self.action != "split" else _halves(whole.requests)
         while waiting:
-            part = waiting.pop(0)
-            why = told
+            part, why = waiting.pop(0), told
             if self.action == "split":
-                good = _Good.of(editor, stage_two)
-                targets = stage_one.optimize(editor.language_model, part, editor.contexts)
-                stage_two.apply(editor.language_model, part, editor.contexts, targets)
+                good = stages.two.mark(model, editor.register)
+                step = stages.edit(model, EditBatch(part), editor.register)
                 broken = self._broken(measured := self.measure(editor))
                 if not broken:
-                    editor.mark_edited(part)
-                    kept.append((part, targets))
+                    kept.append(step)
                     continue
-                good.return_to(editor, stage_two)
+                stages.two.roll_back(model, editor.register, good)
                 why = ", ".join(f"{name} would be {measured[name]:.3g}" for name in broken)
             if self.action == "split" and len(part) > 1:
                 waiting = _halves(part) + waiting
             else:
-                editor.left_out += [(request, f"taken back by the guard: {why}") for request in part]
-        editor.batch = EditBatch([request for part, _ in kept for request in part])
-        editor.targets = Targets.joined([targets for _, targets in kept]) if kept else editor.targets.chosen([])
+                reasons += [(request, f"rolled back by the guard: {why}") for request in part]
+        editor.step = EditStep.joined(kept, whole, reasons)
 
 
-@dataclass
-class _Good:
-    """A state to return to: the total changes, and how many edits the solver remembers."""
-
-    deltas: dict[int, Tensor]
-    remembered: int
-    standing: dict[tuple[str, str], str]
-    made: int
-
-    @classmethod
-    def of(cls, editor: Editor, stage_two: WeightUpdate) -> _Good:
-        model = editor.language_model
-        deltas = {layer: model.weight(layer).delta.clone() for layer in model.layers}
-        return cls(deltas, len(stage_two.register), dict(editor.standing), editor.made)
-
-    def return_to(self, editor: Editor, stage_two: WeightUpdate) -> None:
-        stage_two.roll_back(editor.language_model, self.deltas, self.remembered)
-        editor.standing, editor.made = dict(self.standing), self.made
-
-
-def _halves(requests: Sequence[EditRequest]) -> list[list[EditRequest]]:
+def _halves(requests: Sequence[EditRequest]) -> list[tuple[EditRequest, ...]]:
     middle = (len(requests) + 1) // 2
-    return [part for part in (list(requests[:middle]), list(requests[middle:])) if part]
-
-
-def _part(trainer: Trainer, kind: type) -> Any:
-    return next(part for part in trainer.callbacks if isinstance(part, kind))
+    return [tuple(part) for part in (requests[:middle], requests[middle:]) if part]

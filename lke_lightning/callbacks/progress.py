@@ -30,11 +30,11 @@ class BatchLine(Callback):
         now = time.perf_counter()
         seconds, self._started = now - self._started, now
         efficacy = trainer.callback_metrics.get("just_after/efficacy")
-        done, steps = len(pl_module.batch), pl_module.targets.steps
+        done, steps = len(pl_module.step), pl_module.step.targets.steps
         Console().print(
             f"batch {trainer.global_step}/{trainer.num_training_batches}  {done} edits in {seconds:.1f} s"
             + (f"  median {statistics.median(steps):g} steps" if done else "")
             + (f"  efficacy {efficacy:.2f}" if efficacy is not None and done else "")
-            + (f"  {len(pl_module.left_out)} left out" if pl_module.left_out else ""),
+            + (f"  {len(pl_module.step.left_out)} left out" if pl_module.step.left_out else ""),
             highlight=False,
         )

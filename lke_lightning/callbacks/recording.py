@@ -13,7 +13,7 @@ from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch, EditRequest
 from lke_lightning.ledger import Entry, Ledger
 from lke_lightning.stage_two.register import Register
-from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.step import EditStep
 
 FIELDS = ("prompt", "subject", "target", "original", "relation", "weight")
 """What the ledger keeps of a request: enough to tell what was changed, and to edit it again."""
@@ -58,13 +58,7 @@ class Recorder(Callback):
         self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, batch_idx: int
     ) -> None:
         """Write what the batch did."""
-        number = trainer.global_step - 1
-        entries = [*pl_module.events, *(_left_out(number, *left) for left in pl_module.left_out)]
-        register = next(part.register for part in trainer.callbacks if isinstance(part, WeightUpdate))
-        entries += [_edit(pl_module, number, i, register) for i in range(len(pl_module.batch))]
-        entries.append(_batch(pl_module, number))
-        pl_module.events = []
-        self._append(trainer, entries)
+        self._append(trainer, entries_of(pl_module, trainer.global_step - 1))
 
     def on_validation_end(self, trainer: Trainer, pl_module: Editor) -> None:
         """Write what an evaluation during the run measured."""
@@ -86,25 +80,36 @@ class Recorder(Callback):
             self._size = ledger.size
 
 
-def _edit(editor: Editor, batch: int, i: int, register: Register) -> Entry:
-    request, targets = editor.batch.requests[i], editor.targets
-    scores = editor.scores.get(request.id)
+def entries_of(editor: Editor, batch: int) -> list[Entry]:
+    """Return what the ledger should hold of the present batch, of that number, and of the events before it."""
+    step, events = editor.step, editor.events
+    editor.events = []
+    return [
+        *events,
+        *(_left_out(batch, *left) for left in step.left_out),
+        *(_edit(step, batch, i, editor.register) for i in range(len(step))),
+        _batch(editor, batch),
+    ]
+
+
+def _edit(step: EditStep, batch: int, i: int, register: Register) -> Entry:
+    request, targets = step.requests[i], step.targets
+    scores = step.scores.get(request.id)
+    number = len(register) - len(step) + i
+    older = register.replaces[number]
     entry: Entry = {
         "event": "edit",
-        "number": editor.made - len(editor.batch) + i,
+        "number": number,
         "id": request.id,
         "batch": batch,
         **_fields(request),
+        "replaces": None if older is None else register.ids[older],
         "steps": targets.steps[i],
         "stopped_by": targets.reasons[i],
         "first_loss": targets.first_losses[i],
         "loss": targets.losses[i],
         "target_norm": targets.vectors[i].norm().item(),
     }
-    row = register.standing(request.fact)
-    if row is not None:  # where the solver remembers: the row of its key and target in the memory of every layer
-        older = register.replaces[row]
-        entry |= {"memory_row": row, "replaces": None if older is None else register.ids[older]}
     if scores is not None:
         wanted, other, correct = scores["efficacy"][0].tolist()
         entry |= {"accurate_just_after": bool(correct), "nll_just_after": wanted}
@@ -122,8 +127,8 @@ def _batch(editor: Editor, number: int) -> Entry:
     return {
         "event": "batch",
         "batch": number,
-        "edits": len(editor.batch),
-        "left_out": len(editor.left_out),
+        "edits": len(editor.step),
+        "left_out": len(editor.step.left_out),
         "norm_growth": {str(layer): now / before for layer, (before, now) in norms.items()},
     }
 

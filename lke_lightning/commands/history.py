@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lke_lightning import checkpoints
 from lke_lightning.edits import EditError
-from lke_lightning.ledger import Entry, Ledger, states
+from lke_lightning.ledger import Entry, Ledger
+from lke_lightning.stage_two.register import HOLDS, REPLACED, UNDONE, Register
 
 FILE_WIDTH = 160
 """Columns of a table that is not printed on a terminal."""
+
+EVENTS = ("edit", "left_out", "undo", "redo", "guard", "batch", "evaluation", "downstream")
+"""Kinds of entries; the first five are about edits."""
+
+NOT_SAVED = "not saved"
+STATES = (HOLDS, REPLACED, UNDONE, NOT_SAVED)
 
 
 def log(
@@ -36,28 +44,34 @@ def log(
             `downstream`; default: the first five.
         batch: only entries of this batch; the first is 0.
         find: only entries with this text in their id, prompt, subject or target; letter case does not count.
-        state: only edits that are `in the weights`, `replaced`, `undone` or `not saved` (newer than the checkpoint).
+        state: only edits that are now `in the weights`, `replaced`, `undone` or `not saved` (newer than the newest
+            checkpoint).
         failed: only edits that did not succeed just after they were made.
         last: only so many, the last ones.
         as_json: print the entries as JSON, one a line, instead of a table.
 
     Raises:
-        EditError: there is no ledger.
+        EditError: there is no ledger, it is damaged, or a filter asks for what does not exist.
     """
-    ledger, saved = _open(run)
-    now = states(ledger.read(), saved)
+    for value, known, option in ((event, EVENTS, "--event"), (state, STATES, "--state")):
+        if value not in (None, *known):
+            raise EditError(f"{option} {value!r} is unknown: choose one of {', '.join(known)}")
+    if last is not None and last < 1:
+        raise EditError(f"--last is {last}: ask for at least one entry")
+    ledger, register = _open(run)
+    kinds = (event,) if event else EVENTS[:5]
     chosen = []
-    for number, entry in enumerate(ledger.read()):
-        kinds = (event,) if event else ("edit", "left_out", "undo", "redo", "guard")
+    for entry in ledger.read():
+        now = _state(entry, register)
         text = " ".join(str(entry.get(name) or "") for name in ("id", "prompt", "subject", "target")).lower()
         if (
             entry["event"] in kinds
             and batch in (None, entry.get("batch"))
             and (find or "").lower() in text
-            and state in (None, now.get(number))
+            and state in (None, now)
             and not (failed and entry.get("success_just_after", entry.get("accurate_just_after")) is not False)
         ):
-            chosen.append((entry, now.get(number, "")))
+            chosen.append((entry, now))
     chosen = chosen[-last:] if last else chosen
     if as_json:
         for entry, _ in chosen:
@@ -66,8 +80,8 @@ def log(
     table = Table(title=f"{len(chosen)} entries of {ledger.path}", title_justify="left")
     for name in ("event", "id", "batch", "what", "steps", "stopped by", "success", "state"):
         table.add_column(name, justify="right" if name in ("batch", "steps") else "left", no_wrap=name != "what")
-    for entry, said in chosen:
-        table.add_row(*_row(entry), said)
+    for entry, now in chosen:
+        table.add_row(*map(escape, (*_row(entry), now)))
     Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
 
 
@@ -81,29 +95,49 @@ def show(run: str, edit: str) -> None:
     Raises:
         EditError: there is no such edit.
     """
-    ledger, saved = _open(run)
-    now = states(ledger.read(), saved)
-    found = [(n, entry) for n, entry in enumerate(ledger.read()) if edit in (entry.get("id"), entry.get("other"))]
+    ledger, register = _open(run)
+    found = [entry for entry in ledger.read() if edit in (entry.get("id"), entry.get("other"))]
     if not found:
         raise EditError(f"the ledger of {run} has no edit {edit!r}; `log {run}` lists them")
     console = Console()
-    for number, entry in found:
-        table = Table(show_header=False, title=f"{entry['event']} {entry['id']}", title_justify="left")
+    for entry in found:
+        title = escape(f"{entry['event']} {entry.get('id', '')}")
+        table = Table(show_header=False, title=title, title_justify="left")
         for name, value in entry.items():
             if name not in ("event", "id"):
-                table.add_row(name, str(value))
-        if number in now:
-            table.add_row("state", now[number])
+                table.add_row(escape(name), escape(str(value)))
+        now = _state(entry, register)
+        if now:
+            table.add_row("state", now)
         console.print(table)
 
 
-def _open(run: str) -> tuple[Ledger, int]:
-    """Return the ledger, and how many bytes of it the newest checkpoint knows of."""
-    ledger = Ledger(Path(run))
+def _open(run: str) -> tuple[Ledger, Register]:
+    """Return the ledger, and the register of the newest checkpoint; warn where entries that it knows of are gone."""
+    ledger, register = Ledger(Path(run)), Register()
     if not ledger.path.is_file():
         raise EditError(f"{run!r} is not the folder of a run: it has no ledger")
     path = checkpoints.newest(run)
-    return ledger, checkpoints.peek(path)["callbacks"]["Recorder"]["size"] if path else 0
+    if path is not None:
+        saved = checkpoints.peek(path)
+        register.load_state_dict(saved["editing"]["register"])
+        known = saved["callbacks"]["Recorder"]["size"]
+        if ledger.size < known:
+            print(
+                f"warning: {ledger.path} has {ledger.size} bytes and had {known} when {path.name} was written: "
+                "entries are missing",
+                file=sys.stderr,
+            )
+    return ledger, register
+
+
+def _state(entry: Entry, register: Register) -> str:
+    """Say what became of the edit of an entry; nothing of entries of other kinds."""
+    if entry["event"] != "edit":
+        return ""
+    number = entry.get("number")
+    is_known = isinstance(number, int) and number < len(register) and register.ids[number] == entry.get("id")
+    return register.states[number] if is_known else NOT_SAVED
 
 
 def _row(entry: Entry) -> list[str]:
@@ -114,6 +148,6 @@ def _row(entry: Entry) -> list[str]:
     elif other:
         what = f"{what}  ({other})".strip()
     success = entry.get("success_just_after", entry.get("accurate_just_after"))
-    said = "" if success is None else "yes" if success else "no"
+    succeeded = "" if success is None else "yes" if success else "no"
     cells = (entry["event"], entry.get("id", ""), entry.get("batch", ""), what, entry.get("steps", ""))
-    return [*map(str, cells), str(entry.get("stopped_by", "")), said]
+    return [*map(str, cells), str(entry.get("stopped_by", "")), succeeded]

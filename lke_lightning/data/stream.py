@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -128,7 +127,7 @@ class EditStream(LightningDataModule):
 
     def train_dataloader(self) -> StatefulDataLoader:
         """Return the batches to edit; its position is kept in checkpoints."""
-        return StatefulDataLoader(self.requests, batch_sampler=EditBatches(self.batches), collate_fn=_collate)
+        return StatefulDataLoader(self.requests, batch_sampler=EditBatches(self.batches), collate_fn=EditBatch.of)
 
     def val_dataloader(self) -> DataLoader:
         """Return all requests, a batch at a time."""
@@ -150,13 +149,6 @@ class RequestList(EditStream):
     def read(self) -> Iterator[EditRequest]:
         """Yield them."""
         return iter(self.given)
-
-
-def _collate(requests: list[EditRequest]) -> EditBatch:
-    batch = EditBatch.of(requests)
-    for request in batch.superseded:
-        rank_zero_info(f"Edit {request.id} is left out: a later edit of its batch states the same fact {request.fact}")
-    return batch
 
 
 def _digests(requests: Sequence[EditRequest]) -> Tensor:

@@ -57,7 +57,10 @@ class EditedWeight(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Write base + delta into the network."""
+        """Write base + delta into the network; without any change the base as it is, down to the signs of its zeros."""
+        if not self.delta.any():
+            self._store(self.base)
+            return
         change = self.delta.T if is_transposed(self.matrix) else self.delta
         self._store(self.base.to(change.dtype) + change)
 

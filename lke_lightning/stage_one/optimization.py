@@ -26,9 +26,7 @@ from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
 from lke_lightning.stage_one.target_space import NormBall, TargetSpace
-
-SUPERSEDED = "a later edit of its batch states the same fact"
-BROKEN = "its optimisation gave no finite numbers"
+from lke_lightning.step import EditStep
 
 
 class TargetOptimization(Callback):
@@ -85,38 +83,37 @@ class TargetOptimization(Callback):
         self.contexts = list(state_dict["contexts"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare for the requests of the run."""
+        self.prepare(pl_module.language_model, trainer.datamodule.requests)
+
+    def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Check that every request can be encoded; sample the contexts, unless they came from a checkpoint.
 
         Raises:
             EditError: a request that cannot be, with its id; nothing has been optimised yet.
         """
-        requests, text = trainer.datamodule.requests, pl_module.language_model.text
         try:
-            build_rows(requests, [SLOT], text)
+            build_rows(requests, [SLOT], model.text)
         except EditError:  # which one?
             for request in requests:
                 try:
-                    build_rows([request], [SLOT], text)
+                    build_rows([request], [SLOT], model.text)
                 except EditError as error:
                     raise EditError(f"edit {request.id}: {error}") from error
         if not self.contexts:
-            model = pl_module.language_model
             self.contexts = Team.of(model.network).first(self.context_templates.sample(model))
-        pl_module.contexts = self.contexts
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
-        """Find the targets of the batch; a request whose optimisation broke down is left out of it."""
-        with trainer.precision_plugin.forward_context(), pl_module.timed("stage_one"):
-            targets = self.optimize(pl_module.language_model, batch.requests, self.contexts)
-        sound = [i for i, is_sound in enumerate(targets.are_finite()) if is_sound]
-        broken = [request for i, request in enumerate(batch.requests) if i not in set(sound)]
-        pl_module.batch, pl_module.targets = EditBatch([batch.requests[i] for i in sound]), targets.chosen(sound)
-        pl_module.left_out = [
-            (request, "a later edit of its batch states the same fact") for request in batch.superseded
-        ]
-        pl_module.left_out += [(request, "its optimisation gave no finite numbers") for request in broken]
-        for request in broken:
-            rank_zero_warn(f"edit {request.id} is left out: its optimisation gave no finite numbers")
+        """Begin the step: find the targets of the batch."""
+        with pl_module.working("stage_one"):
+            pl_module.step = self.aim(pl_module.language_model, batch)
+
+    def aim(self, model: LanguageModel, batch: EditBatch) -> EditStep:
+        """Find the targets of a batch in this run's contexts; a request without finite numbers is left out of it."""
+        step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts), self.contexts)
+        for request, reason in step.left_out:
+            rank_zero_warn(f"edit {request.id} is left out: {reason}")
+        return step
 
     def optimize(self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Targets:
         """Find the targets of some requests under the model's present weights; processes divide them.

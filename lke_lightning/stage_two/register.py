@@ -1,20 +1,23 @@
-"""Which edits a memory holds, in its order, and which of them count today."""
+"""Which edits a run made, in order, and which of them hold today: the only place that knows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lke_lightning.edits import EditError, EditRequest
 
 Fact = tuple[str, str]
 
+State = Literal["in the weights", "replaced", "undone"]
+HOLDS, REPLACED, UNDONE = "in the weights", "replaced", "undone"
+
 
 class Register:
-    """The edits behind the rows of a solver's memory; a row's number is the edit's number.
+    """All edits of a run; an edit's number is its place in that order, and its row in a solver's memory.
 
-    An edit stands (its row counts), or it does not: because a later edit of the same fact replaced it, or because it
-    was undone.
+    An edit holds (it is in the weights), or a later edit of the same fact has replaced it, or it was undone. Of the
+    edits of one fact at most one holds.
     """
 
     def __init__(self) -> None:
@@ -22,93 +25,96 @@ class Register:
         self.facts: list[Fact] = []
         self.replaces: list[int | None] = []
         """For each edit, the number of the one that it took the place of."""
-        self.stands: list[bool] = []
-        self._standing: dict[Fact, int] = {}
+        self.states: list[State] = []
+        self._holding: dict[Fact, int] = {}
 
     def __len__(self) -> int:
-        """Count all edits, also those that do not stand."""
+        """Count all edits, also those that do not hold any more."""
         return len(self.ids)
+
+    @property
+    def holding(self) -> list[int]:
+        """Numbers of the edits that are in the weights, in the order in which they were made."""
+        return sorted(self._holding.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain lists."""
-        return {
-            "ids": self.ids,
-            "facts": [list(fact) for fact in self.facts],
-            "replaces": self.replaces,
-            "stands": self.stands,
-        }
+        facts = [list(fact) for fact in self.facts]
+        return {"ids": self.ids, "facts": facts, "replaces": self.replaces, "states": self.states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what `state_dict` returned."""
-        self.ids, self.replaces = list(state["ids"]), list(state["replaces"])
-        self.stands, self.facts = list(state["stands"]), [(subject, relation) for subject, relation in state["facts"]]
-        self._standing = {fact: i for i, fact in enumerate(self.facts) if self.stands[i]}
+        self.ids, self.replaces, self.states = list(state["ids"]), list(state["replaces"]), list(state["states"])
+        self.facts = [(subject, relation) for subject, relation in state["facts"]]
+        self._holding = {fact: i for i, fact in enumerate(self.facts) if self.states[i] == HOLDS}
 
-    def standing(self, fact: Fact) -> int | None:
+    def number_of(self, fact: Fact) -> int | None:
         """Return the number of the edit that states a fact today."""
-        return self._standing.get(fact)
+        return self._holding.get(fact)
 
     def enter(self, requests: Sequence[EditRequest]) -> None:
         """Add edits behind the others; each takes the place of the one that states its fact."""
         for request in requests:
-            older = self._standing.get(request.fact)
+            older = self._holding.get(request.fact)
             if older is not None:
-                self.lay_down([older])
-            self._standing[request.fact] = len(self.ids)
+                self.states[older] = REPLACED
+            self._holding[request.fact] = len(self.ids)
             self.ids.append(request.id)
             self.facts.append(request.fact)
             self.replaces.append(older)
-            self.stands.append(True)
+            self.states.append(HOLDS)
 
     def shorten(self, count: int) -> None:
-        """Forget all edits from number `count` on, as if they had never been entered."""
+        """Forget all edits from number `count` on, as if they had never been made."""
         for number in reversed(range(count, len(self.ids))):
-            if self.stands[number]:
-                self.lay_down([number])
-            if self.replaces[number] is not None:
-                self.raise_up([self.replaces[number]])
-        for part in (self.ids, self.facts, self.replaces, self.stands):
+            if self.states[number] == HOLDS:
+                self.deactivate([number], UNDONE)
+                if self.replaces[number] is not None:
+                    self.activate([self.replaces[number]])
+        for part in (self.ids, self.facts, self.replaces, self.states):
             del part[count:]
 
-    def lay_down(self, numbers: Sequence[int]) -> None:
-        """Let edits count no more."""
+    def deactivate(self, numbers: Sequence[int], state: State) -> None:
+        """Let edits that hold do so no more."""
         for number in numbers:
-            self.stands[number] = False
-            del self._standing[self.facts[number]]
+            self.states[number] = state
+            del self._holding[self.facts[number]]
 
-    def raise_up(self, numbers: Sequence[int]) -> None:
-        """Let edits count again."""
+    def activate(self, numbers: Sequence[int]) -> None:
+        """Let edits hold again; no other edit of their facts may."""
         for number in numbers:
-            self.stands[number] = True
-            self._standing[self.facts[number]] = number
+            self.states[number] = HOLDS
+            self._holding[self.facts[number]] = number
 
     def to_undo(self, ids: Sequence[str]) -> list[int]:
-        """Return the numbers of edits that stand.
+        """Return the numbers of edits that hold.
 
         Raises:
-            EditError: one was never made, or does not stand; the message says why.
+            EditError: one was never made, or does not hold; the message says why.
         """
-        numbers = [self._number(name) for name in ids]
+        numbers = [self._latest(name) for name in ids]
         for name, number in zip(ids, numbers, strict=True):
-            if not self.stands[number]:
-                now = self._standing.get(self.facts[number])
+            if self.states[number] != HOLDS:
+                now = self._holding.get(self.facts[number])
                 why = "it was undone before" if now is None else f"edit {self.ids[now]} states the same fact instead"
                 raise EditError(f"edit {name} is not in the weights: {why}")
         return numbers
 
     def to_redo(self, ids: Sequence[str]) -> list[int]:
-        """Return the numbers of edits that were made once and do not stand.
+        """Return the numbers of edits that were made once and do not hold.
 
         Raises:
-            EditError: one was never made, or stands.
+            EditError: one was never made, or holds; or two of them state the same fact.
         """
-        numbers = [self._number(name) for name in ids]
+        numbers = [self._latest(name) for name in ids]
         for name, number in zip(ids, numbers, strict=True):
-            if self.stands[number]:
+            if self.states[number] == HOLDS:
                 raise EditError(f"edit {name} is in the weights already")
+        if len({self.facts[number] for number in numbers}) < len(numbers):
+            raise EditError("two of these edits state the same fact: redo one of them")
         return numbers
 
-    def _number(self, name: str) -> int:
+    def _latest(self, name: str) -> int:
         numbers = [number for number, known in enumerate(self.ids) if known == name]
         if not numbers:
             raise EditError(f"this run made no edit with the id {name!r}; `log` lists those it made")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,19 +13,31 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lke_lightning.distributed import Team
-from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.edits import EditError
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.targets import Targets
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader
-from lke_lightning.stage_two.register import Register
+from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
 from lke_lightning.stage_two.solvers import EditSystem, LeastSquares, Memory, Solver
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
+from lke_lightning.step import EditStep
 
 SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left)}
 """Which share of what the target lacks a layer takes on, by how many layers are left with it."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A moment of a run that it can return to."""
+
+    deltas: dict[int, Tensor]
+    """By layer, the total change (d_out, d_key)."""
+    memory: dict[int, Any]
+    """By layer, what the solver needs to return its memory to that moment."""
+    edits: int
+    """How many edits had been made."""
 
 
 class WeightUpdate(Callback):
@@ -35,7 +48,7 @@ class WeightUpdate(Callback):
     all that is left, and the update is added to the weight.
 
     An edit of a fact that was edited before (same subject and relation) first retires the older one from the solver's
-    memory and from the weights.
+    memory and from the weights, where the method allows that exactly (`why_not_exact`).
 
     Args:
         solver: turns keys and residuals into an update. Default: ENCORE's least squares with strengths of 1; real
@@ -66,21 +79,19 @@ class WeightUpdate(Callback):
         self.spread, self.transform, self.readout = spread, transform, readout
         self.keep_on_host, self.reference_quirks = keep_on_host, reference_quirks
         self.memory: dict[int, Memory] = {}
-        """What the solver remembers of earlier batches, by layer."""
-        self.register = Register()
-        """The edits in the memory, in its order."""
+        """What the solver remembers of earlier batches, by layer; rows are the numbers of the run's register."""
         self._fingerprints: dict[str, str] = {}
+        self._is_ready = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the solver's memory, and from which statistics it started."""
         memory = {str(layer): self.solver.saved(memory) for layer, memory in self.memory.items()}
-        return {"memory": memory, "register": self.register.state_dict(), "statistics": self._fingerprints}
+        return {"memory": memory, "statistics": self._fingerprints}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the memory of the interrupted run."""
         self.memory = {int(layer): dict(memory) for layer, memory in state_dict["memory"].items()}
-        self.register.load_state_dict(state_dict["register"])
-        self._fingerprints = dict(state_dict["statistics"])
+        self._fingerprints, self._is_ready = dict(state_dict["statistics"]), False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell how the change is to be read."""
@@ -92,12 +103,8 @@ class WeightUpdate(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
         """Write the batch into the weights."""
-        if not pl_module.batch.requests:  # stage one left all of them out
-            return
-        with trainer.precision_plugin.forward_context(), pl_module.timed("stage_two"):
-            self.apply(pl_module.language_model, pl_module.batch.requests, pl_module.contexts, pl_module.targets)
-        # Here and not at the end of the batch: checkpoints are written by callbacks, before the module's own hooks.
-        pl_module.mark_edited(pl_module.batch.requests)
+        with pl_module.working("stage_two"):
+            self.write(pl_module.language_model, pl_module.step, pl_module.register)
 
     def prepare(self, model: LanguageModel) -> None:
         """Load or compute the statistics of the unedited model and start every layer's memory from them.
@@ -105,6 +112,8 @@ class WeightUpdate(Callback):
         Raises:
             EditError: they are not those that a memory from a checkpoint was started from.
         """
+        if self._is_ready:
+            return
         moments = self.statistics.second_moments(model)
         fingerprints = {str(layer): _fingerprint(moment) for layer, moment in moments.items()}
         if self.memory:
@@ -118,19 +127,16 @@ class WeightUpdate(Callback):
             }
         else:
             self.memory = {layer: self.solver.init(moment, self.statistics.eigen) for layer, moment in moments.items()}
-        self._fingerprints = fingerprints
+        self._fingerprints, self._is_ready = fingerprints, True
 
     @torch.no_grad()
-    def apply(
-        self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], targets: Targets
-    ) -> dict[int, EditSystem]:
-        """Edit the weights so that the targets are produced.
+    def write(self, model: LanguageModel, step: EditStep, register: Register) -> dict[int, EditSystem]:
+        """Edit the weights so that the targets are produced, and enter the edits into the register.
 
         Args:
             model: the language model; its edited weights change.
-            requests: the edits, as stage one saw them.
-            contexts: templates, `"{}"` first.
-            targets: what stage one found.
+            step: the edits and their targets.
+            register: the edits made so far.
 
         Returns:
             What each layer was asked.
@@ -138,17 +144,19 @@ class WeightUpdate(Callback):
         Raises:
             EditError: an update is not finite; it is not written then.
         """
-        remembers = self.solver.past_edits is not None
-        older = [self.register.standing(request.fact) for request in requests] if remembers else []
-        self._move(model, out=[number for number in older if number is not None])
-        reader = SlotReader(model, requests, contexts)
-        key_weights = self.keys.keys(len(contexts), self.reference_quirks)
-        anchor_weights = self.keys.anchors(len(contexts))
-        counts = torch.tensor([request.weight for request in requests], dtype=torch.float64, device=model.device)
+        if not step.requests:
+            return {}
+        if self.why_not_exact() is None:
+            older = [register.number_of(request.fact) for request in step.requests]
+            self._move(model, out=[number for number in older if number is not None])
+        reader = SlotReader(model, step.requests, step.contexts)
+        key_weights = self.keys.keys(len(step.contexts), self.reference_quirks)
+        anchor_weights = self.keys.anchors(len(step.contexts))
+        counts = torch.tensor([request.weight for request in step.requests], dtype=torch.float64, device=model.device)
         systems = {}
         for i, layer in enumerate(model.layers):
             keys, anchors = reader.keys(layer, [key_weights, anchor_weights])
-            missing = targets.vectors - reader.outputs(targets.site, anchor_weights)
+            missing = step.targets.vectors - reader.outputs(step.targets.site, anchor_weights)
             residuals = missing * SPREAD[self.spread](len(model.layers) - i)
             weight = model.weight(layer)
             systems[layer] = EditSystem(keys, anchors, residuals, keys @ weight.delta.T, counts)
@@ -157,25 +165,30 @@ class WeightUpdate(Callback):
             if self.transform is not None:
                 update = self.transform(weight.live(), update)
             self._write(model, layer, update)
-        if remembers:
-            self.register.enter(requests)
+        register.enter(step.requests)
         return systems
 
-    def check_exact_undo(self) -> None:
-        """Raise `EditError`, with the reason, where this method's weights are no solution that an edit can leave."""
-        reason = None
+    def why_not_exact(self) -> str | None:
+        """Say why this method's weights are no solution that an edit can leave without a trace; `None`: they are."""
         if self.solver.past_edits is None:
-            reason = "its solver keeps no memory of past edits (past_edits)"
-        elif self.solver.past_edits.weight != 1:
-            reason = "past edits count differently from new ones (past_edits.weight)"
-        elif self.transform is not None:
-            reason = f"its updates are changed after they are solved for ({type(self.transform).__name__})"
+            return "its solver keeps no memory of past edits (past_edits)"
+        if self.solver.past_edits.weight != 1:
+            return "past edits count differently from new ones (past_edits.weight)"
+        if self.transform is not None:
+            return f"its updates are changed after they are solved for ({type(self.transform).__name__})"
+        return None
+
+    def check_exact_undo(self) -> None:
+        """Raise `EditError`, with the reason, unless an edit can be taken back exactly."""
+        reason = self.why_not_exact()
         if reason:
             raise EditError(f"with this method an edit cannot be taken back exactly: {reason}")
 
     @torch.no_grad()
-    def undo(self, model: LanguageModel, ids: Sequence[str]) -> dict[str, str | None]:
+    def undo(self, model: LanguageModel, register: Register, ids: Sequence[str]) -> dict[str, str | None]:
         """Take edits back, as if they had never been made: the others keep their keys and targets.
+
+        When no edit is left, the weights are the unedited ones, bit for bit.
 
         Returns:
             For each, the edit of the same fact that it had replaced and that is in the weights again, or `None`.
@@ -184,16 +197,18 @@ class WeightUpdate(Callback):
             EditError: one of them is not in the weights, or the method does not allow it; nothing is changed then.
         """
         self.check_exact_undo()
-        numbers = self.register.to_undo(ids)
-        older = [self.register.replaces[number] for number in numbers]
+        numbers = register.to_undo(ids)
+        older = [register.replaces[number] for number in numbers]
         back = [number for number in older if number is not None]
         self._move(model, out=numbers, back=back)
-        self.register.lay_down(numbers)
-        self.register.raise_up(back)
-        return {name: None if n is None else self.register.ids[n] for name, n in zip(ids, older, strict=True)}
+        register.deactivate(numbers, UNDONE)
+        register.activate(back)
+        if not register.holding:
+            self._start_over(model)
+        return {name: None if n is None else register.ids[n] for name, n in zip(ids, older, strict=True)}
 
     @torch.no_grad()
-    def redo(self, model: LanguageModel, ids: Sequence[str]) -> dict[str, str | None]:
+    def redo(self, model: LanguageModel, register: Register, ids: Sequence[str]) -> dict[str, str | None]:
         """Write edits again that were undone or replaced.
 
         Returns:
@@ -203,35 +218,41 @@ class WeightUpdate(Callback):
             EditError: one of them is in the weights, or the method does not allow it; nothing is changed then.
         """
         self.check_exact_undo()
-        numbers = self.register.to_redo(ids)
-        if len({self.register.facts[number] for number in numbers}) < len(numbers):
-            raise EditError("two of these edits state the same fact: redo one of them")
-        rivals = [self.register.standing(self.register.facts[number]) for number in numbers]
+        numbers = register.to_redo(ids)
+        rivals = [register.number_of(register.facts[number]) for number in numbers]
         out = [number for number in rivals if number is not None]
         self._move(model, out=out, back=numbers)
-        self.register.lay_down(out)
-        self.register.raise_up(numbers)
+        register.deactivate(out, REPLACED)
+        register.activate(numbers)
         for number, rival in zip(numbers, rivals, strict=True):
-            self.register.replaces[number] = rival
-        return {name: None if n is None else self.register.ids[n] for name, n in zip(ids, rivals, strict=True)}
+            register.replaces[number] = rival
+        return {name: None if n is None else register.ids[n] for name, n in zip(ids, rivals, strict=True)}
 
     @torch.no_grad()
-    def roll_back(self, model: LanguageModel, deltas: Mapping[int, Tensor], count: int) -> None:
-        """Return to an earlier moment of the run.
+    def revert(self, model: LanguageModel, register: Register) -> None:
+        """Undo all edits, by any method: the weights are the unedited ones, bit for bit."""
+        register.deactivate(register.holding, UNDONE)
+        self._start_over(model)
 
-        Args:
-            model: the language model.
-            deltas: by layer, the total change (d_out, d_key) at that moment; taken over bit for bit.
-            count: how many edits were in the register; those after them are forgotten for good.
-        """
-        if self.solver.past_edits is not None:
-            new = range(count, len(self.register))
-            older = [self.register.replaces[number] for number in new]
-            self._move(model, out=new, back=[number for number in older if number is not None])
-            self.memory = {layer: self.solver.shorten(memory, count) for layer, memory in self.memory.items()}
-            self.register.shorten(count)
-        for layer, delta in deltas.items():
+    def mark(self, model: LanguageModel, register: Register) -> Mark:
+        """Note where the run stands, so that `roll_back` can return there."""
+        deltas = {layer: model.weight(layer).delta.clone() for layer in model.layers}
+        return Mark(deltas, {layer: self.solver.mark(memory) for layer, memory in self.memory.items()}, len(register))
+
+    @torch.no_grad()
+    def roll_back(self, model: LanguageModel, register: Register, mark: Mark) -> None:
+        """Return to a moment of the run: weights bit for bit, memory to rounding; later edits are forgotten for good."""
+        for layer, delta in mark.deltas.items():
+            if layer in mark.memory:
+                self._keep(layer, self.solver.rolled_back(self._fetch(layer, model), mark.memory[layer]))
             model.weight(layer).restore(delta)
+        register.shorten(mark.edits)
+
+    def _start_over(self, model: LanguageModel) -> None:
+        """Leave nothing of edits that are all undone: neither in the weights nor in the memory."""
+        for layer in model.layers:
+            self._keep(layer, self.solver.cleared(self._fetch(layer, model)))
+            model.weight(layer).revert()
 
     def _move(self, model: LanguageModel, out: Sequence[int] = (), back: Sequence[int] = ()) -> None:
         """Take edits out of memory and weights, and others in again."""

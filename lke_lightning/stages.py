@@ -1,0 +1,41 @@
+"""The two stages of a method, and what they do to one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lke_lightning.edits import EditBatch, EditError
+from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_two.register import Register
+from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.step import EditStep
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The two stages of a method."""
+
+    one: TargetOptimization
+    two: WeightUpdate
+
+    @classmethod
+    def among(cls, callbacks: Sequence[Any]) -> Stages:
+        """Find the stages among the callbacks of a trainer.
+
+        Raises:
+            EditError: one of them is missing, is there twice, or stage two acts first.
+        """
+        found = [part for part in callbacks if isinstance(part, (TargetOptimization, WeightUpdate))]
+        if [type(part) for part in found] != [TargetOptimization, WeightUpdate]:
+            names = ", ".join(type(part).__name__ for part in found) or "neither"
+            raise EditError(f"a trainer needs one TargetOptimization and, behind it, one WeightUpdate; it has {names}")
+        return cls(*found)
+
+    def edit(self, model: LanguageModel, batch: EditBatch, register: Register) -> EditStep:
+        """Find the targets of a batch and write them into the weights; a run does the same in two hooks."""
+        step = self.one.aim(model, batch)
+        self.two.write(model, step, register)
+        return step

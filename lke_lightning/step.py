@@ -1,0 +1,66 @@
+"""One edit batch on its way through the two stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lke_lightning.edits import EditBatch, EditRequest
+from lke_lightning.model.targets import Targets
+
+SUPERSEDED = "a later edit of its batch states the same fact"
+NOT_FINITE = "its optimisation gave no finite numbers"
+
+
+@dataclass
+class EditStep:
+    """What is known of one edit batch: stage one makes it, stage two writes it, everything after it reads it."""
+
+    requests: tuple[EditRequest, ...]
+    """What is edited: the batch without what is left out."""
+    targets: Targets
+    """The target activations of these requests."""
+    contexts: Sequence[str]
+    """Context templates that the targets hold in, `"{}"` first."""
+    left_out: list[tuple[EditRequest, str]] = field(default_factory=list)
+    """Requests of the batch that are not edited, each with the reason."""
+    scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """What the scorecard found just after the batch was written, by id and kind."""
+
+    @classmethod
+    def of(cls, batch: EditBatch, targets: Targets, contexts: Sequence[str]) -> EditStep:
+        """Start a step from what stage one found for a batch; what is not finite is left out."""
+        step = cls(batch.requests, targets, contexts, [(request, SUPERSEDED) for request in batch.superseded])
+        step.leave_out([i for i, is_finite in enumerate(targets.are_finite()) if not is_finite], NOT_FINITE)
+        return step
+
+    @classmethod
+    def joined(cls, parts: Sequence[EditStep], whole: EditStep, left_out: list[tuple[EditRequest, str]]) -> EditStep:
+        """Put together what is left of a batch that was edited again in parts.
+
+        Args:
+            parts: those that were kept.
+            whole: the batch as it was edited at first.
+            left_out: the requests that were not kept, each with the reason.
+        """
+        targets = Targets.joined([part.targets for part in parts]) if parts else whole.targets.chosen([])
+        requests = tuple(request for part in parts for request in part.requests)
+        lost = [*whole.left_out, *(reason for part in parts for reason in part.left_out), *left_out]
+        return cls(requests, targets, whole.contexts, lost)
+
+    def __len__(self) -> int:
+        """Count the requests that are edited."""
+        return len(self.requests)
+
+    def leave_out(self, numbers: Sequence[int], reason: str) -> None:
+        """Take some requests, by their place in the batch, out of it."""
+        kept = [i for i in range(len(self.requests)) if i not in set(numbers)]
+        self.left_out += [(self.requests[i], reason) for i in numbers]
+        self.requests, self.targets = tuple(self.requests[i] for i in kept), self.targets.chosen(kept)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the targets; 0 where no request is left."""
+        return sum(self.targets.losses) / len(self.requests) if self.requests else 0.0
