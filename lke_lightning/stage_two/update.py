@@ -38,7 +38,7 @@ class WeightUpdate(Callback):
     memory and from the weights.
 
     Args:
-        solver: turns keys and residuals into an update. Default: ENCORE's least squares with strengths of 1; real
+        solver: turns keys and residuals into an update. Default: ENCORE's least squares with weights of 1; real
             models need theirs, see configs/experiment.
         keys: how keys are averaged over contexts. Default: `ContextMean`.
         statistics: second moments of keys on ordinary text. Default: computed on the demo text.
@@ -142,8 +142,8 @@ class WeightUpdate(Callback):
         older = [self.register.standing(request.fact) for request in requests] if remembers else []
         self._move(model, out=[number for number in older if number is not None])
         reader = SlotReader(model, requests, contexts)
-        key_weights = self.keys.keys(len(contexts), self.reference_quirks)
-        anchor_weights = self.keys.anchors(len(contexts))
+        key_weights = self.keys.key_weights(len(contexts), self.reference_quirks)
+        anchor_weights = self.keys.anchor_weights(len(contexts))
         counts = torch.tensor([request.weight for request in requests], dtype=torch.float64, device=model.device)
         systems = {}
         for i, layer in enumerate(model.layers):
@@ -249,7 +249,9 @@ class WeightUpdate(Callback):
         weight = model.weight(layer)
         update = Team.of(model.network).first_tensor(update.to(weight.delta))
         if not update.isfinite().all():
-            raise EditError(f"the update of layer {layer} is not finite: the statistics or strengths do not suit it")
+            raise EditError(
+                f"the update of layer {layer} is not finite: the statistics or the hyperparameters do not suit it"
+            )
         weight.add(update)
 
     def _fetch(self, layer: int, model: LanguageModel) -> Memory:
