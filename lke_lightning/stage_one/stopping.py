@@ -50,7 +50,7 @@ class LossBelow(StopRule):
     """
 
     def __init__(self, threshold: float = 0.05) -> None:
-        check_number("LossBelow.threshold", threshold, above=0)
+        check_number("LossBelow.threshold", threshold, at_least=0)
         self.threshold = threshold
 
     def __call__(self, step: StepView, loss: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ NAN = float("nan")
         (lambda: EssenceKL(NAN), "EssenceKL.weight is nan.*at least 0"),
         (lambda: TargetNorm(-0.5), "TargetNorm.weight is -0.5.*at least 0"),
         (lambda: MostProbable(-3), "MostProbable.extra_steps is -3.*at least 0"),
-        (lambda: LossBelow(NAN), "LossBelow.threshold is nan.*above 0"),
+        (lambda: LossBelow(NAN), "LossBelow.threshold is nan.*at least 0"),
         (lambda: ProbabilityAbove(1.0), "ProbabilityAbove.threshold is 1.0.*above 0 and below 1"),
         (lambda: NormBall(-1.0), "NormBall.factor is -1.0.*above 0"),
         (lambda: NormBall(math.inf), "NormBall.factor is inf.*finite"),
