@@ -16,7 +16,8 @@ import torch
 from benchmarks import harness
 from lke_lightning.ledger import Ledger
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
-from lke_lightning.stage_two.solvers import PER_EDIT, EditSystem, LeastSquares
+from lke_lightning.stage_two.solvers import EditSystem, LeastSquares
+from lke_lightning.stage_two.solvers.least_squares import PER_EDIT
 
 
 def main(edits: int = 100_000, batch: int = 100, d_key: int = 256, d_out: int = 128, again_every: int = 10) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +21,25 @@ def check_template(template: str, what: str) -> None:
         raise EditError(f"{what} {template!r} needs exactly one {SLOT!r}, found {template.count(SLOT)}")
     if set("{}") & set(template.replace(SLOT, "")):
         raise EditError(f"{what} {template!r} has braces besides its {SLOT!r}: remove them")
+
+
+def check_number(
+    name: str,
+    value: float,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """Raise `EditError` unless the value of an option, `name`, is a finite number within the given bounds."""
+    bounds = [("above", above, operator.gt), ("at least", at_least, operator.ge)]
+    bounds += [("below", below, operator.lt), ("at most", at_most, operator.le)]
+    bounds = [bound for bound in bounds if bound[1] is not None]
+    is_finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max  # nan compares as false
+    if not is_finite or not all(holds(value, limit) for _, limit, holds in bounds):
+        allowed = " and ".join(f"{word} {limit:g}" for word, limit, _ in bounds)
+        raise EditError(f"{name} is {value}: it has to be a finite number {allowed}".rstrip())
 
 
 @dataclass(frozen=True)

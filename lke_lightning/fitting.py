@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import signal
@@ -190,6 +191,10 @@ def run(args: list[str], instead: Instead | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True")
     warnings.filterwarnings("ignore", message=".*set_vital.*")  # deprecation inside torchdata 0.11
     warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
+    own = logging.getLogger("lke_lightning")  # of the parts that know torch only; the others say it through Lightning
+    own.setLevel(logging.INFO)
+    if not own.hasHandlers():
+        own.addHandler(logging.StreamHandler())
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditBatch, EditError, EditRequest
+from lke_lightning.edits import EditBatch, EditError, EditRequest, check_number
 from lke_lightning.evaluation.canary import Canary, Health
 from lke_lightning.stage_two.update import Mark
 from lke_lightning.step import EditStep
@@ -64,13 +64,12 @@ class Guard(Callback):
         needs_text = [name for name in self.ceilings if name != "norm_growth"] + ["agreement"] * (agreement is not None)
         if needs_text and not text:
             raise EditError(f"guard.{needs_text[0]} is measured on a text: name one with guard.text")
-        low = [name for name, limit in self.ceilings.items() if limit <= 1]
-        if low:
-            raise EditError(
-                f"guard.{low[0]} is {self.ceilings[low[0]]:g}: the unedited model has 1, a limit is above that"
-            )
-        if agreement is not None and not 0 < agreement < 1:
-            raise EditError(f"guard.agreement is {agreement:g}: a fraction between 0 and 1 is needed")
+        for name, limit in self.ceilings.items():
+            check_number(f"guard.{name}", limit, above=1)  # the unedited model has 1
+        if agreement is not None:
+            check_number("guard.agreement", agreement, above=0, below=1)
+        check_number("guard.text_tokens", text_tokens, at_least=2)
+        check_number("guard.give_up_after", give_up_after, at_least=1)
         self.text, self.text_tokens = text if needs_text else None, text_tokens
         self.action, self.give_up_after = action, give_up_after
         self.lost_in_a_row = 0

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from lke_lightning.edits import SLOT, check_template
+from lke_lightning.edits import SLOT, EditError, check_number, check_template
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row
+
+LONGEST = 1000
+"""Tokens of a context at most: more is a mistake, and one that would only show after hours."""
 
 SEEDS = ("The", "Therefore", "Because", "I", "You")
 
@@ -26,7 +29,8 @@ class ContextTemplates:
         templates: use these instead, each with one `{}`, and sample nothing.
 
     Raises:
-        EditError: a given template without its slot or with other braces.
+        EditError: a given template without its slot or with other braces; an opening word that is blank; a number
+            that none can be.
     """
 
     def __init__(
@@ -37,6 +41,13 @@ class ContextTemplates:
         seed: int = 0,
         templates: Sequence[str] | None = None,
     ) -> None:
+        check_number("ContextTemplates.length", length, at_least=1, at_most=LONGEST)
+        check_number("ContextTemplates.top_k", top_k, at_least=1)
+        check_number("ContextTemplates.seed", seed, at_least=0, below=2**63)
+        if not all(word.strip() for word in seeds):
+            raise EditError(
+                f"ContextTemplates.seeds {list(seeds)} holds a blank: each is a word that a text opens with"
+            )
         self.seeds, self.length, self.top_k, self.seed = tuple(seeds), length, top_k, seed
         self.templates = None if templates is None else tuple(templates)
         for template in self.templates or ():

@@ -1,6 +1,6 @@
 """Terms of the loss that a target activation minimises; each returns one value per request, never a mean over them.
 
-A method sums the terms it names. What a term may look at is in `Descent`.
+A method sums the terms it names. What a term may look at is in `StepView`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lke_lightning.edits import check_number
+
 
 @dataclass(frozen=True)
-class Descent:
-    """What is known in one step of the descent, for the requests that are still optimised."""
+class StepView:
+    """What is known in one step of the optimisation, for the requests that are still optimised."""
 
     nll: Tensor
     """Mean negative log-likelihood of the target's tokens, (requests, contexts), the bare prompt first."""
@@ -34,7 +36,7 @@ class Objective(ABC):
     """A term of the loss."""
 
     @abstractmethod
-    def __call__(self, descent: Descent) -> Tensor:
+    def __call__(self, step: StepView) -> Tensor:
         """Return the term's value for each request, (requests,)."""
 
 
@@ -46,11 +48,12 @@ class NegativeLogLikelihood(Objective):
     """
 
     def __init__(self, weight: float = 1.0) -> None:
+        check_number("NegativeLogLikelihood.weight", weight, above=0)
         self.weight = weight
 
-    def __call__(self, descent: Descent) -> Tensor:
+    def __call__(self, step: StepView) -> Tensor:
         """Average over contexts."""
-        return self.weight * descent.nll.mean(1)
+        return self.weight * step.nll.mean(1)
 
 
 class EssenceKL(Objective):
@@ -61,11 +64,12 @@ class EssenceKL(Objective):
     """
 
     def __init__(self, weight: float = 0.0625) -> None:
+        check_number("EssenceKL.weight", weight, at_least=0)
         self.weight = weight
 
-    def __call__(self, descent: Descent) -> Tensor:
+    def __call__(self, step: StepView) -> Tensor:
         """Return the divergence, in the direction of the published `F.kl_div(before, now, log_target=True)`."""
-        return self.weight * (descent.essence.exp() * (descent.essence - descent.essence_before)).sum(1)
+        return self.weight * (step.essence.exp() * (step.essence - step.essence_before)).sum(1)
 
 
 class TargetNorm(Objective):
@@ -76,8 +80,9 @@ class TargetNorm(Objective):
     """
 
     def __init__(self, weight: float = 0.5) -> None:
+        check_number("TargetNorm.weight", weight, at_least=0)
         self.weight = weight
 
-    def __call__(self, descent: Descent) -> Tensor:
+    def __call__(self, step: StepView) -> Tensor:
         """Return the penalty; its gradient at delta = 0 is 0."""
-        return self.weight * descent.change.norm(dim=1) / descent.initial_norm**2
+        return self.weight * step.change.norm(dim=1) / step.initial_norm**2

@@ -16,12 +16,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lke_lightning.distributed import Team
-from lke_lightning.edits import SLOT, EditBatch, EditError, EditRequest
+from lke_lightning.edits import SLOT, EditBatch, EditError, EditRequest, check_number
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Site, Targets
 from lke_lightning.stage_one.contexts import ContextTemplates
-from lke_lightning.stage_one.objectives import Descent, EssenceKL, NegativeLogLikelihood, Objective, TargetNorm
+from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Objective, StepView, TargetNorm
 from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
@@ -63,8 +63,14 @@ class TargetOptimization(Callback):
         check_every: int | None = None,
         reference_quirks: bool = False,
     ) -> None:
-        if max_steps < 1:
-            raise EditError(f"stage_one.max_steps is {max_steps}: at least one step is needed")
+        if objectives is not None and not objectives:
+            raise EditError(
+                "stage_one.objectives is empty: name at least NegativeLogLikelihood, or leave the option out"
+            )
+        check_number("stage_one.lr", lr, above=0, at_most=1000)
+        check_number("stage_one.max_steps", max_steps, at_least=1)
+        check_number("stage_one.max_tokens", max_tokens, at_least=1)
+        check_number("stage_one.check_every", 1 if check_every is None else check_every, at_least=1)
         self.objectives = objectives or [NegativeLogLikelihood(), EssenceKL(), TargetNorm()]
         self.stopping = [MostProbable(), LossBelow()] if stopping is None else stopping
         self.space = space or NormBall()
@@ -158,12 +164,12 @@ class TargetOptimization(Callback):
             nll, most_probable, essence = rows.predict(change[active])
             essence_before = essence.detach() if essence_before is None else essence_before
             history = torch.cat([history, most_probable.unsqueeze(0)])
-            descent = Descent(
+            view = StepView(
                 nll, history, change[active], initial_norm[active], essence, essence_before, self.reference_quirks
             )
-            loss = torch.stack([objective(descent) for objective in self.objectives]).sum(0)
+            loss = torch.stack([objective(view) for objective in self.objectives]).sum(0)
             # a request that stopped on one process only would leave the others waiting in a sharded network
-            reason = team.alike(self._reasons(descent, loss, is_last=step == self.max_steps))
+            reason = team.alike(self._reasons(view, loss, is_last=step == self.max_steps))
             stopped = going & (reason >= 0)
             outcome.record(active, stopped, (initial + change)[active], step, loss, reason)
             going = going & ~stopped
@@ -183,11 +189,11 @@ class TargetOptimization(Callback):
                 rows, going = rows.keep(going), going[going]
         return outcome.targets([type(rule).__name__ for rule in self.stopping] + ["MaxSteps"], self.site)
 
-    def _reasons(self, descent: Descent, loss: Tensor, is_last: bool) -> Tensor:
+    def _reasons(self, view: StepView, loss: Tensor, is_last: bool) -> Tensor:
         """Return the index of the first rule that fires for each request, -1 for none."""
         reason = torch.full_like(loss, len(self.stopping) if is_last else -1, dtype=torch.long)
         for i, rule in reversed(list(enumerate(self.stopping))):
-            reason = torch.where(rule(descent, loss), i, reason)
+            reason = torch.where(rule(view, loss), i, reason)
         return reason
 
 

@@ -9,14 +9,15 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from lke_lightning.stage_one.objectives import Descent
+from lke_lightning.edits import check_number
+from lke_lightning.stage_one.objectives import StepView
 
 
 class StopRule(ABC):
     """Says which requests are done."""
 
     @abstractmethod
-    def __call__(self, descent: Descent, loss: Tensor) -> Tensor:
+    def __call__(self, step: StepView, loss: Tensor) -> Tensor:
         """Return (requests,) bool; `loss` is (requests,), the sum of all terms."""
 
 
@@ -32,12 +33,13 @@ class MostProbable(StopRule):
     """
 
     def __init__(self, extra_steps: int = 0) -> None:
+        check_number("MostProbable.extra_steps", extra_steps, at_least=0)
         self.extra_steps = extra_steps
 
-    def __call__(self, descent: Descent, loss: Tensor) -> Tensor:
+    def __call__(self, step: StepView, loss: Tensor) -> Tensor:
         """Count the successful steps so far."""
-        first = 1 if descent.reference_quirks and descent.most_probable.shape[2] > 1 else 0
-        return descent.most_probable[:, :, first:].all(2).sum(0) > self.extra_steps
+        first = 1 if step.reference_quirks and step.most_probable.shape[2] > 1 else 0
+        return step.most_probable[:, :, first:].all(2).sum(0) > self.extra_steps
 
 
 class LossBelow(StopRule):
@@ -48,9 +50,10 @@ class LossBelow(StopRule):
     """
 
     def __init__(self, threshold: float = 0.05) -> None:
+        check_number("LossBelow.threshold", threshold, at_least=0)
         self.threshold = threshold
 
-    def __call__(self, descent: Descent, loss: Tensor) -> Tensor:
+    def __call__(self, step: StepView, loss: Tensor) -> Tensor:
         """Compare the loss."""
         return loss < self.threshold
 
@@ -63,8 +66,9 @@ class ProbabilityAbove(StopRule):
     """
 
     def __init__(self, threshold: float = 0.5) -> None:
+        check_number("ProbabilityAbove.threshold", threshold, above=0, below=1)
         self.threshold = threshold
 
-    def __call__(self, descent: Descent, loss: Tensor) -> Tensor:
+    def __call__(self, step: StepView, loss: Tensor) -> Tensor:
         """Compare the probability."""
-        return (-descent.nll).exp().mean(1) > self.threshold
+        return (-step.nll).exp().mean(1) > self.threshold

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from lke_lightning.edits import check_number
+
 
 class TargetSpace(ABC):
     """A set that delta is projected onto."""
@@ -23,6 +25,7 @@ class NormBall(TargetSpace):
     """
 
     def __init__(self, factor: float = 0.75) -> None:
+        check_number("NormBall.factor", factor, above=0)
         self.factor = factor
 
     def project(self, change: Tensor, initial_norm: Tensor) -> Tensor:

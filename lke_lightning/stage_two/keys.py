@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class KeyPolicy(ABC):
-    """Weights of the contexts, the bare prompt first; each set sums to 1."""
+    """How much each context, the bare prompt first, weighs in an average; the weights sum to 1."""
 
     @abstractmethod
-    def keys(self, contexts: int, reference_quirks: bool) -> Tensor:
-        """Return the weights (contexts,) that make up the key of an edit."""
+    def key_weights(self, contexts: int, reference_quirks: bool) -> Tensor:
+        """Return the weights (contexts,) whose average of keys is the key of an edit."""
 
     @abstractmethod
-    def anchors(self, contexts: int) -> Tensor:
+    def anchor_weights(self, contexts: int) -> Tensor:
         """Return the weights (contexts,) of the keys, and present outputs, that the target is compared with."""
 
 
@@ -26,7 +26,7 @@ class ContextMean(KeyPolicy):
     The published code averages in two levels, so that the bare prompt weighs one half (`reference_quirks`).
     """
 
-    def keys(self, contexts: int, reference_quirks: bool) -> Tensor:
+    def key_weights(self, contexts: int, reference_quirks: bool) -> Tensor:
         """Weigh all contexts alike."""
         if not reference_quirks or contexts == 1:
             return _uniform(contexts)
@@ -34,7 +34,7 @@ class ContextMean(KeyPolicy):
         weights[0] = 0.5
         return weights
 
-    def anchors(self, contexts: int) -> Tensor:
+    def anchor_weights(self, contexts: int) -> Tensor:
         """Take the bare prompt."""
         return _bare(contexts)
 
@@ -45,11 +45,11 @@ class MixedKeys(KeyPolicy):
     The mix is what makes some single edits disable a model; see `ConsistentKeys`.
     """
 
-    def keys(self, contexts: int, reference_quirks: bool) -> Tensor:
+    def key_weights(self, contexts: int, reference_quirks: bool) -> Tensor:
         """Weigh all contexts alike."""
         return _uniform(contexts)
 
-    def anchors(self, contexts: int) -> Tensor:
+    def anchor_weights(self, contexts: int) -> Tensor:
         """Take the bare prompt."""
         return _bare(contexts)
 
@@ -57,11 +57,11 @@ class MixedKeys(KeyPolicy):
 class ConsistentKeys(KeyPolicy):
     """r-ROME (arXiv 2403.07175): the mean over contexts everywhere."""
 
-    def keys(self, contexts: int, reference_quirks: bool) -> Tensor:
+    def key_weights(self, contexts: int, reference_quirks: bool) -> Tensor:
         """Weigh all contexts alike."""
         return _uniform(contexts)
 
-    def anchors(self, contexts: int) -> Tensor:
+    def anchor_weights(self, contexts: int) -> Tensor:
         """Weigh all contexts alike."""
         return _uniform(contexts)
 

@@ -1,25 +1,51 @@
 """What an update must respect: terms of the least-squares problem beside the edits themselves.
 
-Each says what it adds to A in  minimise |(W + D) K - V|^2 + tr(D A D') .
+Each says what it adds to A in  minimise |(W + D) K - V|^2 + tr(D A D') . Torch only.
 """
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lke_lightning.edits import EditError
+from lke_lightning.distributed import Team
+from lke_lightning.edits import EditError, check_number
+
+MOST = 1e15
+"""Weight of a term at most: beside more than that, float64 rounds everything else away."""
+
+log = logging.getLogger(__name__)
 
 
 class Preservation(ABC):
     """A quadratic penalty on the change of a weight."""
 
+    weight: float = 1.0
+    """Factor of the whole term; 0 switches it off."""
+
     @abstractmethod
     def gram(self, second_moment: Tensor) -> Tensor:
         """Return what is added to A, (d_key, d_key), from C0 (d_key, d_key)."""
+
+
+def check_preservation(terms: Sequence[Preservation]) -> list[Preservation]:
+    """Return the terms; raise `EditError` where they ask for nothing, because then no update is the smallest."""
+    if not any(term.weight for term in terms):
+        state = "has only terms of weight 0" if terms else "is empty"
+        raise EditError(
+            f"the solver's preservation {state}, so nothing limits its updates: give it a BaseStatistics or a "
+            "NormPenalty with a weight above 0"
+        )
+    return list(terms)
+
+
+def total_gram(terms: Sequence[Preservation], second_moment: Tensor) -> Tensor:
+    """Return A, the sum of what terms add, (d_key, d_key), from C0 (d_key, d_key)."""
+    return torch.stack([term.gram(second_moment) for term in terms]).sum(0)
 
 
 class BaseStatistics(Preservation):
@@ -30,6 +56,7 @@ class BaseStatistics(Preservation):
     """
 
     def __init__(self, weight: float) -> None:
+        check_number("BaseStatistics.weight", weight, at_least=0, at_most=MOST)
         self.weight = weight
 
     def gram(self, second_moment: Tensor) -> Tensor:
@@ -48,6 +75,7 @@ class NormPenalty(Preservation):
     """
 
     def __init__(self, weight: float) -> None:
+        check_number("NormPenalty.weight", weight, at_least=0, at_most=MOST)
         self.weight = weight
 
     def gram(self, second_moment: Tensor) -> Tensor:
@@ -66,6 +94,7 @@ class PastEdits:
     """
 
     def __init__(self, weight: float = 1.0) -> None:
+        check_number("PastEdits.weight", weight, above=0, at_most=MOST)
         self.weight = weight
 
 
@@ -77,6 +106,7 @@ class EditWeights:
     """
 
     def __init__(self, weight: float = 1.0) -> None:
+        check_number("EditWeights.weight", weight, above=0, at_most=MOST)
         self.weight = weight
 
 
@@ -89,6 +119,7 @@ class NullSpace:
     """
 
     def __init__(self, threshold: float = 2e-2) -> None:
+        check_number("NullSpace.threshold", threshold, above=0)
         self.threshold = threshold
 
     def basis(self, values: Tensor, vectors: Tensor) -> Tensor:
@@ -108,5 +139,6 @@ class NullSpace:
                 f"with threshold {self.threshold:g} ordinary text {state} of {len(values)} keys (eigenvalues "
                 f"{values[0]:.2g} to {values[-1]:.2g}, median {values.median():.2g}): choose a threshold in between"
             )
-        rank_zero_info(f"null space: {rank} of {len(values)} directions below {self.threshold:g}")
+        if Team.of().is_first:
+            log.info("null space: %d of %d directions below %g", rank, len(values), self.threshold)
         return vectors[:, :rank]

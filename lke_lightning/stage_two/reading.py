@@ -48,8 +48,13 @@ class SlotReader:
         self._rows = len(rows)
         self._start = 0
 
-    def keys(self, layer: int, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return the keys of a layer averaged over contexts, (requests, d_key), for each set of weights (contexts,)."""
+    def keys(self, layer: int, averages: Sequence[Tensor]) -> list[Tensor]:
+        """Return the keys of a layer averaged over contexts, (requests, d_key).
+
+        Args:
+            layer: its number.
+            averages: the weights (contexts,) of each average that is wanted; one result for each.
+        """
         block, matrix = self.model.architecture.blocks[layer], self.model.architecture.matrix(layer)
         at_slots = []
         for part in self._parts:
@@ -59,7 +64,7 @@ class SlotReader:
             part.hidden = hidden
             at_slots.append(part.at_slots(keys))
         self._start = layer
-        return [self._average(self._parts, at_slots, w) for w in weights]
+        return [self._average(self._parts, at_slots, weights) for weights in averages]
 
     def outputs(self, site: Site, weights: Tensor) -> Tensor:
         """Return what stands at the target layer's site now, averaged over contexts, (requests, hidden size)."""

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from lke_lightning.edits import EditError
+from lke_lightning.edits import check_number
 
 
 class UpdateTransform(ABC):
@@ -30,13 +30,12 @@ class TopRelativeChange(UpdateTransform):
     """
 
     def __init__(self, keep: float = 0.4) -> None:
-        if not 0 < keep <= 1:
-            raise EditError(f"TopRelativeChange.keep is {keep}: it is the share of entries kept, above 0 and at most 1")
+        check_number("TopRelativeChange.keep", keep, above=0, at_most=1)
         self.keep = keep
 
     def __call__(self, weight: Tensor, update: Tensor) -> Tensor:
         """Zero the other entries."""
-        relative = (update / (weight.to(update) + 1e-8)).abs()
+        relative = update.abs() / (weight.to(update).abs() + 1e-8)  # of magnitudes: never 0
         dropped = update.numel() - round(self.keep * update.numel())
         if not dropped:
             return update
@@ -64,13 +63,15 @@ class SpectralCap(ReadoutTransform):
     """
 
     def __init__(self, base: float = 1.2) -> None:
-        if base <= 1:
-            raise EditError(f"SpectralCap.base is {base}: the base of a logarithm has to be above 1")
+        check_number("SpectralCap.base", base, above=1)
         self.base = base
 
     def __call__(self, base: Tensor, change: Tensor) -> Tensor:
         """Cap the singular values."""
-        limit = torch.linalg.matrix_norm(base.to(change), 2)
-        left, values, right = torch.linalg.svd(change, full_matrices=False)
+        wide = torch.promote_types(change.dtype, torch.float32)  # half precision has no decomposition
+        limit = torch.linalg.matrix_norm(base.to(wide), 2)
+        if not limit:  # an empty weight has no scale
+            return change
+        left, values, right = torch.linalg.svd(change.to(wide), full_matrices=False)
         capped = torch.log(values / limit) / math.log(self.base) + limit
-        return (left * torch.where(values > limit, capped, values)) @ right
+        return ((left * torch.where(values > limit, capped, values)) @ right).to(change)

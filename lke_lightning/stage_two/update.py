@@ -51,7 +51,7 @@ class WeightUpdate(Callback):
     memory and from the weights, where the method allows that exactly (`why_not_exact`).
 
     Args:
-        solver: turns keys and residuals into an update. Default: ENCORE's least squares with strengths of 1; real
+        solver: turns keys and residuals into an update. Default: ENCORE's least squares with weights of 1; real
             models need theirs, see configs/experiment.
         keys: how keys are averaged over contexts. Default: `ContextMean`.
         statistics: second moments of keys on ordinary text. Default: computed on the demo text.
@@ -150,8 +150,8 @@ class WeightUpdate(Callback):
             older = [register.number_of(request.fact) for request in step.requests]
             self._move(model, out=[number for number in older if number is not None])
         reader = SlotReader(model, step.requests, step.contexts)
-        key_weights = self.keys.keys(len(step.contexts), self.reference_quirks)
-        anchor_weights = self.keys.anchors(len(step.contexts))
+        key_weights = self.keys.key_weights(len(step.contexts), self.reference_quirks)
+        anchor_weights = self.keys.anchor_weights(len(step.contexts))
         counts = torch.tensor([request.weight for request in step.requests], dtype=torch.float64, device=model.device)
         systems = {}
         for i, layer in enumerate(model.layers):
@@ -203,8 +203,6 @@ class WeightUpdate(Callback):
         self._move(model, out=numbers, back=back)
         register.deactivate(numbers, UNDONE)
         register.activate(back)
-        if not register.holding:
-            self._start_over(model)
         return {name: None if n is None else register.ids[n] for name, n in zip(ids, older, strict=True)}
 
     @torch.no_grad()
@@ -231,8 +229,10 @@ class WeightUpdate(Callback):
     @torch.no_grad()
     def revert(self, model: LanguageModel, register: Register) -> None:
         """Undo all edits, by any method: the weights are the unedited ones, bit for bit."""
+        for layer in model.layers:
+            self._keep(layer, self.solver.cleared(self._fetch(layer, model)))
+            model.weight(layer).revert()
         register.deactivate(register.holding, UNDONE)
-        self._start_over(model)
 
     def mark(self, model: LanguageModel, register: Register) -> Mark:
         """Note where the run stands, so that `roll_back` can return there."""
@@ -247,12 +247,6 @@ class WeightUpdate(Callback):
                 self._keep(layer, self.solver.rolled_back(self._fetch(layer, model), mark.memory[layer]))
             model.weight(layer).restore(delta)
         register.shorten(mark.edits)
-
-    def _start_over(self, model: LanguageModel) -> None:
-        """Leave nothing of edits that are all undone: neither in the weights nor in the memory."""
-        for layer in model.layers:
-            self._keep(layer, self.solver.cleared(self._fetch(layer, model)))
-            model.weight(layer).revert()
 
     def _move(self, model: LanguageModel, out: Sequence[int] = (), back: Sequence[int] = ()) -> None:
         """Take edits out of memory and weights, and others in again."""
@@ -270,7 +264,9 @@ class WeightUpdate(Callback):
         weight = model.weight(layer)
         update = Team.of(model.network).first_tensor(update.to(weight.delta))
         if not update.isfinite().all():
-            raise EditError(f"the update of layer {layer} is not finite: the statistics or strengths do not suit it")
+            raise EditError(
+                f"the update of layer {layer} is not finite: the statistics or the hyperparameters do not suit it"
+            )
         weight.add(update)
 
     def _fetch(self, layer: int, model: LanguageModel) -> Memory:

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from lke_lightning.stage_one.objectives import Descent, EssenceKL, NegativeLogLikelihood, TargetNorm
+from lke_lightning.edits import EditError
+from lke_lightning.stage_one.contexts import ContextTemplates
+from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, StepView, TargetNorm
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, ProbabilityAbove
 from lke_lightning.stage_one.target_space import NormBall
 
@@ -22,7 +24,7 @@ def step(history, quirks=False, nll=None, **fields):
         "essence_before": torch.tensor([[0.5, 0.5]]).log(),
         "reference_quirks": quirks,
     }
-    return Descent(**(values | fields))
+    return StepView(**(values | fields))
 
 
 @pytest.mark.parametrize(
@@ -57,11 +59,11 @@ def test_loss_and_probability_rules():
 
 
 def test_objectives_by_hand():
-    descent = step([NO], nll=[[1.0, 3.0]])
-    assert NegativeLogLikelihood()(descent).item() == pytest.approx(2.0)
-    assert TargetNorm(0.5)(descent).item() == pytest.approx(0.5 * 5 / 100)
+    view = step([NO], nll=[[1.0, 3.0]])
+    assert NegativeLogLikelihood()(view).item() == pytest.approx(2.0)
+    assert TargetNorm(0.5)(view).item() == pytest.approx(0.5 * 5 / 100)
     divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
-    assert EssenceKL(0.0625)(descent).item() == pytest.approx(0.0625 * divergence)
+    assert EssenceKL(0.0625)(view).item() == pytest.approx(0.0625 * divergence)
 
 
 def test_target_norm_has_no_gradient_at_zero():
@@ -74,3 +76,30 @@ def test_norm_ball_scales_back_what_is_too_long_only():
     change = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
     found = NormBall(0.25).project(change, torch.tensor([10.0, 10.0, 10.0]))
     torch.testing.assert_close(found, torch.tensor([[1.5, 2.0], [0.3, 0.4], [0.0, 0.0]]))
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: NegativeLogLikelihood(0), "NegativeLogLikelihood.weight is 0.*above 0"),
+        (lambda: EssenceKL(NAN), "EssenceKL.weight is nan.*at least 0"),
+        (lambda: TargetNorm(-0.5), "TargetNorm.weight is -0.5.*at least 0"),
+        (lambda: MostProbable(-3), "MostProbable.extra_steps is -3.*at least 0"),
+        (lambda: LossBelow(NAN), "LossBelow.threshold is nan.*at least 0"),
+        (lambda: ProbabilityAbove(1.0), "ProbabilityAbove.threshold is 1.0.*above 0 and below 1"),
+        (lambda: NormBall(-1.0), "NormBall.factor is -1.0.*above 0"),
+        (lambda: NormBall(math.inf), "NormBall.factor is inf.*finite"),
+        (lambda: ContextTemplates(length=0), "ContextTemplates.length is 0.*at least 1"),
+        (lambda: ContextTemplates(top_k=0), "ContextTemplates.top_k is 0.*at least 1"),
+        (lambda: ContextTemplates(seed=-1), "ContextTemplates.seed is -1.*at least 0"),
+        (lambda: ContextTemplates(seeds=["I", " "]), "ContextTemplates.seeds .*blank"),
+        (lambda: ContextTemplates(templates=["no slot"]), "'no slot' needs exactly one '{}'"),
+        (lambda: ContextTemplates(templates=[""]), "'' needs exactly one '{}'"),
+    ],
+)
+def test_hyperparameters_that_cannot_be_are_refused(make, says):
+    with pytest.raises(EditError, match=says):
+        make()

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lke_lightning.edits import EditError
-from lke_lightning.stage_two import solvers
 from lke_lightning.stage_two.preservation import BaseStatistics, EditWeights, NormPenalty, NullSpace, PastEdits
-from lke_lightning.stage_two.solvers import EditSystem, EqualityConstrained, LeastSquares, invert
+from lke_lightning.stage_two.solvers import EditSystem, EqualityConstrained, LeastSquares, least_squares
+from lke_lightning.stage_two.solvers.inversion import invert
 
 D_KEY, D_OUT = 24, 10
 
@@ -138,7 +138,7 @@ def test_equalities_do_not_weigh():
     keys, weights = randn(2, D_KEY, seed=1), torch.tensor([1.0, 2.0])
     solver = EqualityConstrained([NormPenalty(1.0)])
     with pytest.raises(EditError, match="need LeastSquares"):
-        solver.compute(solver.init(moment()), EditSystem(keys, keys, randn(2, D_OUT, seed=2), weights=weights))
+        solver.compute(solver.init(moment()), EditSystem(keys, keys, randn(2, D_OUT, seed=2), importance=weights))
 
 
 def test_singular_statistics_are_refused_and_a_norm_penalty_mends_them():
@@ -149,11 +149,38 @@ def test_singular_statistics_are_refused_and_a_norm_penalty_mends_them():
     assert LeastSquares([BaseStatistics(1.0), NormPenalty(1e-3)]).init(singular)["inverse"].isfinite().all()
 
 
+@pytest.mark.parametrize("make", [LeastSquares, EqualityConstrained])
+@pytest.mark.parametrize(("terms", "says"), [([], "is empty"), ([NormPenalty(0), BaseStatistics(0)], "weight 0")])
+def test_preservation_that_asks_for_nothing_is_refused(make, terms, says):
+    with pytest.raises(EditError, match=f"preservation .*{says}.*weight above 0"):
+        make(terms)
+
+
+def test_statistics_of_nothing_are_not_called_singular():
+    with pytest.raises(EditError, match="add up to nothing"):
+        LeastSquares([BaseStatistics(1.0)]).init(torch.zeros(D_KEY, D_KEY))
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("part", [BaseStatistics, NormPenalty, PastEdits, EditWeights])
+def test_weights_that_cannot_be_are_refused(part, value):
+    with pytest.raises(EditError, match=rf"{part.__name__}.weight is .*finite number .*at most 1e\+15"):
+        part(value)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_thresholds_and_slack_that_cannot_be_are_refused(value):
+    with pytest.raises(EditError, match=r"NullSpace.threshold is .*finite number above 0"):
+        NullSpace(value)
+    with pytest.raises(EditError, match=r"EqualityConstrained.slack is .*finite number at least 0"):
+        EqualityConstrained([BaseStatistics(1.0)], slack=value)
+
+
 def test_edit_weights_count_an_edit_several_times():
     c0, asked = moment(), system(4, 21)
     weights = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
     solver = LeastSquares([BaseStatistics(2.0)], edit_weights=EditWeights(5.0))
-    weighted = EditSystem(asked.keys, asked.keys, asked.residuals, weights=weights)
+    weighted = EditSystem(asked.keys, asked.keys, asked.residuals, importance=weights)
     update, _ = solver.compute(solver.init(c0), weighted)
     gram = 2.0 * c0 + 5 * asked.keys.T @ torch.diag(weights) @ asked.keys
     close(update, 5 * asked.residuals.T @ torch.diag(weights) @ asked.keys @ torch.linalg.inv(gram))
@@ -200,6 +227,23 @@ def test_a_retired_edit_was_never_there(name):
     close(memory["inverse"], expected_memory["inverse"], 1e-8)
 
 
+@pytest.mark.parametrize("name", PARTS)
+def test_with_all_edits_retired_solver_and_weight_are_as_at_the_start(name):
+    solver, c0 = PARTS[name](), moment()
+    memory, change = run_stream(solver, c0, [(randn(4, D_KEY, seed=b), randn(4, D_OUT, seed=b)) for b in range(3)])
+    assert solver.count(memory) == 12
+    first, memory = solver.retire(memory, range(5), change)
+    assert solver.count(memory) == 7
+    second, memory = solver.retire(memory, range(5, 12), change + first)
+    assert solver.count(memory) == 0
+    assert not (change + first + second).any()
+    fresh = solver.init(c0)
+    assert solver.count(fresh) == 0
+    assert all(torch.equal(memory[part], fresh[part]) for part in fresh)
+    back, _ = solver.restore(memory, range(12), torch.zeros_like(change))
+    close(back, change, 1e-8)
+
+
 def test_retiring_what_little_holds_back_loses_digits_but_not_the_solution():
     solver = LeastSquares([NormPenalty(1e-3)], PastEdits())
     few = (randn(3, D_KEY, seed=3), randn(3, D_OUT, seed=4))
@@ -225,7 +269,7 @@ def test_the_inverse_stays_true_over_ten_thousand_edits():
 
 
 def test_a_drifted_inverse_is_computed_anew(monkeypatch):
-    monkeypatch.setattr(solvers, "CHECK_EVERY", 10)
+    monkeypatch.setattr(least_squares, "CHECK_EVERY", 10)
     solver = LeastSquares([BaseStatistics(1.0), NormPenalty(0.1)], PastEdits())
     _, memory = solver.compute(solver.init(moment()), system(9, 1))
     memory["inverse"] += 1e-3 * randn(D_KEY, D_KEY, seed=5)
@@ -263,7 +307,7 @@ def test_the_first_batch_is_not_written_into():
 
 @pytest.mark.parametrize("null_space", [None, NullSpace(0.05)])
 def test_the_drift_is_measured_against_all_edits_that_count(null_space, monkeypatch):
-    monkeypatch.setattr(solvers, "EDITS_AT_ONCE", 4)
+    monkeypatch.setattr(least_squares, "EDITS_AT_ONCE", 4)
     solver = LeastSquares([NormPenalty(0.5)], PastEdits(), null_space)
     memory, change = run_stream(solver, moment(), [(randn(5, D_KEY, seed=s), randn(5, D_OUT, seed=s)) for s in (1, 2)])
     _, memory = solver.retire(memory, [1, 7], change)

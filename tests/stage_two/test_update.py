@@ -54,23 +54,23 @@ def plain_states(model, request, template):
 def test_reader_agrees_with_plain_forwards_also_after_a_write(family, policy):
     model = make_model(family)
     reader = SlotReader(model, REQUESTS, CONTEXTS)
-    weights = policy.keys(3, reference_quirks=True)
+    weights = policy.key_weights(3, reference_quirks=True)
     for layer in model.layers:
         [keys] = reader.keys(layer, [weights])
-        outputs = reader.outputs("block", policy.anchors(3))
+        outputs = reader.outputs("block", policy.anchor_weights(3))
         for i, request in enumerate(REQUESTS):
             states = [plain_states(model, request, template) for template in CONTEXTS]
             expected = sum(w * keys_[layer] for w, (keys_, _) in zip(weights, states, strict=True))
             torch.testing.assert_close(keys[i], expected, **TOLERANCE[family])
-            now = sum(w * blocks[2] for w, (_, blocks) in zip(policy.anchors(3), states, strict=True))
+            now = sum(w * blocks[2] for w, (_, blocks) in zip(policy.anchor_weights(3), states, strict=True))
             torch.testing.assert_close(outputs[i], now, **TOLERANCE[family])
         model.weight(layer).add(torch.full_like(model.weight(layer).delta, 0.01))
 
 
 def test_quirks_weigh_the_bare_prompt_one_half():
-    assert ContextMean().keys(6, True).tolist() == pytest.approx([0.5] + [0.1] * 5)
-    assert ContextMean().keys(6, False).tolist() == pytest.approx([1 / 6] * 6)
-    assert ContextMean().keys(1, True).tolist() == [1.0]
+    assert ContextMean().key_weights(6, True).tolist() == pytest.approx([0.5] + [0.1] * 5)
+    assert ContextMean().key_weights(6, False).tolist() == pytest.approx([1 / 6] * 6)
+    assert ContextMean().key_weights(1, True).tolist() == [1.0]
 
 
 def test_all_that_is_missing_is_written_when_one_layer_may():
@@ -139,7 +139,7 @@ def test_keys_read_again_after_the_batch_are_those_that_were_used():
     reader = SlotReader(model, REQUESTS, CONTEXTS)
     for layer in model.layers:
         assert model.weight(layer).delta.norm() > 1e-3
-        [keys] = reader.keys(layer, [ContextMean().keys(3, False)])
+        [keys] = reader.keys(layer, [ContextMean().key_weights(3, False)])
         torch.testing.assert_close(keys, used[layer].keys, rtol=1e-9, atol=1e-12)
 
 

@@ -28,7 +28,7 @@ from lke_lightning.evaluation.teacher_forced import score
 from lke_lightning.model.language_model import LanguageModel, content_hash
 from lke_lightning.model.prefix import Prefixes
 from lke_lightning.model.tokens import Row
-from lke_lightning.stage_one.objectives import Descent
+from lke_lightning.stage_one.objectives import StepView
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows
@@ -176,7 +176,10 @@ def _activities(setting: Setting, model: LanguageModel, depth: int) -> dict[str,
         return torch.no_grad()(lambda: Prefixes.run(model, sequences, setting.stage_one.max_tokens))
 
     def read(count: int) -> Callable[[], Any]:
-        weights = setting.stage_two.keys.keys(len(contexts), False), setting.stage_two.keys.anchors(len(contexts))
+        weights = (
+            setting.stage_two.keys.key_weights(len(contexts), False),
+            setting.stage_two.keys.anchor_weights(len(contexts)),
+        )
 
         def call() -> None:
             reader = SlotReader(model, requests[:count], contexts)
@@ -261,7 +264,7 @@ class _Clock(StopRule):
     def is_late(self) -> bool:
         return bool(self.times) and self.times[-1] - self._start > rates.BUDGET
 
-    def __call__(self, descent: Descent, loss: Tensor) -> Tensor:
+    def __call__(self, step: StepView, loss: Tensor) -> Tensor:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.times.append(time.perf_counter())

@@ -1,27 +1,26 @@
-"""From keys and residuals to an update of one weight. Torch only; one layer at a time.
-
-Shapes: edits first. keys (n, d_key), residuals (n, d_out), update D (d_out, d_key); the papers' K is `keys.T`.
-A solver keeps nothing: what has to survive between batches is the memory it takes and returns, a dict of tensors.
-"""
+"""MEMIT's family: a least-squares update, and the memory of all edits that lets one of them be taken out again."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lke_lightning.edits import EditError
-from lke_lightning.stage_two.preservation import EditWeights, NullSpace, PastEdits, Preservation
-
-Memory = dict[str, Tensor]
-
-Eigen = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From a symmetric matrix to its eigenvalues, ascending, and eigenvectors, as columns."""
+from lke_lightning.distributed import Team
+from lke_lightning.stage_two.preservation import (
+    EditWeights,
+    NullSpace,
+    PastEdits,
+    Preservation,
+    check_preservation,
+    total_gram,
+)
+from lke_lightning.stage_two.solvers.growing import appended, without_room
+from lke_lightning.stage_two.solvers.inversion import invert
+from lke_lightning.stage_two.solvers.solver import EditSystem, Eigen, Memory, Solver
 
 CHECK_EVERY = 1000
 """Edits after which the drift of a maintained inverse is measured."""
@@ -29,60 +28,13 @@ CHECK_EVERY = 1000
 DRIFT = {torch.float64: 1e-6, torch.float32: 1e-2}
 """Relative error of P (M x) - x, by dtype, above which P is computed anew."""
 
-
 PER_EDIT = frozenset({"keys", "changes", "weights", "counts"})
-"""The parts of a memory of `LeastSquares` with a row for each edit; `counts` says which of them count today."""
-
-ROOM = 1.5
-"""How much larger than needed a part with a row for each edit becomes when it is full: few copies, little waste."""
+"""The parts of a memory with a row for each edit; `counts` says which of them count today."""
 
 EDITS_AT_ONCE = 8192
 """Past edits of which a computation over all of them holds keys in float64 at once."""
 
-
-@dataclass(frozen=True)
-class EditSystem:
-    """What a batch asks of one weight: that residuals are added to the outputs for these keys."""
-
-    keys: Tensor
-    """Averaged over contexts, (n, d_key)."""
-    anchors: Tensor
-    """Keys at which an equality-constrained update holds exactly, (n, d_key); ROME's differ from `keys`."""
-    residuals: Tensor
-    """What the outputs lack, (n, d_out)."""
-    changes: Tensor | None = None
-    """What the total change of the weight so far adds to the outputs for the keys, (n, d_out); `None`: nothing."""
-    weights: Tensor | None = None
-    """How much each edit counts, (n,); `None`: one."""
-
-
-class Solver(ABC):
-    """Turns an `EditSystem` into an update."""
-
-    past_edits: PastEdits | None = None
-    on_device: ClassVar[frozenset[str]] = frozenset({"inverse", "basis"})
-    """The parts of a memory that are computed with; the others stay on the host."""
-
-    @abstractmethod
-    def init(self, second_moment: Tensor, eigen: Eigen = torch.linalg.eigh) -> Memory:
-        """Do once per layer what depends on C0 (d_key, d_key) only.
-
-        Args:
-            second_moment: C0.
-            eigen: decomposes it, or knows its decomposition already: one serves all strengths and thresholds.
-        """
-
-    @abstractmethod
-    def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
-        """Return the update (d_out, d_key) and the memory for the next batch; the given one is used up."""
-
-    def saved(self, memory: Memory) -> Memory:
-        """Return the part of a memory that a checkpoint has to hold."""
-        return memory
-
-    def completed(self, memory: Memory, second_moment: Tensor) -> Memory:
-        """Add to a saved memory what follows from C0."""
-        return memory
+log = logging.getLogger(__name__)
 
 
 class LeastSquares(Solver):
@@ -115,7 +67,8 @@ class LeastSquares(Solver):
         edit_weights: EditWeights | None = None,
         dtype: Literal["float64", "float32"] = "float64",
     ) -> None:
-        self.preservation, self.past_edits, self.null_space = list(preservation), past_edits, null_space
+        self.preservation = check_preservation(preservation)
+        self.past_edits, self.null_space = past_edits, null_space
         self.edit_weights = edit_weights or EditWeights()
         self.dtype: torch.dtype = getattr(torch, dtype)
 
@@ -123,7 +76,7 @@ class LeastSquares(Solver):
         """Invert A.
 
         Raises:
-            EditError: A is singular: too few tokens of statistics and no norm penalty.
+            EditError: A is singular: too few tokens of statistics and no norm penalty; or all of its terms weigh 0.
         """
         moment = second_moment.double()
         memory = {}
@@ -140,7 +93,7 @@ class LeastSquares(Solver):
 
     def saved(self, memory: Memory) -> Memory:
         """Leave out A, which the statistics give again, what follows from it, and the room for edits to come."""
-        return {name: _without_room(part) for name, part in memory.items() if name not in ("gram", "probe")}
+        return {name: without_room(part) for name, part in memory.items() if name not in ("gram", "probe")}
 
     def completed(self, memory: Memory, second_moment: Tensor) -> Memory:
         """Add A and M x."""
@@ -156,26 +109,26 @@ class LeastSquares(Solver):
 
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
         """Solve for one batch and take it into the memory."""
-        weights = self._weights(system).unsqueeze(1).sqrt()
-        half, factor = _half_gain(memory["inverse"], self._in_basis(memory, system.keys) * weights)
-        whitened = torch.linalg.solve_triangular(factor, system.residuals.to(weights) * weights, upper=False)
+        scale = self._importance(system).unsqueeze(1).sqrt()
+        half, factor = _half_gain(memory["inverse"], self._in_basis(memory, system.keys) * scale)
+        whitened = torch.linalg.solve_triangular(factor, system.residuals.to(scale) * scale, upper=False)
         update = self._from_basis(memory, whitened.T @ half)
         if self.past_edits is not None:
             if self.past_edits.weight != 1:
-                weights = weights * self.past_edits.weight**0.5
-                half, _ = _half_gain(memory["inverse"], self._in_basis(memory, system.keys) * weights)
+                scale = scale * self.past_edits.weight**0.5
+                half, _ = _half_gain(memory["inverse"], self._in_basis(memory, system.keys) * scale)
             memory["inverse"].addmm_(half.T, half, alpha=-1)
             memory = self._remember(memory, system)
         return update, memory
 
     def _remember(self, memory: Memory, system: EditSystem) -> Memory:
         """Keep what was asked, so that it can be retired; check the inverse when that is due."""
-        weights = self._weights(system) * self.past_edits.weight
+        importance = self._importance(system) * self.past_edits.weight
         changes = system.residuals if system.changes is None else system.changes + system.residuals
-        new = {"keys": system.keys.cpu(), "changes": changes.cpu(), "weights": weights.double().cpu()}
+        new = {"keys": system.keys.cpu(), "changes": changes.cpu(), "weights": importance.double().cpu()}
         new["counts"] = torch.ones(len(system.keys), dtype=torch.bool)
         before = len(memory["weights"]) if "weights" in memory else 0
-        memory = {**memory, **{name: _appended(memory.get(name, part[:0].clone()), part) for name, part in new.items()}}
+        memory = {**memory, **{name: appended(memory.get(name, part[:0].clone()), part) for name, part in new.items()}}
         after = len(memory["weights"])
         self._probe(memory, range(before, after))
         return self._checked(memory) if before // CHECK_EVERY < after // CHECK_EVERY else memory
@@ -188,7 +141,8 @@ class LeastSquares(Solver):
     def retire(self, memory: Memory, edits: Sequence[int], change: Tensor) -> tuple[Tensor, Memory]:
         """Take edits out of the memory and out of the weight, as if they had never been made.
 
-        With M' = M - k k' the solution that never saw (k, v) is W - (v - W k) k' M'^-1 (a downdate).
+        With M' = M - k k' the solution that never saw (k, v) is W - (v - W k) k' M'^-1 (a downdate). Where no edit
+        counts any more, the update is the negated change and the memory that of `init`, both bit for bit.
 
         Args:
             memory: is used up.
@@ -204,18 +158,42 @@ class LeastSquares(Solver):
         """Take retired edits into the memory and into the weight again; arguments and result as for `retire`."""
         return self._moved(memory, edits, change, sign=1)
 
-    def shorten(self, memory: Memory, count: int) -> Memory:
-        """Forget the edits from number `count` on, none of which may count any more, for good."""
-        return {name: part[:count] if name in PER_EDIT else part for name, part in memory.items()}
+    def count(self, memory: Memory) -> int:
+        """Count the edits that are remembered and not retired."""
+        return int(memory["counts"].sum()) if "counts" in memory else 0
+
+    def mark(self, memory: Memory) -> Tensor:
+        """Return which of the remembered edits count, (edits,) bool."""
+        return memory["counts"].clone() if "counts" in memory else torch.zeros(0, dtype=torch.bool)
+
+    def rolled_back(self, memory: Memory, mark: Tensor) -> Memory:
+        """Retire what was remembered since, for good, and let what was retired since count again."""
+        if "counts" not in memory:
+            return memory
+        then = torch.zeros_like(memory["counts"])
+        then[: len(mark)] = mark
+        nothing = torch.zeros(memory["changes"].shape[1], memory["keys"].shape[1])
+        for moved, sign in ((memory["counts"] & ~then, -1), (then & ~memory["counts"], 1)):
+            if moved.any():
+                _, memory = self._moved(memory, moved.nonzero().squeeze(1).tolist(), nothing, sign)
+        return {name: part[: len(mark)] if name in PER_EDIT else part for name, part in memory.items()}
+
+    def cleared(self, memory: Memory) -> Memory:
+        """Let no edit count; all keep their numbers."""
+        if not self.count(memory):
+            return memory
+        return self._factored({**memory, "counts": torch.zeros_like(memory["counts"])})
 
     def _moved(self, memory: Memory, edits: Sequence[int], change: Tensor, sign: int) -> tuple[Tensor, Memory]:
         inverse, chosen = memory["inverse"], list(edits)
-        weights = memory["weights"][chosen].to(inverse).unsqueeze(1).sqrt()
+        scale = memory["weights"][chosen].to(inverse).unsqueeze(1).sqrt()
         given = memory["keys"][chosen].to(inverse)
-        keys = self._in_basis(memory, given) * weights
-        missing = (memory["changes"][chosen].to(inverse) - given @ change.to(inverse).T) * weights
+        keys = self._in_basis(memory, given) * scale
+        missing = (memory["changes"][chosen].to(inverse) - given @ change.to(inverse).T) * scale
         memory = {**memory, "counts": memory["counts"].clone()}
         memory["counts"][chosen] = sign > 0
+        if not self.count(memory):
+            return -change, self._factored(memory)
         self._probe(memory, chosen, sign)
         projected = keys @ inverse
         inner = sign * projected @ keys.T
@@ -238,7 +216,8 @@ class LeastSquares(Solver):
         drift = self.drift(memory)
         if drift <= DRIFT[self.dtype]:
             return memory
-        rank_zero_info(f"the solver's inverse has drifted by {drift:.1e}: computed anew from its edits")
+        if Team.of().is_first:
+            log.info("the solver's inverse has drifted by %.1e: computed anew from its edits", drift)
         return self._factored(memory)
 
     def _factored(self, memory: Memory) -> Memory:
@@ -258,7 +237,7 @@ class LeastSquares(Solver):
             yield keys * memory["weights"][chosen].unsqueeze(1).sqrt()
 
     def _gram(self, memory: Memory, moment: Tensor) -> Tensor:
-        gram = _sum_of(self.preservation, moment)
+        gram = total_gram(self.preservation, moment)
         if "basis" in memory:
             basis = memory["basis"].to(gram)  # also from another device, where a memory waits on the host
             gram = basis.T @ gram @ basis
@@ -271,80 +250,14 @@ class LeastSquares(Solver):
     def _from_basis(self, memory: Memory, update: Tensor) -> Tensor:
         return update @ memory["basis"].T if "basis" in memory else update
 
-    def _weights(self, system: EditSystem) -> Tensor:
+    def _importance(self, system: EditSystem) -> Tensor:
         ones = torch.ones(len(system.keys), dtype=self.dtype, device=system.keys.device)
-        return self.edit_weights.weight * (ones if system.weights is None else system.weights.to(ones))
-
-
-class EqualityConstrained(Solver):
-    """ROME's closed form: the smallest change, measured by C0, that maps the anchors exactly.
-
-    D = R (U' K_anchor + slack I)^-1 U' with U = A^-1 K. With one edit this is ROME (anchors: the bare prompt's key) or
-    r-ROME (anchors = keys), as `KeyPolicy` decides; with slack it is EMMET.
-
-    Args:
-        preservation: terms that make up A; ROME: `BaseStatistics(1)`.
-        slack: mu of EMMET; 0 demands equality.
-    """
-
-    def __init__(self, preservation: Sequence[Preservation], slack: float = 0.0) -> None:
-        self.preservation, self.slack = list(preservation), slack
-
-    def init(self, second_moment: Tensor, eigen: Eigen = torch.linalg.eigh) -> Memory:
-        """Invert A.
-
-        Raises:
-            EditError: A is singular.
-        """
-        moment = second_moment.double()
-        return {"inverse": invert(_sum_of(self.preservation, moment))[0]}
-
-    def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
-        """Solve for one batch; earlier ones are not remembered.
-
-        Raises:
-            EditError: two edits of the batch have the same key, or edits have weights.
-        """
-        if system.weights is not None and (system.weights != 1).any():
-            raise EditError("an equality holds or does not: edits with a weight need LeastSquares (data: weight)")
-        directions = system.keys.double() @ memory["inverse"]
-        coupling = directions @ system.anchors.double().T
-        coupling += self.slack * torch.eye(len(coupling), dtype=coupling.dtype, device=coupling.device)
-        solution, info = torch.linalg.solve_ex(coupling, directions)
-        if info.item():
-            raise EditError(
-                "two edits of this batch have the same key, and equality constraints cannot hold for both: "
-                "use a smaller data.batch_size, a slack, or LeastSquares"
-            )
-        return system.residuals.double().T @ solution, memory
-
-
-def _sum_of(preservation: Sequence[Preservation], moment: Tensor) -> Tensor:
-    """Return A, (d_key, d_key)."""
-    return torch.stack([term.gram(moment) for term in preservation]).sum(0)
+        return self.edit_weights.weight * (ones if system.importance is None else system.importance.to(ones))
 
 
 def _fixed(size: int) -> Tensor:
-    """Return the x of the check, (size, 1) float64."""
+    """Return the x of the drift check, (size, 1) float64."""
     return torch.randn(size, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def _appended(part: Tensor, new: Tensor) -> Tensor:
-    """Put rows behind others, in place where there is room; the given part owns its storage and is used up."""
-    count, size = len(part) + len(new), part.stride(0) * part.element_size()
-    has_room = part.storage_offset() == 0 and part.untyped_storage().nbytes() >= count * size
-    if not has_room:
-        roomy = part.new_empty((int(count * ROOM), *part.shape[1:]))
-        roomy[: len(part)] = part
-        part = roomy[: len(part)]
-    whole = part.as_strided((count, *part.shape[1:]), part.stride())
-    whole[len(part) :] = new
-    return whole
-
-
-def _without_room(part: Tensor) -> Tensor:
-    """Return a tensor whose storage holds nothing but itself: what is saved is the storage."""
-    return part if part.untyped_storage().nbytes() == part.numel() * part.element_size() else part.clone()
 
 
 def _half_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -354,29 +267,3 @@ def _half_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     inner.diagonal().add_(1)
     factor = torch.linalg.cholesky(inner)
     return torch.linalg.solve_triangular(factor, projected, upper=False), factor
-
-
-def invert(gram: Tensor) -> tuple[Tensor, float]:
-    """Invert a symmetric positive definite matrix; return the inverse and what had to be added to the diagonal for it.
-
-    Jitter rule: statistics are kept in float32, so nothing below eps32 * (largest diagonal entry) is known. Where that
-    much has to be added for a factorisation, it is, with a warning, if at most one direction in a hundred needs it.
-
-    Raises:
-        EditError: more directions than that are empty: the statistics are singular; or they are not finite.
-    """
-    if not gram.isfinite().all():
-        raise EditError("the statistics are not finite: the unedited model gives NaN or infinity on their text")
-    factor, info = torch.linalg.cholesky_ex(gram)
-    largest, size, jitter = gram.diagonal().max().item(), len(gram), 0.0
-    if info.item() or factor.diagonal().min() ** 2 < 1e-11 * largest:  # far above float64's noise, far below jitter
-        jitter = torch.finfo(torch.float32).eps * largest
-        empty = int((torch.linalg.eigvalsh(gram) < jitter).sum())
-        if empty > size / 100:
-            raise EditError(
-                f"the statistics are singular: no token of the corpus uses {empty} of {size} directions. Read more "
-                "tokens (stage_two.statistics.tokens) or add a NormPenalty to the solver's preservation terms"
-            )
-        rank_zero_warn(f"{empty} of {size} directions of the statistics are empty: {jitter:.1e} is added to all")
-        factor = torch.linalg.cholesky(gram + jitter * torch.eye(size, dtype=gram.dtype, device=gram.device))
-    return torch.cholesky_inverse(factor), jitter

@@ -1,0 +1,63 @@
+"""ROME's family: an update that holds exactly at its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lke_lightning.edits import EditError, check_number
+from lke_lightning.stage_two.preservation import Preservation, check_preservation, total_gram
+from lke_lightning.stage_two.solvers.inversion import invert
+from lke_lightning.stage_two.solvers.solver import EditSystem, Eigen, Memory, Solver
+
+
+class EqualityConstrained(Solver):
+    """ROME's closed form: the smallest change, measured by C0, that maps the anchors exactly.
+
+    D = R (U' K_anchor + slack I)^-1 U' with U = A^-1 K. With one edit this is ROME (anchors: the bare prompt's key) or
+    r-ROME (anchors = keys), as `KeyPolicy` decides; with slack it is EMMET.
+
+    Args:
+        preservation: terms that make up A; ROME: `BaseStatistics(1)`.
+        slack: mu of EMMET; 0 demands equality.
+    """
+
+    def __init__(self, preservation: Sequence[Preservation], slack: float = 0.0) -> None:
+        check_number("EqualityConstrained.slack", slack, at_least=0)
+        self.preservation, self.slack = check_preservation(preservation), slack
+
+    def init(self, second_moment: Tensor, eigen: Eigen = torch.linalg.eigh) -> Memory:
+        """Invert A.
+
+        Raises:
+            EditError: A is singular.
+        """
+        return {"inverse": invert(total_gram(self.preservation, second_moment.double()))[0]}
+
+    def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
+        """Solve for one batch; earlier ones are not remembered.
+
+        Raises:
+            EditError: two edits of the batch have the same key, or edits have weights.
+        """
+        if system.importance is not None and (system.importance != 1).any():
+            raise EditError("an equality holds or does not: edits with a weight need LeastSquares (data: weight)")
+        directions = system.keys.double() @ memory["inverse"]
+        coupling = directions @ system.anchors.double().T
+        coupling += self.slack * torch.eye(len(coupling), dtype=coupling.dtype, device=coupling.device)
+        solution, info = torch.linalg.solve_ex(coupling, directions)
+        if info.item():
+            raise EditError(
+                "two edits of this batch have the same key, and equality constraints cannot hold for both: "
+                "use a smaller data.batch_size, a slack, or LeastSquares"
+            )
+        return system.residuals.double().T @ solution, memory
+
+    def mark(self, memory: Memory) -> None:
+        """Copy nothing: no batch changes the memory."""
+
+    def rolled_back(self, memory: Memory, mark: None) -> Memory:
+        """Return the memory as it always is."""
+        return memory

@@ -1,0 +1,75 @@
+"""What every solver takes, keeps and returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lke_lightning.stage_two.preservation import PastEdits
+
+Memory = dict[str, Tensor]
+
+Eigen = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From a symmetric matrix to its eigenvalues, ascending, and eigenvectors, as columns."""
+
+
+@dataclass(frozen=True)
+class EditSystem:
+    """What a batch asks of one weight: that residuals are added to the outputs for these keys."""
+
+    keys: Tensor
+    """Averaged over contexts, (n, d_key)."""
+    anchors: Tensor
+    """Keys at which an equality-constrained update holds exactly, (n, d_key); ROME's differ from `keys`."""
+    residuals: Tensor
+    """What the outputs lack, (n, d_out)."""
+    changes: Tensor | None = None
+    """What the total change of the weight so far adds to the outputs for the keys, (n, d_out); `None`: nothing."""
+    importance: Tensor | None = None
+    """How much each edit counts, (n,); `None`: one."""
+
+
+class Solver(ABC):
+    """Turns an `EditSystem` into an update."""
+
+    past_edits: PastEdits | None = None
+    on_device: ClassVar[frozenset[str]] = frozenset({"inverse", "basis"})
+    """The parts of a memory that are computed with; the others stay on the host."""
+
+    @abstractmethod
+    def init(self, second_moment: Tensor, eigen: Eigen = torch.linalg.eigh) -> Memory:
+        """Do once per layer what depends on C0 (d_key, d_key) only.
+
+        Args:
+            second_moment: C0.
+            eigen: decomposes it, or knows its decomposition already: one serves all hyperparameters.
+        """
+
+    @abstractmethod
+    def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
+        """Return the update (d_out, d_key) and the memory for the next batch; the given one is used up."""
+
+    def saved(self, memory: Memory) -> Memory:
+        """Return the part of a memory that a checkpoint has to hold."""
+        return memory
+
+    def completed(self, memory: Memory, second_moment: Tensor) -> Memory:
+        """Add to a saved memory what follows from C0."""
+        return memory
+
+    def mark(self, memory: Memory) -> Any:
+        """Return what `rolled_back` needs to return to this moment; default: a copy of the memory."""
+        return {name: part.clone() for name, part in memory.items()}
+
+    def rolled_back(self, memory: Memory, mark: Any) -> Memory:
+        """Return the memory of an earlier moment, to rounding; the given one is used up."""
+        return mark
+
+    def cleared(self, memory: Memory) -> Memory:
+        """Return a memory in which no edit counts; the given one is used up. Default: none ever does."""
+        return memory

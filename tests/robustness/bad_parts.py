@@ -1,0 +1,92 @@
+"""Bad inputs of the parts of a method: hyperparameters of the two stages and of the guard that cannot be."""
+
+from __future__ import annotations
+
+from tests.robustness.bad_input import Bad
+
+STATISTICS = "{class_path: BaseStatistics, init_args: {weight: %s}}"
+PENALTY = "{class_path: NormPenalty, init_args: {weight: %s}}"
+
+
+def fit(name: str, says: str, *options: str) -> Bad:
+    """Make a case of `fit` from option, value, option, value ..."""
+    given = [f"--{part}" if i % 2 == 0 else part for i, part in enumerate(options)]
+    return Bad(f"fit-{name}", ["fit", *given], says)
+
+
+def solver(name: str, says: str, fields: str, part: str = "LeastSquares") -> Bad:
+    """Make a case of `fit` with a solver of its own."""
+    return fit(name, says, "stage_two.solver", f"{{class_path: {part}, init_args: {{{fields}}}}}")
+
+
+def terms(*parts: str) -> str:
+    """Name preservation terms."""
+    return f"preservation: [{', '.join(parts)}]"
+
+
+SOUND = terms(STATISTICS % 1.0, PENALTY % 1.0)
+
+STAGE_ONE = [
+    *(fit(f"lr-{value}", "stage_one.lr is .*above 0 and at most 1000", "stage_one.lr", value)
+      for value in ("-1", "0", ".nan", ".inf", "1e30")),
+    *(fit(f"max-steps-{value}", "stage_one.max_steps is .*at least 1", "stage_one.max_steps", value)
+      for value in ("0", "-2")),
+    fit("max-tokens-0", "stage_one.max_tokens is 0.*at least 1", "stage_one.max_tokens", "0"),
+    fit("check-every-0", "stage_one.check_every is 0.*at least 1", "stage_one.check_every", "0"),
+    fit("no-objectives", "stage_one.objectives is empty.*NegativeLogLikelihood", "stage_one.objectives", "[]"),
+    *(fit(f"{part}-{value}", f"{part}.weight is .*finite number",
+          "stage_one.objectives", f"[{{class_path: {part}, init_args: {{weight: {value}}}}}]")
+      for part in ("NegativeLogLikelihood", "EssenceKL", "TargetNorm") for value in ("-1", ".nan")),
+    *(fit(f"{part}-{field}-{value}", f"{part}.{field} is .*finite number",
+          "stage_one.stopping", f"[{{class_path: {part}, init_args: {{{field}: {value}}}}}]")
+      for part, field, value in (
+          ("MostProbable", "extra_steps", "-3"), ("LossBelow", "threshold", ".nan"),
+          ("LossBelow", "threshold", "-0.1"), ("LossBelow", "threshold", ".inf"),
+          ("ProbabilityAbove", "threshold", "1.5"), ("ProbabilityAbove", "threshold", ".nan"))),
+    *(fit(f"norm-ball-{value}", "NormBall.factor is .*finite number above 0",
+          "stage_one.space", f"{{class_path: NormBall, init_args: {{factor: {value}}}}}")
+      for value in ("-1", "0", ".nan", ".inf")),
+    fit("contexts-length-0", "ContextTemplates.length is 0.*at least 1", "stage_one.contexts.length", "0"),
+    fit("contexts-length-huge", "ContextTemplates.length is 100000.*at most 1000",
+        "stage_one.contexts.length", "100000"),
+    fit("contexts-top-k-0", "ContextTemplates.top_k is 0.*at least 1", "stage_one.contexts.top_k", "0"),
+    fit("contexts-seed-negative", "ContextTemplates.seed is -1.*at least 0", "stage_one.contexts.seed", "-1"),
+    fit("contexts-seeds-blank", "ContextTemplates.seeds .*blank", "stage_one.contexts.seeds", '["I", " "]'),
+    fit("contexts-template-blank", "template '' needs exactly one '{}'", "stage_one.contexts.templates", '[""]'),
+    fit("contexts-template-without-slot", "'Say it.' needs exactly one '{}'",
+        "stage_one.contexts.templates", '["Say it."]'),
+    fit("contexts-template-with-two", "needs exactly one '{}', found 2", "stage_one.contexts.templates", '["{} {}"]'),
+]  # fmt: skip
+
+STAGE_TWO = [
+    solver("no-preservation", "preservation is empty.*BaseStatistics or a NormPenalty", "preservation: []"),
+    solver("no-preservation-of-equalities", "preservation is empty", "preservation: []", "EqualityConstrained"),
+    solver("norm-penalty-of-0-alone", "preservation has only terms of weight 0.*above 0", terms(PENALTY % 0)),
+    *(solver(f"{name}-{value}", rf"{name}\.weight is .*at least 0 and at most 1e\+15", terms(part % value))
+      for name, part in (("BaseStatistics", STATISTICS), ("NormPenalty", PENALTY))
+      for value in ("-1", ".nan", ".inf", "1e300")),
+    *(solver(f"past-edits-{value}", "PastEdits.weight is .*finite number above 0",
+             f"{SOUND}, past_edits: {{weight: {value}}}") for value in ("-1", "0", ".nan")),
+    *(solver(f"edit-weights-{value}", "EditWeights.weight is .*finite number above 0",
+             f"{SOUND}, edit_weights: {{weight: {value}}}") for value in ("-1", "0", ".nan")),
+    *(solver(f"null-space-{value}", "NullSpace.threshold is .*finite number above 0",
+             f"{SOUND}, null_space: {{threshold: {value}}}") for value in ("-1", ".nan", ".inf")),
+    *(solver(f"slack-{value}", "EqualityConstrained.slack is .*at least 0",
+             f"{SOUND}, slack: {value}", "EqualityConstrained") for value in ("-0.1", ".nan")),
+    *(fit(f"rect-{value}", "TopRelativeChange.keep is .*above 0 and at most 1",
+          "stage_two.transform", f"{{class_path: TopRelativeChange, init_args: {{keep: {value}}}}}")
+      for value in ("0", "1.5", ".nan")),
+    *(fit(f"prune-{value}", "SpectralCap.base is .*above 1",
+          "stage_two.readout", f"{{class_path: SpectralCap, init_args: {{base: {value}}}}}")
+      for value in ("1", "-2", ".nan", ".inf")),
+]  # fmt: skip
+
+GUARD = [
+    *(fit(f"guard-norm-growth-{value}", "guard.norm_growth is .*finite number above 1", "guard.norm_growth", value)
+      for value in (".nan", ".inf", "1", "-1")),
+    fit("guard-tokens-0", "guard.text_tokens is 0.*at least 2", "guard.text_tokens", "0"),
+    fit("guard-never-gives-up", "guard.give_up_after is 0.*at least 1", "guard.give_up_after", "0"),
+    fit("guard-agreement-without-text", "guard.agreement is measured on a text", "guard.agreement", "0.9"),
+]  # fmt: skip
+
+CASES = [*STAGE_ONE, *STAGE_TWO, *GUARD]
