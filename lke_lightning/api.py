@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 from lightning.pytorch import Trainer
 
+from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.composition import compose
 from lke_lightning.configuration import configs
 from lke_lightning.data import RequestList
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError, EditRequest
-from lke_lightning.evaluation.scorecard import Scorecard, summarize
+from lke_lightning.evaluation.summary import summarize
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.update import WeightUpdate
 

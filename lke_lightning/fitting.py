@@ -28,13 +28,13 @@ from lke_lightning.callbacks.drift import Drift
 from lke_lightning.callbacks.guard import Guard
 from lke_lightning.callbacks.progress import BatchLine
 from lke_lightning.callbacks.recording import Recorder
+from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.configuration import configs
 from lke_lightning.data import EditStream
 from lke_lightning.distributed import RUN_FOLDER, named_folder
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.downstream import Task
-from lke_lightning.evaluation.scorecard import Scorecard
 from lke_lightning.ledger import locked
 from lke_lightning.stage_one.objectives import Objective
 from lke_lightning.stage_one.optimization import TargetOptimization

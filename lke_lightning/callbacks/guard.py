@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, Trainer
@@ -15,6 +14,7 @@ from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.evaluation.canary import Canary, Health
+from lke_lightning.evaluation.documents import check_documents
 from lke_lightning.model.targets import Targets
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.update import WeightUpdate
@@ -57,9 +57,7 @@ class Guard(Callback):
         action: Action = "stop",
         give_up_after: int = 5,
     ) -> None:
-        missing = [name for name in text or [] if not Path(name).is_file()]
-        if missing:
-            raise EditError(f"no text file {missing[0]!r} (guard.text)")
+        check_documents(text, text_tokens, "guard.text")
         ceilings = {"norm_growth": norm_growth, "perplexity_growth": perplexity_growth,
                     "activation_growth": activation_growth}  # fmt: skip
         self.ceilings = {name: limit for name, limit in ceilings.items() if limit is not None}

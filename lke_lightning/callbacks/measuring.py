@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.edits import EditError, EditRequest, check_least
+from lke_lightning.evaluation.documents import check_documents, read_documents
 from lke_lightning.evaluation.generated import answer, write_about
 from lke_lightning.evaluation.judge import Judge
-from lke_lightning.evaluation.perplexity import perplexity, read_documents
+from lke_lightning.evaluation.perplexity import perplexity
 from lke_lightning.evaluation.teacher_forced import Scores, score
 from lke_lightning.metrics import TextSimilarity
 
@@ -32,7 +32,7 @@ class Measurement:
         judge: asked about generated answers; `None`: nobody is.
 
     Raises:
-        EditError: a text file is not there; options that contradict each other.
+        EditError: a text file cannot be read, a number is too small, or options contradict each other.
     """
 
     def __init__(
@@ -45,13 +45,11 @@ class Measurement:
         fluency: bool,
         judge: Judge | None,
     ) -> None:
-        missing = [name for name in text or [] if not Path(name).is_file()]
-        if missing:
-            raise EditError(f"no text file {missing[0]!r} (scorecard.text)")
+        check_least("scorecard.max_tokens", max_tokens, 1)
+        check_least("scorecard.generated_tokens", generated_tokens, 1)
+        check_documents(text, text_tokens, "scorecard.text")
         if judge is not None and not generated:
             raise EditError("a judge judges generated answers: set scorecard.generated, or leave scorecard.judge out")
-        if generated_tokens < 1:
-            raise EditError(f"an answer of {generated_tokens} tokens is none (scorecard.generated_tokens)")
         self.max_tokens, self.text, self.text_tokens = max_tokens, text, text_tokens
         self.generated, self.generated_tokens, self.fluency, self.judge = generated, generated_tokens, fluency, judge
         self._similarity: TextSimilarity | None = None

@@ -7,11 +7,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import torch
 
+from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.cli import main
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.generated import complete
 from lke_lightning.evaluation.judge import Judge
-from lke_lightning.evaluation.scorecard import Scorecard
 from lke_lightning.model.language_model import LanguageModel, load
 from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
 
