@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch, check_least
-from lke_lightning.evaluation.documents import check_documents, read_documents
+from lke_lightning.evaluation.documents import check_files, read_documents
 from lke_lightning.evaluation.drift import contributions, key_drift, matrix_norms, spectrum
 from lke_lightning.results import write
 from lke_lightning.stage_two.update import WeightUpdate
@@ -48,7 +48,8 @@ class Drift(Callback):
         text: list[str] | None = None,
         text_tokens: int = 2000,
     ) -> None:
-        check_documents(text, text_tokens, "drift.text")
+        check_files(text or [], "drift.text")
+        check_least("drift.text_tokens", text_tokens, 1)
         check_least("drift.every", every, 1)
         self.is_measuring = measure or every is not None or bool(text)
         self.every, self.text, self.text_tokens = every, text, text_tokens
@@ -93,7 +94,7 @@ class Drift(Callback):
                 with state():
                     found["matrix_norms"][moment] = matrix_norms(model)
                     if self.text:
-                        texts = list(read_documents(self.text))
+                        texts = list(read_documents(self.text, "drift.text"))
                         found["contributions"][moment] = contributions(model, texts, self.text_tokens).plain()
                     if moment == "before":
                         found["unedited"] = {

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditBatch, EditError, EditRequest
+from lke_lightning.edits import EditBatch, EditError, EditRequest, check_least
 from lke_lightning.evaluation.canary import Canary, Health
-from lke_lightning.evaluation.documents import check_documents
+from lke_lightning.evaluation.documents import check_files
 from lke_lightning.model.targets import Targets
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.update import WeightUpdate
@@ -57,7 +57,8 @@ class Guard(Callback):
         action: Action = "stop",
         give_up_after: int = 5,
     ) -> None:
-        check_documents(text, text_tokens, "guard.text")
+        check_files(text or [], "guard.text")
+        check_least("guard.text_tokens", text_tokens, 1)
         ceilings = {"norm_growth": norm_growth, "perplexity_growth": perplexity_growth,
                     "activation_growth": activation_growth}  # fmt: skip
         self.ceilings = {name: limit for name, limit in ceilings.items() if limit is not None}

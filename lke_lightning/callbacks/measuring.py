@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError, EditRequest, check_least
-from lke_lightning.evaluation.documents import check_documents, read_documents
+from lke_lightning.evaluation.documents import check_files, read_documents
 from lke_lightning.evaluation.generated import answer, write_about
 from lke_lightning.evaluation.judge import Judge
 from lke_lightning.evaluation.perplexity import perplexity
@@ -47,7 +47,8 @@ class Measurement:
     ) -> None:
         check_least("scorecard.max_tokens", max_tokens, 1)
         check_least("scorecard.generated_tokens", generated_tokens, 1)
-        check_documents(text, text_tokens, "scorecard.text")
+        check_files(text or [], "scorecard.text")
+        check_least("scorecard.text_tokens", text_tokens, 1)
         if judge is not None and not generated:
             raise EditError("a judge judges generated answers: set scorecard.generated, or leave scorecard.judge out")
         self.max_tokens, self.text, self.text_tokens = max_tokens, text, text_tokens
@@ -115,7 +116,7 @@ class Measurement:
     def perplexity(self, editor: Editor, forward: Forward) -> float:
         """Measure perplexity on the text files."""
         with _reading(editor, forward, "evaluation"):
-            documents = read_documents(self.text or [])
+            documents = read_documents(self.text or [], "scorecard.text")
             return round(perplexity(editor.language_model, documents, self.text_tokens, max_tokens=self.max_tokens), 4)
 
 

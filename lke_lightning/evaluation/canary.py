@@ -58,7 +58,7 @@ class Canary:
     def __init__(
         self, model: LanguageModel, text: Sequence[str], tokens: int = 2000, length: int = 128, max_tokens: int = 16384
     ) -> None:
-        found = windows(model, read_documents(text), tokens, length)
+        found = windows(model, read_documents(text, "guard.text"), tokens, length)
         self._windows = sorted((window for window in found if len(window) > 1), key=len)
         self._max_tokens = max_tokens
         if not self._windows:

@@ -9,29 +9,24 @@ from lke_lightning.edits import EditError
 from lke_lightning.model.language_model import LanguageModel
 
 
-def check_documents(files: Sequence[str] | None, tokens: int, option: str) -> None:
-    """Check, before any work, that text files can be read.
-
-    Only their beginnings are looked at; what is wrong further on is said by `read_documents`.
+def check_files(files: Sequence[str], option: str) -> None:
+    """Look, before any work, whether text files can be read, as far as the first document of each.
 
     Args:
-        files: text files; `None`: no text is wanted.
-        tokens: how many tokens of them are to be read.
-        option: the option that names the files, such as `drift.text`; that with `_tokens` behind it says how many.
+        files: their paths.
+        option: what an error message calls them, such as `drift.text`.
 
     Raises:
-        EditError: a file is not there, cannot be read, is not UTF-8 or holds no text; no token is to be read.
+        EditError: one is not there, cannot be read, is not UTF-8, or holds no text.
     """
-    if tokens < 1:
-        raise EditError(f"{option}_tokens is {tokens}: at least 1 token of text must be read")
-    for name in files or ():
+    for name in files:
         if not Path(name).is_file():
             raise EditError(f"no text file {name!r} ({option})")
-        if next(read_documents([name]), None) is None:
-            raise EditError(f"the text file {name!r} ({option}) has no text: it needs a document per line")
+        if next(read_documents([name], option), None) is None:
+            raise EditError(f"the text file {name!r} ({option}) holds no text: a document per line is needed")
 
 
-def read_documents(files: Sequence[str]) -> Iterator[str]:
+def read_documents(files: Sequence[str], option: str) -> Iterator[str]:
     """Yield the documents of text files, one per line; blank lines are skipped.
 
     Raises:
@@ -42,9 +37,9 @@ def read_documents(files: Sequence[str]) -> Iterator[str]:
             with Path(name).open(encoding="utf-8") as lines:
                 yield from (line.strip() for line in lines if line.strip())
         except UnicodeDecodeError as error:
-            raise EditError(f"the text file {name!r} is not UTF-8: save it in that encoding") from error
+            raise EditError(f"the text file {name!r} ({option}) is not UTF-8: save it in that encoding") from error
         except OSError as error:
-            raise EditError(f"the text file {name!r} cannot be read: {error.strerror}") from error
+            raise EditError(f"the text file {name!r} ({option}) cannot be read: {error.strerror}") from error
 
 
 def windows(model: LanguageModel, texts: Iterable[str], tokens: int, length: int) -> Iterator[tuple[int, ...]]:
