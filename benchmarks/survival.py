@@ -24,7 +24,7 @@ from lke_lightning.data.formats import CounterFact, DemoWorld
 from lke_lightning.data.stream import EditStream
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditRequest
-from lke_lightning.evaluation.scorecard import summarize
+from lke_lightning.evaluation.summary import summarize
 from lke_lightning.evaluation.teacher_forced import score
 from lke_lightning.model.architecture import is_transposed
 from lke_lightning.model.language_model import LanguageModel, resolve

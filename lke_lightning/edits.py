@@ -10,9 +10,19 @@ from dataclasses import dataclass, field
 SLOT = "{}"
 """The mark in a template where a subject (or a whole prompt) goes."""
 
+KINDS = ("efficacy", "paraphrase", "neighborhood")
+"""What every edit is asked about: its own prompt, other wordings, other subjects. Other papers call them reliability,
+generalization, and specificity or locality."""
+
 
 class EditError(ValueError):
     """Input that cannot be edited with; the message says what is wrong and what to do."""
+
+
+def check_least(option: str, value: float | None, least: float) -> None:
+    """Raise `EditError` where the value of an option is below `least`, or no number; `None` is none to check."""
+    if value is not None and not value >= least:
+        raise EditError(f"{option} is {value:g}: at least {least:g} is needed")
 
 
 def check_template(template: str, what: str) -> None:

@@ -12,8 +12,8 @@ from lke_lightning.callbacks.downstream import Downstream
 from lke_lightning.callbacks.drift import Drift
 from lke_lightning.callbacks.guard import Guard
 from lke_lightning.callbacks.recording import Recorder
+from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.edits import EditError
-from lke_lightning.evaluation.scorecard import Scorecard
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.update import WeightUpdate
 

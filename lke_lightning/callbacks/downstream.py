@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditBatch, EditError
+from lke_lightning.edits import EditBatch, EditError, check_least
 from lke_lightning.evaluation.downstream import Result, Task
 from lke_lightning.evaluation.harness import LmEval
 from lke_lightning.evaluation.tasks import MMLU, MRPC, NLI, RTE, SST2, CoLA
@@ -40,7 +40,7 @@ class Downstream(Callback):
         max_tokens: how many tokens are run at once.
 
     Raises:
-        EditError: a task cannot be measured, two have one name, or `every_n_edits` is below 0.
+        EditError: a task cannot be measured, two have one name, or a number is too small.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class Downstream(Callback):
         twice = [name for name, count in Counter(task.name for task in tasks or []).items() if count > 1]
         if twice:
             raise EditError(f"downstream.tasks has {twice[0]} twice")
-        if every_n_edits < 0:
-            raise EditError(f"downstream.every_n_edits is {every_n_edits}: a number of edits, or 0")
+        check_least("downstream.every_n_edits", every_n_edits, 0)
+        check_least("downstream.max_tokens", max_tokens, 1)
         for task in self.tasks.values():
             task.check()
         self.every_n_edits, self.before, self.max_tokens = every_n_edits, before, max_tokens
@@ -111,8 +111,7 @@ class Downstream(Callback):
             rank_zero_info(f"Measuring {task.name} after {edits} edits")
             start = time.perf_counter()
             with ExitStack() as stack:
-                stack.enter_context(trainer.precision_plugin.forward_context())
-                stack.enter_context(editor.timed("downstream"))
+                stack.enter_context(editor.working("downstream"))
                 if edits:
                     stack.enter_context(editor.as_read())
                 result = task.measure(editor.language_model, self.max_tokens)

@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditBatch, EditError
+from lke_lightning.edits import EditBatch, check_least
+from lke_lightning.evaluation.documents import check_files, read_documents
 from lke_lightning.evaluation.drift import contributions, key_drift, matrix_norms, spectrum
-from lke_lightning.evaluation.perplexity import read_documents
 from lke_lightning.results import write
 from lke_lightning.stage_two.update import WeightUpdate
 
@@ -38,7 +38,7 @@ class Drift(Callback):
         text_tokens: how many tokens of that text are read; more of them make the figure surer.
 
     Raises:
-        EditError: a text file is not there, or `every` is below 1.
+        EditError: a text file cannot be read, or a number is below 1.
     """
 
     def __init__(
@@ -48,11 +48,9 @@ class Drift(Callback):
         text: list[str] | None = None,
         text_tokens: int = 2000,
     ) -> None:
-        missing = [name for name in text or [] if not Path(name).is_file()]
-        if missing:
-            raise EditError(f"no text file {missing[0]!r} (drift.text)")
-        if every is not None and every < 1:
-            raise EditError(f"drift.every is {every}: it counts edits, so at least 1")
+        check_files(text or [], "drift.text")
+        check_least("drift.text_tokens", text_tokens, 1)
+        check_least("drift.every", every, 1)
         self.is_measuring = measure or every is not None or bool(text)
         self.every, self.text, self.text_tokens = every, text, text_tokens
         self.norms: list[dict[str, Any]] = []
@@ -79,7 +77,7 @@ class Drift(Callback):
         if not self.is_measuring:
             return
         earlier = self.norms[-1]["edits"] if self.norms else 0
-        with pl_module.timed("drift"), pl_module.as_read():
+        with pl_module.working("drift"), pl_module.as_read():
             self._note_norms(pl_module, pl_module.made)
             if self.every is not None and pl_module.made // self.every > earlier // self.every:
                 self._take_snapshot(trainer, pl_module)
@@ -91,12 +89,12 @@ class Drift(Callback):
             return
         model = pl_module.language_model
         found: dict[str, Any] = {"edits": pl_module.made, "matrix_norms": {}, "contributions": {}}
-        with trainer.precision_plugin.forward_context(), pl_module.timed("drift"):
+        with pl_module.working("drift"):
             for moment, state in (("before", pl_module.as_unedited), ("after", pl_module.as_read)):
                 with state():
                     found["matrix_norms"][moment] = matrix_norms(model)
                     if self.text:
-                        texts = list(read_documents(self.text))
+                        texts = list(read_documents(self.text, "drift.text"))
                         found["contributions"][moment] = contributions(model, texts, self.text_tokens).plain()
                     if moment == "before":
                         found["unedited"] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, Trainer
@@ -13,6 +12,7 @@ from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch, EditError, EditRequest, check_number
 from lke_lightning.evaluation.canary import Canary, Health
+from lke_lightning.evaluation.documents import check_files
 from lke_lightning.stage_two.update import Mark
 from lke_lightning.step import EditStep
 
@@ -54,9 +54,7 @@ class Guard(Callback):
         action: Action = "stop",
         give_up_after: int = 5,
     ) -> None:
-        missing = [name for name in text or [] if not Path(name).is_file()]
-        if missing:
-            raise EditError(f"no text file {missing[0]!r} (guard.text)")
+        check_files(text or [], "guard.text")
         ceilings = {"norm_growth": norm_growth, "perplexity_growth": perplexity_growth,
                     "activation_growth": activation_growth}  # fmt: skip
         self.ceilings = {name: limit for name, limit in ceilings.items() if limit is not None}

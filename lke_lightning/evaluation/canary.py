@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lke_lightning.edits import EditError
-from lke_lightning.evaluation.perplexity import read_documents, windows
+from lke_lightning.evaluation.documents import read_documents, windows
+from lke_lightning.evaluation.perplexity import predict
 from lke_lightning.model.activations import capture
 from lke_lightning.model.batching import by_length
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.tokens import Row
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,10 @@ class Canary:
     def __init__(
         self, model: LanguageModel, text: Sequence[str], tokens: int = 2000, length: int = 128, max_tokens: int = 16384
     ) -> None:
-        self._windows = sorted(windows(model, read_documents(text), tokens, length), key=len)
+        found = windows(model, read_documents(text, "guard.text"), tokens, length)
+        self._windows = sorted((window for window in found if len(window) > 1), key=len)
         self._max_tokens = max_tokens
-        if not any(len(window) > 1 for window in self._windows):
+        if not self._windows:
             raise EditError("the canary text (guard.text) has no token to predict: give more text")
 
     @torch.no_grad()
@@ -69,13 +69,9 @@ class Canary:
         """Read the text with the model as it is."""
         nll, norms, says = [], [], []
         for members in by_length([len(window) for window in self._windows], self._max_tokens, model.device):
-            rows = [Row(self._windows[i], len(self._windows[i]) - 1) for i in members]
-            batch = model.text.pad(rows, model.device)
-            predicted = batch.mask[:, 1:].bool()
             with capture(model.architecture.blocks[-1]) as residual:
-                states = model.states(batch, *predicted.nonzero(as_tuple=True))
-            logits = model.head(states).to(model.wide_dtype)
-            nll.append(functional.cross_entropy(logits, batch.ids[:, 1:][predicted], reduction="none").double())
-            norms.append(residual.output[:, :-1][predicted].double().norm(dim=1))
-            says.append(logits.argmax(1).cpu())
+                found = predict(model, [self._windows[i] for i in members])
+            norms.append(residual.output[:, :-1][found.predicted].double().norm(dim=1))
+            nll.append(found.nll)
+            says.append(found.says.cpu())
         return Health(torch.cat(nll).mean().item(), torch.cat(norms).mean().item(), torch.cat(says))

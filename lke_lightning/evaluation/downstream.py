@@ -98,17 +98,17 @@ class FewShot(Task):
         """Turn a record into a question."""
 
     def check(self) -> None:
-        """Check the arguments.
+        """Check the arguments, and read the records where they are files.
 
         Raises:
-            EditError: there is no such file, or the numbers are impossible.
+            EditError: there is no such file, or it holds something else; the numbers are impossible.
         """
-        if self.path is not None and not Path(self.path).exists():
-            raise EditError(f"no file {self.path!r} (downstream.tasks, {self.name})")
         if not 0 <= self.shots <= self.most_shots:
             raise EditError(f"{self.name} with {self.shots} shots: there are {self.most_shots} examples for that")
         if self.limit is not None and self.limit < 1:
             raise EditError(f"{self.name} with limit {self.limit}: at least one question is needed, or null for all")
+        if self.path is not None:
+            self.read()
 
     def about(self) -> dict[str, Any]:
         """Say what is asked and how."""
@@ -125,7 +125,7 @@ class FewShot(Task):
         """
         examples, items = self.read()
         answers = [ids for _, ids in model.text.continuations([(items[0].question, word) for word in self.words])]
-        room = _window(model) - max(len(ids) for ids in answers) + 1
+        room = (model.context_length or sys.maxsize) - max(len(ids) for ids in answers) + 1
         fitting = {
             (group, shots): sorted(found, key=lambda pair: len(pair[1]))
             for group, shown in examples.items()
@@ -140,7 +140,7 @@ class FewShot(Task):
                 scorer = Answers(model, common_beginning(prompts), max_tokens)
             given += scorer.nll(prompts[start : start + PART], answers).argmin(1).tolist()
         if not asked:
-            raise EditError(f"no question of {self.name} fits into the {_window(model)} tokens of this model")
+            raise EditError(f"no question of {self.name} fits into the {model.context_length} tokens of this model")
         labels = [item.label for item in asked]
         return {
             **_scores(given, labels, len(self.words)),
@@ -158,7 +158,6 @@ class FewShot(Task):
             EditError: there are too few records, or one cannot be used.
         """
         if self._read is None:
-            self.check()
             examples, items = self.split()
             if not items:
                 raise EditError(f"{self.path or self.hub} has no questions besides the {RESERVED} kept for examples")
@@ -185,7 +184,7 @@ class FewShot(Task):
         found: dict[int, list[tuple[Item, Ids]]] = {}
         waiting = list(items)
         for count in range(len(shown), -1, -1):
-            encoded = model.text.encode(["".join(shown[:count]) + item.question for item in waiting])
+            encoded = model.text.prompts(["".join(shown[:count]) + item.question for item in waiting])
             fits = [len(ids) <= room for ids in encoded]
             if any(fits):
                 found[count] = [(item, ids) for item, ids in zip(waiting, encoded, strict=True) if len(ids) <= room]
@@ -208,10 +207,15 @@ def hub_records(name: str, configuration: str, split: str) -> Iterator[Record]:
 
 
 def _items(task: FewShot) -> Iterator[Item]:
+    if task.path is not None and not Path(task.path).is_file():
+        raise EditError(f"no file {task.path!r} (downstream.tasks, {task.name})")
     source = hub_records(*task.hub) if task.path is None else records(task.path)
     for index, record in enumerate(source):
         try:
-            yield task.item(record)
+            item = task.item(record)
+            if not 0 <= item.label < len(task.words):
+                raise ValueError(f"its label is {record['label']}")
+            yield item
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise EditError(f"{task.path or task.hub}, record {index} is not one of {task.name}: {error!r}") from error
 
@@ -225,8 +229,3 @@ def _scores(given: Sequence[int], labels: Sequence[int], classes: int) -> Result
 
 def _share(values: Sequence[int]) -> float:
     return round(Counter(values).most_common(1)[0][1] / len(values), 6)
-
-
-def _window(model: LanguageModel) -> int:
-    config = model.network.config.get_text_config()
-    return getattr(config, "max_position_embeddings", None) or sys.maxsize

@@ -4,7 +4,8 @@
 is reached, and compared as texts (`lke_lightning.metrics.answers`). *Continuations* for fluency and consistency follow
 ROME: top-5 sampling, 100 tokens with the prompt, no stop; seeded by their prompts, unlike there.
 
-Prompts run together, each prompt once; what they begin with alike is computed once; a row that has ended leaves.
+Prompts are asked as everywhere, in the chat template where the model has been given one (`TextEncoder.prompts`). They
+run together, each prompt once; what they begin with alike is computed once; a row that has ended leaves.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lke_lightning.edits import EditRequest
-from lke_lightning.evaluation.teacher_forced import Question, Scores, questions
+from lke_lightning.evaluation.teacher_forced import Question, Scores, check_fits, questions
 from lke_lightning.metrics import TextSimilarity, digest, match, ngram_entropy
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.language_model import LanguageModel
@@ -127,7 +128,7 @@ def complete(model: LanguageModel, prompts: Sequence[str], new_tokens: int, max_
         What was generated before the end, without the prompt; it usually begins with a blank.
     """
     ends, lines = end_tokens(model), _LineBreaks(model)
-    rows = model.text.encode([prompt.rstrip() for prompt in prompts])
+    rows = _asked(model, prompts)
 
     def over(token: int) -> bool:
         return token in ends or lines(token)
@@ -151,7 +152,7 @@ def continue_freely(
     Returns:
         What was generated, without the prompt and without special tokens.
     """
-    rows = model.text.encode([prompt.rstrip() for prompt in prompts])
+    rows = _asked(model, prompts)
     noise = torch.stack([_noise(prompt, seed, total_tokens, top_k) for prompt in prompts]) if rows else torch.zeros(0)
 
     def choose(logits: Tensor, numbers: Tensor, step: int) -> Tensor:
@@ -159,8 +160,21 @@ def continue_freely(
         drawn = best.values.log_softmax(1) + noise[numbers, step, : best.values.shape[1]].to(logits)  # the Gumbel trick
         return best.indices.gather(1, drawn.argmax(1, keepdim=True)).squeeze(1)
 
-    limits = [max(0, total_tokens - len(row)) for row in rows]
+    written = model.text.encode([prompt.rstrip() for prompt in prompts])  # without what a chat puts around them
+    limits = [max(0, total_tokens - len(ids)) for ids in written]
     return _texts(model, rows, decode(model, rows, limits, choose, lambda token: False, max_tokens))
+
+
+def _asked(model: LanguageModel, prompts: Sequence[str]) -> list[Ids]:
+    """Encode prompts as they are asked, in the chat template where there is one.
+
+    Raises:
+        EditError: one is longer than the model's context.
+    """
+    rows = model.text.prompts([prompt.rstrip() for prompt in prompts])
+    for prompt, row in zip(prompts, rows, strict=True):
+        check_fits(model, prompt, len(row))
+    return rows
 
 
 @torch.no_grad()
@@ -185,7 +199,7 @@ def decode(
     Returns:
         The generated tokens of each row, with the one that ended it.
     """
-    positions = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
+    positions = model.context_length
     room = [min(limit, positions - len(row)) if positions else limit for row, limit in zip(rows, limits, strict=True)]
     found: list[list[int]] = [[] for _ in rows]
 

@@ -7,11 +7,12 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from lke_lightning.edits import EditError
+from lke_lightning.edits import EditError, check_least
 from lke_lightning.evaluation.downstream import Result, Task
 from lke_lightning.model.language_model import LanguageModel
 
@@ -54,8 +55,16 @@ class LmEval(Task):
         """Look for the harness.
 
         Raises:
-            EditError: it is not installed.
+            EditError: it is not installed, a number is too small, or there is no such folder with tasks.
         """
+        for option, value, least in (
+            ("shots", self.shots, 0),
+            ("limit", self.limit, 1),
+            ("batch_size", self.batch_size, 1),
+        ):
+            check_least(f"{option} of {self.name} (downstream.tasks)", value, least)
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            raise EditError(f"no folder {self.include_path!r} with tasks (include_path of {self.name})")
         if find_spec("lm_eval") is None:
             raise EditError(f"{self.name} needs lm-eval: pip install 'lke-lightning[eval]'")
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import nan
+from http.client import HTTPException
 
 from lke_lightning.edits import EditError
 
@@ -47,6 +49,9 @@ class Judge:
         key_variable: the environment variable that holds the key; `None`: no key is sent. The key itself is never
             written anywhere.
         timeout: seconds to wait for one verdict.
+
+    Raises:
+        EditError: the address is none, no model is named, there is no key, or the time is none.
     """
 
     url: str
@@ -54,16 +59,26 @@ class Judge:
     key_variable: str | None = None
     timeout: float = 60.0
 
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if not _is_address(self.url):
+            raise EditError(
+                f"the judge's address {self.url!r} must begin with http:// or https://, and a host must follow, as in "
+                "http://localhost:8000/v1 (judge.url)"
+            )
+        if not self.model.strip():
+            raise EditError("the judge has no model: name one that is served there (judge.model)")
+        if self.key_variable is not None and not os.environ.get(self.key_variable):
+            raise EditError(f"the environment variable {self.key_variable!r} holds no key (judge.key_variable)")
+        if not (self.timeout > 0 and math.isfinite(self.timeout)):
+            raise EditError(f"judge.timeout is {self.timeout:g}: a number of seconds above 0 is needed")
+
     def check(self) -> None:
         """Ask one question whose answer is known.
 
         Raises:
-            EditError: the address is none, there is no key, or no verdict comes back; before anything is edited.
+            EditError: no verdict comes back.
         """
-        if not self.url.startswith(("http://", "https://")):
-            raise EditError(f"the judge's address {self.url!r} must begin with http:// or https:// (judge.url)")
-        if self.key_variable is not None and not os.environ.get(self.key_variable):
-            raise EditError(f"the environment variable {self.key_variable} holds no key (judge.key_variable)")
         try:
             self._ask(("The capital of France is", "Paris.", ("Paris",)))
         except _NoReplyError as error:
@@ -91,7 +106,7 @@ class Judge:
                     break
                 if attempt + 1 < ATTEMPTS:
                     time.sleep(0.5 * 2**attempt)
-        return nan, reason
+        return math.nan, reason
 
     def _ask(self, asked: Asked) -> float:
         prompt, said, accepted = asked
@@ -114,11 +129,20 @@ class Judge:
             said_why = error.read(300).decode(errors="replace").strip()
             kind = _RefusedError if 400 <= error.code < 500 and error.code not in (408, 429) else _NoReplyError
             raise kind(f"HTTP {error.code} {error.reason}: {said_why}") from error
-        except OSError as error:  # no connection, a timeout
-            raise _NoReplyError(str(getattr(error, "reason", error))) from error
+        except (OSError, HTTPException) as error:  # no connection, a timeout, a server that speaks something else
+            raise _NoReplyError(str(getattr(error, "reason", error)) or repr(error)) from error
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise _NoReplyError(f"the reply is no chat completion ({error!r})") from error
         word = str(content).strip().lower().lstrip("*\"'")
         if word.startswith(("yes", "no")):
             return float(word.startswith("yes"))
         raise _NoReplyError(f"neither yes nor no, but {str(content)[:80]!r}")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and " " not in url

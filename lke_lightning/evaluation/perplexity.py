@@ -1,16 +1,17 @@
-"""How well a model still predicts text that no edit is about: the perplexity of untouched documents."""
+"""How well a model still predicts text that no edit is about: negative log-likelihoods and perplexity."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lke_lightning.edits import EditError
+from lke_lightning.evaluation.documents import windows
 from lke_lightning.model.batching import by_length, within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row
@@ -18,15 +19,56 @@ from lke_lightning.model.tokens import Row
 LOGITS_AT_ONCE = 2**26
 """Entries of the largest block of logits: with large vocabularies they, and not the network, would fill the memory."""
 
+Ids = tuple[int, ...]
 
-def read_documents(files: Sequence[str]) -> Iterator[str]:
-    """Yield the documents of text files, one per line; blank lines are skipped."""
-    for name in files:
-        with Path(name).open(encoding="utf-8") as lines:
-            yield from (line.strip() for line in lines if line.strip())
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of token sequences: at each position but the last of each, what comes next."""
+
+    predicted: Tensor
+    """Which positions of the padded batch these are, (rows, longest - 1), bool."""
+    nll: Tensor
+    """Negative log-likelihood of the token that follows, row after row, (positions,) float64."""
+    says: Tensor
+    """The most probable token there, (positions,) int64."""
 
 
 @torch.no_grad()
+def predict(model: LanguageModel, rows: Sequence[Ids]) -> Prediction:
+    """Read token sequences in one pass, each from its beginning."""
+    batch = model.text.pad([Row(row, len(row) - 1) for row in rows], model.device)
+    predicted = batch.mask[:, 1:].bool()
+    states = model.states(batch, *predicted.nonzero(as_tuple=True))
+    nll, says = [], []
+    reads = max(1, LOGITS_AT_ONCE // model.network.get_output_embeddings().weight.shape[0])
+    for part, label in zip(states.split(reads), batch.ids[:, 1:][predicted].split(reads), strict=True):
+        logits = model.head(part).to(model.wide_dtype)
+        nll.append(functional.cross_entropy(logits, label, reduction="none").double())
+        says.append(logits.argmax(1))
+    return Prediction(predicted, torch.cat(nll), torch.cat(says))
+
+
+def summed_nll(model: LanguageModel, rows: Sequence[Ids], max_tokens: int = 16384) -> Tensor:
+    """Return the negative log-likelihood of each sequence's tokens but the first, summed, (rows,) float64, on the host.
+
+    Args:
+        model: the language model, as it is.
+        rows: token ids, at least two each; quickest where neighbours are of about one length.
+        max_tokens: how many tokens are run at once. The result does not depend on it.
+    """
+
+    def run(part: list[Ids]) -> Tensor:
+        sums = torch.zeros(len(part), dtype=torch.float64)
+        for members in by_length([len(row) for row in part], max_tokens, model.device):
+            found = predict(model, [part[i] for i in members])
+            row = torch.tensor(members, device=model.device)[found.predicted.nonzero()[:, 0]]
+            sums.index_add_(0, row.cpu(), found.nll.cpu())
+        return sums
+
+    return torch.cat(within_memory(run, rows, len, max_tokens)[0])
+
+
 def perplexity(
     model: LanguageModel, texts: Iterable[str], tokens: int = 20000, length: int = 512, max_tokens: int = 16384
 ) -> float:
@@ -46,42 +88,12 @@ def perplexity(
     Raises:
         EditError: the text has no token that could be predicted.
     """
-    pieces = sorted(windows(model, texts, tokens, length), key=len)
-    count = sum(len(piece) - 1 for piece in pieces)
-    if not count:
+    rows = sorted((row for row in windows(model, texts, tokens, length) if len(row) > 1), key=len)
+    if not rows:
         raise EditError("the text for perplexity (scorecard.text) has no token to predict: give more text")
-
-    def run(rows: list[tuple[int, ...]]) -> Tensor:
-        groups = by_length([len(row) for row in rows], max_tokens, model.device)
-        return torch.stack([_summed_nll(model, [rows[i] for i in members]) for members in groups]).sum()
-
-    sums, _ = within_memory(run, pieces, len, max_tokens)
-    mean = torch.stack(sums).sum().item() / count
-    return math.exp(mean) if mean < 700 else math.inf  # beyond that a float overflows
+    return exponential(summed_nll(model, rows, max_tokens).sum().item() / sum(len(row) - 1 for row in rows))
 
 
-def windows(model: LanguageModel, texts: Iterable[str], tokens: int, length: int) -> Iterator[tuple[int, ...]]:
-    """Yield documents cut into pieces of at most `length` ids, each behind the tokenizer's leading special tokens."""
-    prefix = model.text.prefix
-    positions = getattr(model.network.config.get_text_config(), "max_position_embeddings", None) or length
-    size = max(1, min(length, positions) - len(prefix))
-    for text in texts:
-        if tokens <= 0:
-            return
-        ids = model.text.encode([text])[0][len(prefix) :][:tokens]
-        tokens -= len(ids)
-        yield from (prefix + ids[i : i + size] for i in range(0, len(ids), size))
-
-
-def _summed_nll(model: LanguageModel, rows: Sequence[tuple[int, ...]]) -> Tensor:
-    """Return the negative log-likelihood of all tokens but the first of each row, summed, float64."""
-    batch = model.text.pad([Row(row, len(row) - 1) for row in rows], model.device)
-    predicted = batch.mask[:, 1:].bool()
-    labels = batch.ids[:, 1:][predicted]
-    states = model.states(batch, *predicted.nonzero(as_tuple=True))
-    total = torch.zeros((), dtype=torch.float64, device=model.device)
-    reads = max(1, LOGITS_AT_ONCE // model.network.get_output_embeddings().weight.shape[0])
-    for part, label in zip(states.split(reads), labels.split(reads), strict=True):
-        logits = model.head(part).to(model.wide_dtype)
-        total += functional.cross_entropy(logits, label, reduction="none").double().sum()
-    return total
+def exponential(mean: float) -> float:
+    """Return the perplexity that belongs to a mean; infinity beyond what a float holds."""
+    return math.exp(mean) if mean < 700 else math.inf

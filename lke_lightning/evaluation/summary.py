@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lke_lightning.edits import KINDS
 from lke_lightning.evaluation.generated import GENERATED, SAID, TEXTS
-from lke_lightning.evaluation.teacher_forced import ASKED, KINDS, SAYS, TOKENS, Scores
+from lke_lightning.evaluation.teacher_forced import ASKED, SAYS, TOKENS, Scores
 from lke_lightning.metrics import (
     ANSWER_MEASURES,
     MEASURES,
     TOKEN_MEASURES,
-    AnswerProbability,
     agreement,
-    defined_mean,
+    distribution,
     harmonic_mean,
     interval,
     preferences,
@@ -137,7 +137,7 @@ def _successes(values: Mapping[Path, Any]) -> list[Any]:
 
 def _figures(values: dict[Path, Tensor]) -> dict[str, Any]:
     columns = torch.stack(list(values.values()), 1)
-    means = dict(zip(values, (_figure(mean) for mean in defined_mean(columns).tolist()), strict=True))
+    means = dict(zip(values, (_figure(mean) for mean in columns.nanmean(0).tolist()), strict=True))
     return {**_tree(means), "score": _figure(harmonic_mean(_successes(means)))}
 
 
@@ -208,7 +208,7 @@ def probability(
         names: the edits that are told of.
 
     Returns:
-        The distribution (`AnswerProbability`) of the targets of edits just after and at the end, and, where the
+        The distribution (`metrics.distribution`) of the targets of edits just after and at the end, and, where the
         unedited model was measured, of the originals and of the neighbourhood's answers that it gets right, every token
         the most probable one.
     """
@@ -228,11 +228,7 @@ def _distribution(scores: list[Scores], kind: str, rival: bool = False, known: b
         return None
     right, tokens = counts[0][:, 2:].T if rival else counts[0][:, :2].T
     chosen = (right == tokens) if known else ~tokens.isnan()
-    metric = AnswerProbability()
-    # every process has the scores of all edits, and perhaps only one of them is here
-    metric.distributed_available_fn = lambda: False
-    metric.update(rows[0][chosen, 1 if rival else 0], tokens[chosen])
-    found = metric.compute()
+    found = distribution(rows[0][chosen, 1 if rival else 0], tokens[chosen])
     for name in ("per_token", "joint"):
         found[name]["mean"] = _figure(found[name]["mean"])
     return found if found["facts"] else None

@@ -181,8 +181,11 @@ class MMLU(FewShot):
 
     def _lines(self, file: Path, subject: str) -> list[Item]:
         # csv, not pandas: some choices are the words None and NA
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.reader(lines))
+        try:
+            with file.open(encoding="utf-8", newline="") as lines:
+                rows = list(csv.reader(lines))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise EditError(f"{file} is no csv file in UTF-8: {error} (downstream.tasks, MMLU)") from error
         names = rows and rows[0][:1] == ["question"]
         items = []
         for number, row in enumerate(rows[1:] if names else rows, 2 if names else 1):

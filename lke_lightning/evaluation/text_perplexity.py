@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
-from torch.nn import functional
 
 from lke_lightning.data.records import records
 from lke_lightning.edits import EditError
-from lke_lightning.evaluation.downstream import PART, Result, Task
-from lke_lightning.model.batching import by_length, within_memory
+from lke_lightning.evaluation.downstream import Result, Task
+from lke_lightning.evaluation.perplexity import exponential, summed_nll
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.tokens import Row
 
 
 class MEPPL(Task):
@@ -35,13 +31,28 @@ class MEPPL(Task):
         self._texts: list[str] = []
 
     def check(self) -> None:
-        """Look for the file.
+        """Read the file.
 
         Raises:
-            EditError: it is not there.
+            EditError: it is not there, or holds something else.
         """
         if not Path(self.path).is_file():
             raise EditError(f"no file {self.path!r} (downstream.tasks, MEPPL)")
+        self.read()
+
+    def read(self) -> list[str]:
+        """Return the texts; read once.
+
+        Raises:
+            EditError: a record has no text, or the file cannot be read.
+        """
+        if not self._texts:
+            texts = [record.get("Text") for record in records(self.path)]
+            wrong = [index for index, text in enumerate(texts) if not isinstance(text, str)]
+            if wrong:
+                raise EditError(f"{self.path}, record {wrong[0]} has no field Text (downstream.tasks, MEPPL)")
+            self._texts = texts
+        return self._texts
 
     def about(self) -> dict[str, Any]:
         """Say which texts."""
@@ -53,40 +64,16 @@ class MEPPL(Task):
         Returns:
             `perplexity` (mean over texts; `None`: beyond what a float holds), `median`, `items` (texts).
         """
-        if not self._texts:
-            self._texts = [record["Text"] for record in records(self.path)]
-        window = getattr(model.network.config.get_text_config(), "max_position_embeddings", None)
-        rows = sorted((ids[:window] for ids in model.text.encode(self._texts)), key=len)
-        rows = [ids for ids in rows if len(ids) > 1]
-        found: list[float] = []
-        for start in track(range(0, len(rows), PART), self.name, transient=True):
-            parts, max_tokens = within_memory(
-                functools.partial(_mean_nll, model), rows[start : start + PART], len, max_tokens
-            )
-            found += [value for part in parts for value in part]
-        if not found:
+        rows = [ids[: model.context_length] for ids in model.text.encode(self.read())]
+        rows = sorted((ids for ids in rows if len(ids) > 1), key=len)
+        if not rows:
             raise EditError(f"{self.path} has no text to predict")
-        perplexities = sorted(math.exp(nll) if nll < 700 else math.inf for nll in found)
+        means = (summed_nll(model, rows, max_tokens) / torch.tensor([len(ids) - 1 for ids in rows])).tolist()
+        perplexities = sorted(map(exponential, means))
         mean = math.fsum(perplexities) / len(perplexities)
         middle = perplexities[len(perplexities) // 2]
         return {
             "perplexity": round(mean, 4) if math.isfinite(mean) else None,
             "median": round(middle, 4) if math.isfinite(middle) else None,
-            "items": len(found),
+            "items": len(rows),
         }
-
-
-@torch.no_grad()
-def _mean_nll(model: LanguageModel, rows: list[tuple[int, ...]]) -> list[float]:
-    """Return the mean negative log-likelihood of each row's tokens but the first."""
-    found: list[float] = [0.0] * len(rows)
-    for members in by_length([len(row) for row in rows], sum(map(len, rows)), model.device):
-        batch = model.text.pad([Row(rows[i], len(rows[i]) - 1) for i in members], model.device)
-        predicted = batch.mask[:, 1:].bool()
-        number, position = predicted.nonzero(as_tuple=True)
-        logits = model.head(model.states(batch, number, position)).to(model.wide_dtype)
-        nll = functional.cross_entropy(logits, batch.ids[:, 1:][predicted], reduction="none").double()
-        sums = torch.zeros(len(members), dtype=torch.float64, device=model.device).index_add_(0, number, nll)
-        for i, value in zip(members, (sums / predicted.sum(1)).tolist(), strict=True):
-            found[i] = value
-    return found

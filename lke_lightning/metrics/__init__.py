@@ -1,40 +1,30 @@
-"""Metrics over plain tensors and texts: a function for one record, and a class that takes the mean over records."""
+"""Figures over plain tensors and texts, a function each: of one prompt, of the prompts of a record, of all records.
 
-from lke_lightning.metrics.answers import ANSWER_MEASURES, AnswerMatch, digest, match, normalize
-from lke_lightning.metrics.fluency import Consistency, Fluency, TextSimilarity, ngram_entropy
-from lke_lightning.metrics.preference import MEASURES, Preference, preference, preferences
-from lke_lightning.metrics.probability import AnswerProbability, histogram, probabilities
-from lke_lightning.metrics.records import (
-    defined_mean,
-    harmonic_mean,
-    interval,
-    record_means,
-    resampled_means,
-)
-from lke_lightning.metrics.tokens import TOKEN_MEASURES, Locality, TokenAccuracy, agreement, token_accuracies
+There are no accumulating metrics: bounds need every record's own value (`records.resampled_means`), and what several
+processes measured is gathered record by record.
+"""
+
+from lke_lightning.metrics.answers import ANSWER_MEASURES, digest, match, normalize
+from lke_lightning.metrics.fluency import TextSimilarity, ngram_entropy
+from lke_lightning.metrics.preference import MEASURES, preferences
+from lke_lightning.metrics.probability import distribution, histogram, probabilities
+from lke_lightning.metrics.records import harmonic_mean, interval, record_means, resampled_means
+from lke_lightning.metrics.tokens import TOKEN_MEASURES, agreement, token_accuracies
 
 __all__ = [
     "ANSWER_MEASURES",
     "MEASURES",
     "TOKEN_MEASURES",
-    "AnswerMatch",
-    "AnswerProbability",
-    "Consistency",
-    "Fluency",
-    "Locality",
-    "Preference",
     "TextSimilarity",
-    "TokenAccuracy",
     "agreement",
-    "defined_mean",
     "digest",
+    "distribution",
     "harmonic_mean",
     "histogram",
     "interval",
     "match",
     "ngram_entropy",
     "normalize",
-    "preference",
     "preferences",
     "probabilities",
     "record_means",

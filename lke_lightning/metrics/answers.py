@@ -12,11 +12,6 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from lke_lightning.metrics.records import RecordMetric
-
 ARTICLES = frozenset({"a", "an", "the"})
 
 ANSWER_MEASURES = ("exact", "prefix")
@@ -52,24 +47,3 @@ def match(said: str, accepted: Sequence[str]) -> tuple[bool, bool]:
     words = normalize(said).split()
     answers = [normalize(answer).split() for answer in accepted]
     return words in answers, any(answer and words[: len(answer)] == answer for answer in answers)
-
-
-class AnswerMatch(RecordMetric):
-    """Mean of `match` over the prompts of a record, then over records.
-
-    As input to `update`: what was generated after each prompt, and the accepted answers of each; a record without
-    prompts counts for nothing. As output of `compute`: a dict of exact and prefix.
-
-    Example:
-        >>> metric = AnswerMatch()
-        >>> metric.update(["Paris."], [["paris"]])
-        >>> metric.compute()["exact"]
-        tensor(1.)
-    """
-
-    measures = ANSWER_MEASURES
-
-    def score(self, said: Sequence[str], accepted: Sequence[Sequence[str]]) -> Tensor:
-        """Score one record."""
-        found = [match(text, answers) for text, answers in zip(said, accepted, strict=True)]
-        return torch.tensor(found, dtype=torch.float64).reshape(-1, 2).mean(0)

@@ -12,11 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from lke_lightning.edits import EditError
-from lke_lightning.metrics.records import RecordMetric
 
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 """Weight of the entropy of n-grams, by n."""
@@ -45,26 +41,6 @@ def _entropy(words: list[str], n: int) -> float:
     counts = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1)).values()
     total = sum(counts)
     return -sum(count / total * math.log2(count / total) for count in counts) if total else 0.0
-
-
-class Fluency(RecordMetric):
-    """Mean of `ngram_entropy` over the texts of a record, then over records.
-
-    As input to `update`: the texts of one record, prompts included as published. As output of `compute`: a dict of
-    fluency, in bits.
-
-    Example:
-        >>> metric = Fluency()
-        >>> metric.update(["a b a b a b"])
-        >>> metric.compute()["fluency"]
-        tensor(0.9903)
-    """
-
-    measures = ("fluency",)
-
-    def score(self, texts: Sequence[str]) -> Tensor:
-        """Score one record; without texts it is undefined."""
-        return torch.tensor([[ngram_entropy(text)] for text in texts], dtype=torch.float64).reshape(-1, 1).mean(0)
 
 
 class TextSimilarity:
@@ -97,29 +73,3 @@ class TextSimilarity:
             return math.nan
         one, other = self._vectorizer.transform([" ".join(generated), " ".join(references)])
         return float((one @ other.T).sum())  # rows are of length 1 already
-
-
-class Consistency(RecordMetric):
-    """Mean of `TextSimilarity` over records.
-
-    Args:
-        corpus: see `TextSimilarity`.
-
-    As input to `update`: generated and reference texts of one record. As output of `compute`: a dict of consistency.
-
-    Example:
-        >>> metric = Consistency(["born in Rome", "plays the guitar"])
-        >>> metric.update(["He plays guitar"], ["plays the guitar"])
-        >>> metric.compute()["consistency"]
-        tensor(0.8165)
-    """
-
-    measures = ("consistency",)
-
-    def __init__(self, corpus: Sequence[str]) -> None:
-        super().__init__()
-        self._compare = TextSimilarity(corpus)
-
-    def score(self, generated: Sequence[str], references: Sequence[str]) -> Tensor:
-        """Score one record."""
-        return torch.tensor([self._compare(generated, references)], dtype=torch.float64)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lke_lightning.metrics.records import RecordMetric
-
 MEASURES = ("success", "magnitude", "accuracy")
 
 
@@ -30,34 +28,3 @@ def preferences(wanted: Tensor, other: Tensor, correct: Tensor) -> Tensor:
     success = (wanted < other).to(wanted.dtype) + undefined
     magnitude = (-wanted).exp() - (-other).exp()
     return torch.stack([success, magnitude, correct.to(wanted.dtype)], 1)
-
-
-def preference(wanted: Tensor, other: Tensor, correct: Tensor) -> Tensor:
-    """Score the prompts of one record: the mean of `preferences`, (3,); NaN where undefined.
-
-    Example:
-        >>> preference(torch.tensor([0.1, 3.0]), torch.tensor([2.0, 1.0]), torch.tensor([True, False]))
-        tensor([0.5000, 0.2257, 0.5000])
-    """
-    return preferences(wanted, other, correct).mean(0)
-
-
-class Preference(RecordMetric):
-    """Mean of `preference` over records.
-
-    As input to `update`: the three tensors of `preference` for one record; one without prompts counts for nothing.
-    As output of `compute`: a dict of success, magnitude and accuracy, NaN where no record defines it.
-
-    Example:
-        >>> metric = Preference()
-        >>> metric.update(torch.tensor([0.1]), torch.tensor([2.0]), torch.tensor([True]))
-        >>> metric.update(torch.tensor([3.0]), torch.tensor([1.0]), torch.tensor([False]))
-        >>> metric.compute()["success"]
-        tensor(0.5000)
-    """
-
-    measures = MEASURES
-
-    def score(self, wanted: Tensor, other: Tensor, correct: Tensor) -> Tensor:
-        """Score one record."""
-        return preference(wanted.double(), other.double(), correct)

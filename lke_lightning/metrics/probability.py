@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 BINS = 20
 
@@ -32,43 +31,23 @@ def histogram(values: Tensor, bins: int = BINS) -> Tensor:
     return torch.zeros(bins, dtype=torch.long).index_add_(0, place, torch.ones_like(place))
 
 
-class AnswerProbability(Metric):
-    """The distribution of answers' probabilities.
+def distribution(nll: Tensor, tokens: Tensor) -> dict[str, Any]:
+    """Describe how probable some answers are.
 
-    As input to `update`: `nll` and `tokens` of some answers. As output of `compute`: for `per_token` and `joint` the
-    mean and the counts of `BINS` bins, and how many `facts` there were.
+    Args:
+        nll: mean negative log-likelihood per token, (answers,).
+        tokens: how many tokens each answer has, (answers,).
+
+    Returns:
+        How many `facts` there are, and for `per_token` and `joint` the mean (NaN where there are none) and the counts
+        of `BINS` bins.
 
     Example:
-        >>> metric = AnswerProbability()
-        >>> metric.update(torch.tensor([0.0, 0.6931]), torch.tensor([1, 2]))
-        >>> metric.compute()["joint"]["mean"]
+        >>> distribution(torch.tensor([0.0, 0.6931]), torch.tensor([1, 2]))["joint"]["mean"]
         0.625...
     """
-
-    is_differentiable = False
-    full_state_update = False
-    total: Tensor
-    counts: Tensor
-    facts: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(2, BINS, dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("facts", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, nll: Tensor, tokens: Tensor) -> None:
-        """Add answers."""
-        found = probabilities(nll, tokens).cpu()
-        self.total += found.sum(0).to(self.total)
-        self.counts += torch.stack([histogram(part) for part in found.T]).to(self.counts)
-        self.facts += len(found)
-
-    def compute(self) -> dict[str, Any]:
-        """Return means and histograms."""
-        means = (self.total / self.facts).tolist()
-        parts = {
-            name: {"mean": None if mean != mean else mean, "histogram": counts}
-            for name, mean, counts in zip(("per_token", "joint"), means, self.counts.tolist(), strict=True)
-        }
-        return {"facts": int(self.facts), **parts}
+    columns = dict(zip(("per_token", "joint"), probabilities(nll, tokens).cpu().T, strict=True))
+    parts = {
+        name: {"mean": part.mean().item(), "histogram": histogram(part).tolist()} for name, part in columns.items()
+    }
+    return {"facts": len(nll), **parts}

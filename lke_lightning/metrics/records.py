@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 RESAMPLES, LEVEL, SEED = 1000, 0.95, 0
 """Of the bootstrap: how often records are drawn anew, the share of draws between the bounds, the random seed."""
@@ -34,11 +31,6 @@ def record_means(values: Tensor, sizes: Tensor) -> Tensor:
     record = torch.arange(len(sizes)).repeat_interleave(sizes.cpu())
     sums = torch.zeros(len(sizes), values.shape[1], dtype=torch.float64)
     return sums.index_add_(0, record, values.double().cpu()) / sizes.cpu().unsqueeze(1)
-
-
-def defined_mean(values: Tensor) -> Tensor:
-    """Return the mean over records of what is defined, (measures,); NaN where nothing is."""
-    return values.nanmean(0)
 
 
 def resampled_means(values: Tensor, resamples: int = RESAMPLES, seed: int = SEED) -> Tensor:
@@ -97,37 +89,3 @@ def harmonic_mean(values: list[float | None]) -> float | None:
     if not numbers or len(numbers) < len(values):
         return None
     return 0.0 if min(numbers) <= 0 else len(numbers) / sum(1 / value for value in numbers)
-
-
-class RecordMetric(Metric):
-    """Means over records of some measures; a subclass names them and says what one record scores.
-
-    As input to `update`: what `score` takes, of one record. As output of `compute`: a dict of the measures, float32,
-    NaN where no record defines one. Over several processes, sums and counts are added.
-    """
-
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    measures: tuple[str, ...] = ()
-    total: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(len(self.measures), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(len(self.measures), dtype=torch.float64), dist_reduce_fx="sum")
-
-    @abstractmethod
-    def score(self, *args: Any) -> Tensor:
-        """Return what one record scores, (measures,) float; NaN where undefined."""
-
-    def update(self, *args: Any) -> None:
-        """Add one record."""
-        scores = self.score(*args).to(self.total)
-        self.total += scores.nan_to_num(nan=0.0)
-        self.count += (~scores.isnan()).to(self.count)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the means."""
-        return dict(zip(self.measures, (self.total / self.count).float(), strict=True))

@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lke_lightning.metrics.records import RecordMetric
-
 TOKEN_MEASURES = ("token_accuracy", "whole_answer")
 
 
@@ -53,43 +51,3 @@ def agreement(says: Tensor, said: Tensor, tokens: Tensor) -> Tensor:
     answer = torch.arange(len(tokens)).repeat_interleave(tokens.long())
     same = torch.zeros(len(tokens), dtype=torch.long).index_add_(0, answer, (says == said).long())
     return token_accuracies(same, tokens)
-
-
-class TokenAccuracy(RecordMetric):
-    """Mean of `token_accuracies` over the prompts of a record, then over records.
-
-    As input to `update`: `right` and `tokens` of one record. As output of `compute`: a dict of token_accuracy and
-    whole_answer.
-
-    Example:
-        >>> metric = TokenAccuracy()
-        >>> metric.update(torch.tensor([1]), torch.tensor([2]))
-        >>> metric.compute()["token_accuracy"]
-        tensor(0.5000)
-    """
-
-    measures = TOKEN_MEASURES
-
-    def score(self, right: Tensor, tokens: Tensor) -> Tensor:
-        """Score one record."""
-        return token_accuracies(right, tokens).mean(0)
-
-
-class Locality(RecordMetric):
-    """Mean of `agreement` over the prompts of a record, then over records.
-
-    As input to `update`: `says`, `said` and `tokens` of one record. As output of `compute`: a dict of token_accuracy
-    and whole_answer, the answer being the unedited model's.
-
-    Example:
-        >>> metric = Locality()
-        >>> metric.update(torch.tensor([5, 6, 7]), torch.tensor([5, 6, 8]), torch.tensor([1, 2]))
-        >>> metric.compute()["whole_answer"]
-        tensor(0.5000)
-    """
-
-    measures = TOKEN_MEASURES
-
-    def score(self, says: Tensor, said: Tensor, tokens: Tensor) -> Tensor:
-        """Score one record."""
-        return agreement(says, said, tokens).mean(0)

@@ -130,6 +130,12 @@ class LanguageModel(nn.Module):
         """float32, or float64 for a float64 network: the dtype of targets, keys and deltas."""
         return torch.promote_types(self.network.dtype, torch.float32)
 
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens the network has positions for; `None`: its configuration names no bound."""
+        config = self.network.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
     def describe(self) -> str:
         """Say in one line what is edited: the model, its dtype, the layers, the matrix and how many parameters."""
         weights = [self.weight(layer) for layer in self.layers]

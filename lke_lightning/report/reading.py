@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lke_lightning import checkpoints
-from lke_lightning.edits import EditError
+from lke_lightning.edits import KINDS, EditError
 from lke_lightning.ledger import NAME as LEDGER
 from lke_lightning.ledger import Entry, Ledger, states
 from lke_lightning.report.folders import DOWNSTREAM, DRIFT, SCORECARD, is_run, logged, parts_of, read_json
 
-KINDS = ("efficacy", "paraphrase", "neighborhood")
 MOMENTS = ("before", "just_after", "final")
 BINS = 20
 PAUSE = 10

@@ -20,7 +20,7 @@ from lke_lightning.composition import compose
 from lke_lightning.configuration import configs
 from lke_lightning.data import DemoWorld, EditStream
 from lke_lightning.edits import EditError, EditRequest
-from lke_lightning.evaluation.scorecard import summarize
+from lke_lightning.evaluation.summary import summarize
 from lke_lightning.evaluation.teacher_forced import continuation_nll, score
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
 from lke_lightning.results import write

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lke_lightning.edits import KINDS
 from lke_lightning.results import versions
 from lke_lightning.sweeps.runs import Outcome
 
-KINDS = ("efficacy", "paraphrase", "neighborhood")  # as in the scorecard, whose module would take seconds to import
 HEADER = (*KINDS, "S", "perplexity", "norm growth", "steps", "seconds: stage one, two, evaluation")
 BRIEF = ("efficacy, paraphrase, neighborhood", "S", "perplexity", "largest norm growth")
 """What a terminal of 80 columns has room for."""

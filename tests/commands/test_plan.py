@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lke_lightning.callbacks.checkpoint import RunCheckpoint
+from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.cli import main
 from lke_lightning.commands.plan import prepare
 from lke_lightning.commands.plan.estimate import (
@@ -25,7 +26,6 @@ from lke_lightning.commands.plan.work import Tokens, active, count_tokens, sprea
 from lke_lightning.data import RequestList
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError, EditRequest
-from lke_lightning.evaluation.scorecard import Scorecard
 from lke_lightning.model.tokens import TextEncoder
 from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.optimization import TargetOptimization

@@ -101,9 +101,23 @@ def test_it_is_asked_again_when_the_server_stumbles(server):
 
 def test_settings_that_cannot_work_are_refused_before_any_work(monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with pytest.raises(EditError, match=r"NO_SUCH_KEY holds no key"):
-        Judge("http://localhost:9/v1", "m", "NO_SUCH_KEY").check()
-    with pytest.raises(EditError, match="must begin with http"):
-        Judge("file:///etc", "m").check()
+    with pytest.raises(EditError, match=r"NO_SUCH_KEY' holds no key"):
+        Judge("http://localhost:9/v1", "m", "NO_SUCH_KEY")
+    for url in (
+        "file:///etc",
+        "localhost:8000/v1",
+        "http://",
+        "http://host:port/v1",
+        "http://a b/v1",
+        "http://[::1",
+        "",
+    ):
+        with pytest.raises(EditError, match="must begin with http"):
+            Judge(url, "m")
+    with pytest.raises(EditError, match=r"judge\.model"):
+        Judge("http://localhost:9/v1", " ")
+    for timeout in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(EditError, match=r"judge\.timeout"):
+            Judge("http://localhost:9/v1", "m", timeout=timeout)
     with pytest.raises(EditError, match="gives no verdict"):
         Judge("http://127.0.0.1:9/v1", "m").check()

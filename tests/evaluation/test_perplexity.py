@@ -7,7 +7,7 @@ import torch
 
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation import perplexity as module
-from lke_lightning.evaluation.perplexity import perplexity, read_documents
+from lke_lightning.evaluation.perplexity import perplexity, summed_nll
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
 
@@ -45,10 +45,15 @@ def test_windows_are_no_longer_than_the_model_has_positions():
     assert perplexity(model, text, length=512) == pytest.approx(naive(model, text, 20000, 128), rel=1e-9)
 
 
-def test_documents_are_lines(tmp_path):
-    (tmp_path / "a.txt").write_text("one\n\n  \n two \n")
-    (tmp_path / "b.txt").write_text("three")
-    assert list(read_documents([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])) == ["one", "two", "three"]
+@pytest.mark.parametrize("max_tokens", [1, 20, 10_000])
+def test_every_sequence_has_its_own_sum(max_tokens):
+    model = LanguageModel(tiny_network("llama"), tiny_tokenizer(), [0])
+    rows = [ids for ids in model.text.encode(TEXTS) if len(ids) > 1]
+    expected = []
+    for ids in rows:
+        read = model.network(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        expected.append(-sum(read[i - 1, ids[i]].item() for i in range(1, len(ids))))
+    assert summed_nll(model, rows, max_tokens).tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_text_without_anything_to_predict_is_an_error():

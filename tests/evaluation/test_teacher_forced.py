@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lke_lightning.edits import EditRequest, Probe
-from lke_lightning.evaluation.scorecard import summarize
+from lke_lightning.evaluation.summary import summarize
 from lke_lightning.evaluation.teacher_forced import continuation_nll, continuations, score
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.testing import tiny_network, tiny_tokenizer

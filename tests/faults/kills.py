@@ -19,8 +19,8 @@ import torch
 
 import lke_lightning.fitting  # noqa: F401 - imported before the forks
 from lke_lightning import checkpoints, ledger, results
+from lke_lightning.callbacks import measuring, scorecard
 from lke_lightning.cli import main
-from lke_lightning.evaluation import measuring, scorecard
 from lke_lightning.model.weights import EditedWeight
 from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_two.solvers import LeastSquares

@@ -5,40 +5,33 @@ import math
 import pytest
 import torch
 
-from lke_lightning.metrics import Preference, harmonic_mean
+from lke_lightning.metrics import MEASURES, harmonic_mean, preferences
 
 
-def test_means_are_taken_in_a_record_first():
-    metric = Preference()
-    metric.update(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]), torch.tensor([True, False]))
-    metric.update(torch.tensor([0.5]), torch.tensor([4.0]), torch.tensor([True]))
-    found = metric.compute()
-    assert found["success"] == pytest.approx((0.5 + 1) / 2)
-    assert found["accuracy"] == pytest.approx((0.5 + 1) / 2)
-    first = (math.exp(-1) - math.exp(-2) + math.exp(-3) - math.exp(-2)) / 2
-    assert found["magnitude"] == pytest.approx((first + math.exp(-0.5) - math.exp(-4)) / 2)
+def prefer(wanted, other, correct):
+    [row] = preferences(torch.tensor([wanted]), torch.tensor([other]), torch.tensor([correct])).tolist()
+    return dict(zip(MEASURES, row, strict=True))
+
+
+def test_every_prompt_has_its_own_row():
+    wanted, other = [1.0, 3.0, 0.5], [2.0, 2.0, 4.0]
+    found = preferences(torch.tensor(wanted), torch.tensor(other), torch.tensor([True, False, True]))
+    assert found[:, 0].tolist() == [1, 0, 1]
+    assert found[:, 1].tolist() == pytest.approx(
+        [math.exp(-a) - math.exp(-b) for a, b in zip(wanted, other, strict=True)]
+    )
+    assert found[:, 2].tolist() == [1, 0, 1]
 
 
 def test_a_tie_is_a_failure():
-    metric = Preference()
-    metric.update(torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([False]))
-    assert metric.compute()["success"] == 0
+    assert prefer(1.0, 1.0, False)["success"] == 0
 
 
 def test_without_a_rival_only_accuracy_is_defined():
-    metric = Preference()
-    metric.update(torch.tensor([1.0]), torch.tensor([math.nan]), torch.tensor([True]))
-    found = metric.compute()
-    assert found["success"].isnan()
-    assert found["magnitude"].isnan()
+    found = prefer(1.0, math.nan, True)
+    assert math.isnan(found["success"])
+    assert math.isnan(found["magnitude"])
     assert found["accuracy"] == 1
-
-
-def test_a_record_without_prompts_counts_for_nothing():
-    metric = Preference()
-    metric.update(torch.tensor([0.1]), torch.tensor([2.0]), torch.tensor([True]))
-    metric.update(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.bool))
-    assert metric.compute()["success"] == 1
 
 
 @pytest.mark.parametrize(  # published rows: efficacy, paraphrase, neighbourhood, S

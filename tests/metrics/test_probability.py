@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lke_lightning.metrics import AnswerProbability, histogram, probabilities
+from lke_lightning.metrics import distribution, histogram, probabilities
 
 
 def test_per_token_is_the_geometric_mean_and_joint_the_product():
@@ -23,11 +23,9 @@ def test_every_value_is_in_its_bin():
     assert [counts[i].item() for i in (0, 1, 10, 18, 19)] == [2, 1, 1, 1, 2]
 
 
-def test_the_distribution_grows():
-    metric = AnswerProbability()
-    metric.update(torch.tensor([0.0]), torch.tensor([3]))
-    metric.update(torch.tensor([math.log(2), math.log(4)]), torch.tensor([2, 1]))
-    found = metric.compute()
+def test_the_distribution_of_answers():
+    nll = torch.tensor([0.0, math.log(2), math.log(4)])
+    found = distribution(nll, torch.tensor([3, 2, 1]))
     assert found["facts"] == 3
     assert found["per_token"]["mean"] == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
     assert found["joint"]["mean"] == pytest.approx((1 + 1 / 4 + 1 / 4) / 3)
@@ -35,6 +33,6 @@ def test_the_distribution_grows():
 
 
 def test_no_facts_have_no_mean():
-    found = AnswerProbability()
-    found.update(torch.zeros(0), torch.zeros(0))
-    assert found.compute()["joint"]["mean"] is None
+    found = distribution(torch.zeros(0), torch.zeros(0))
+    assert math.isnan(found["joint"]["mean"])
+    assert found["facts"] == sum(found["joint"]["histogram"]) == 0

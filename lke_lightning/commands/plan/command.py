@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lke_lightning.callbacks.checkpoint import RunCheckpoint
+from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.commands.plan import calibration, report, text
 from lke_lightning.commands.plan.calibration import Setting
 from lke_lightning.commands.plan.estimate import Run, Stage, Text, estimate, total
@@ -25,7 +26,6 @@ from lke_lightning.commands.plan.work import SAMPLE, count_tokens, spread, stand
 from lke_lightning.data import EditStream
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
-from lke_lightning.evaluation.scorecard import Scorecard
 from lke_lightning.model.language_model import resolve
 from lke_lightning.model.tokens import TextEncoder
 from lke_lightning.results import write

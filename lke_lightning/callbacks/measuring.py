@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.edits import EditError, EditRequest, check_number
+from lke_lightning.evaluation.documents import check_files, read_documents
 from lke_lightning.evaluation.generated import answer, write_about
 from lke_lightning.evaluation.judge import Judge
-from lke_lightning.evaluation.perplexity import perplexity, read_documents
+from lke_lightning.evaluation.perplexity import perplexity
 from lke_lightning.evaluation.teacher_forced import Scores, score
 from lke_lightning.metrics import TextSimilarity
-
-Forward = Callable[[], AbstractContextManager[None]]
-"""Enters the precision in which the run's forwards are made."""
-
 
 class Measurement:
     """Scores the model that an editor holds, as it is read by its method.
@@ -32,7 +28,7 @@ class Measurement:
         judge: asked about generated answers; `None`: nobody is.
 
     Raises:
-        EditError: a text file is not there; options that contradict each other.
+        EditError: a text file cannot be read, a number is too small, or options contradict each other.
     """
 
     def __init__(
@@ -45,13 +41,12 @@ class Measurement:
         fluency: bool,
         judge: Judge | None,
     ) -> None:
-        missing = [name for name in text or [] if not Path(name).is_file()]
-        if missing:
-            raise EditError(f"no text file {missing[0]!r} (scorecard.text)")
+        check_number("scorecard.max_tokens", max_tokens, at_least=1)
+        check_number("scorecard.generated_tokens", generated_tokens, at_least=1)
+        check_files(text or [], "scorecard.text")
+        check_number("scorecard.text_tokens", text_tokens, at_least=1)
         if judge is not None and not generated:
             raise EditError("a judge judges generated answers: set scorecard.generated, or leave scorecard.judge out")
-        if generated_tokens < 1:
-            raise EditError(f"an answer of {generated_tokens} tokens is none (scorecard.generated_tokens)")
         self.max_tokens, self.text, self.text_tokens = max_tokens, text, text_tokens
         self.generated, self.generated_tokens, self.fluency, self.judge = generated, generated_tokens, fluency, judge
         self._similarity: TextSimilarity | None = None
@@ -74,13 +69,12 @@ class Measurement:
             self._similarity = TextSimilarity(references) if references else None
 
     def score(
-        self, editor: Editor, forward: Forward, requests: Sequence[EditRequest], with_texts: bool
+        self, editor: Editor, requests: Sequence[EditRequest], with_texts: bool
     ) -> tuple[dict[str, Scores], dict[str, str]]:
         """Score requests.
 
         Args:
             editor: holds the model; the seconds are noted there.
-            forward: see `Forward`.
             requests: edits, made or not.
             with_texts: measure fluency and consistency, if that is asked for at all.
 
@@ -89,39 +83,39 @@ class Measurement:
         """
         team = Team.of(editor.language_model.network)
         share = team.share(requests)  # every edit's own scores are gathered: nothing is averaged before
-        found, said = self._score(editor, forward, share, with_texts) if share else ({}, {})
+        found, said = self._score(editor, share, with_texts) if share else ({}, {})
         gathered = team.gather([(request.id, found[request.id], said.get(request.id)) for request in share])
         told = {name: text for name, _, text in gathered if text is not None}
         return {name: scores for name, scores, _ in gathered}, told
 
     def _score(
-        self, editor: Editor, forward: Forward, requests: Sequence[EditRequest], with_texts: bool
+        self, editor: Editor, requests: Sequence[EditRequest], with_texts: bool
     ) -> tuple[dict[str, Scores], dict[str, str]]:
         model, said = editor.language_model, {}
-        with _reading(editor, forward, "evaluation"):
+        with _reading(editor, "evaluation"):
             scored = score(model, requests, self.max_tokens)
         found = {request.id: scores for request, scores in zip(requests, scored, strict=True)}
         if self.generated:
-            with _reading(editor, forward, "generation"):
+            with _reading(editor, "generation"):
                 answers = answer(model, requests, self.generated_tokens, self.max_tokens, self.judge)
             for request, answered in zip(requests, answers, strict=True):
                 found[request.id] |= answered.scores
                 said[request.id] = answered.said
         if self.fluency and with_texts:
-            with _reading(editor, forward, "fluency"):
+            with _reading(editor, "fluency"):
                 texts = write_about(model, requests, self._similarity, self.max_tokens)
             for request, scores in zip(requests, texts, strict=True):
                 found[request.id] |= scores
         return found, said
 
-    def perplexity(self, editor: Editor, forward: Forward) -> float:
+    def perplexity(self, editor: Editor) -> float:
         """Measure perplexity on the text files."""
-        with _reading(editor, forward, "evaluation"):
-            documents = read_documents(self.text or [])
+        with _reading(editor, "evaluation"):
+            documents = read_documents(self.text or [], "scorecard.text")
             return round(perplexity(editor.language_model, documents, self.text_tokens, max_tokens=self.max_tokens), 4)
 
 
 @contextmanager
-def _reading(editor: Editor, forward: Forward, activity: str) -> Iterator[None]:
-    with forward(), editor.timed(activity), editor.as_read():
+def _reading(editor: Editor, activity: str) -> Iterator[None]:
+    with editor.working(activity), editor.as_read():
         yield

@@ -13,17 +13,16 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from rich.progress import track
 
+from lke_lightning.callbacks.measuring import Measurement
+from lke_lightning.callbacks.printing import show
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditBatch, EditRequest
+from lke_lightning.edits import KINDS, EditBatch, EditRequest
 from lke_lightning.evaluation.judge import Judge
-from lke_lightning.evaluation.measuring import Measurement
-from lke_lightning.evaluation.printing import show
+from lke_lightning.evaluation.packing import pack, unpack
 from lke_lightning.evaluation.summary import FREE, INTERVALS, by_batch, probability, section, summarize
-from lke_lightning.evaluation.teacher_forced import KINDS, Scores
+from lke_lightning.evaluation.teacher_forced import Scores
 from lke_lightning.metrics import MEASURES
 from lke_lightning.results import versions, write
-
-__all__ = ["Scorecard", "summarize"]
 
 PROTOCOL = "teacher-forced"
 
@@ -33,6 +32,9 @@ ACTIVITIES = ("stage_one", "stage_two", "evaluation", "guard", "checkpoint")
 WRITE_EVERY, WRITING_SHARE = 5.0, 0.05
 """Seconds between two scorecards during a run, at least, and the share of its time that they take, at most: each sums
 up all edits so far, which batches of a single edit should not wait for."""
+
+MEASURED = ("unedited", "just_after", "final")
+"""The attributes that hold scores by edit."""
 
 EXAMPLES = 5
 """Edits whose generated answers are shown in the scorecard."""
@@ -55,7 +57,7 @@ class Scorecard(Callback):
         judge: also ask another model whether the generated answers are right. `None`: nobody is asked.
 
     Raises:
-        EditError: a text file is not there; a judge without `generated`.
+        EditError: a text file cannot be read, a number is below 1, or there is a judge without `generated`.
     """
 
     def __init__(
@@ -93,11 +95,9 @@ class Scorecard(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return what was measured so far."""
         return {
-            "unedited": self.unedited,
-            "just_after": self.just_after,
+            **{moment: pack(getattr(self, moment)) for moment in MEASURED},
             "batches": self.batches,
             "steps": self.steps,
-            "final": self.final,
             "evaluated_at": self._evaluated_at,
             "perplexity": self.perplexity,
             "kept": self.kept,
@@ -107,10 +107,11 @@ class Scorecard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what the interrupted run measured."""
-        self.unedited, self.just_after = dict(state_dict["unedited"]), dict(state_dict["just_after"])
+        for moment in MEASURED:
+            setattr(self, moment, unpack(state_dict[moment]))
         self.batches, self.steps = list(state_dict["batches"]), list(state_dict["steps"])
-        self.final, self.perplexity = dict(state_dict["final"]), dict(state_dict["perplexity"])
-        self.kept, self.said = list(state_dict.get("kept", [])), dict(state_dict.get("said", {}))
+        self.perplexity, self.kept = dict(state_dict["perplexity"]), list(state_dict["kept"])
+        self.said = dict(state_dict["said"])
         self._earlier, self._evaluated_at = state_dict["seconds"], state_dict["evaluated_at"]
 
     def setup(self, trainer: Trainer, pl_module: Editor, stage: str) -> None:
@@ -129,17 +130,18 @@ class Scorecard(Callback):
         parts = [new[i : i + size] for i in range(0, len(new), size)]
         with pl_module.as_unedited():
             for part in track(parts, "Scoring the unedited model", transient=True):
-                self.unedited.update(self._score(trainer, pl_module, part, "before"))
+                self.unedited.update(self._score(pl_module, part, "before"))
             if self.measurement.text and self.perplexity["before"] is None:
-                self.perplexity["before"] = self._perplexity(trainer, pl_module)
+                self.perplexity["before"] = self.measurement.perplexity(pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, _: int) -> None:
         """Score the batch right after its edit."""
-        edited = pl_module.batch.requests
-        pl_module.scores = scored = self._score(trainer, pl_module, edited, "just_after") if edited else {}
+        step = pl_module.step
+        edited = step.requests
+        step.scores = scored = self._score(pl_module, edited, "just_after") if edited else {}
         self.just_after.update(scored)
         self.batches.append([request.id for request in edited])
-        self.steps += pl_module.targets.steps
+        self.steps += step.targets.steps
         summary = summarize(scored.values())
         for kind in KINDS:
             value = summary[kind]["success" if summary[kind]["success"] is not None else "accuracy"]
@@ -148,6 +150,10 @@ class Scorecard(Callback):
         if time.perf_counter() >= self._write_from:
             self._write(trainer, pl_module)
 
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: Editor) -> None:
+        """Start a new measurement."""
+        self.final, self.said = {}, {}
+
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, *_: Any
     ) -> None:
@@ -155,19 +161,13 @@ class Scorecard(Callback):
         edited = set(pl_module.edited)
         requests = [request for request in batch.requests if not edited or request.id in edited]
         if requests:
-            self.final.update(self._score(trainer, pl_module, requests, "final"))
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Start a new measurement."""
-        self.final, self.said = {}, {}
+            self.final.update(self._score(pl_module, requests, "final"))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Editor) -> None:
         """Report on all edits."""
         if not self.final:
             return
-        if self.measurement.text:
-            self.perplexity["final"] = self._perplexity(trainer, pl_module)
-        for name, value in self._finish(pl_module, trainer.state.fn == "fit").items():
+        for name, value in self._finish(trainer, pl_module).items():
             pl_module.log(f"final/{name}", value, batch_size=1)
         self._write(trainer, pl_module)
         if trainer.state.fn != "fit":
@@ -177,17 +177,17 @@ class Scorecard(Callback):
         """Score all edits, unless an evaluation just did, as when `val_check_interval` does not divide the batches."""
         if not self.report or self._evaluated_at == pl_module.made or not trainer.enable_validation:
             return
-        self.final, self.said, edited = {}, {}, set(pl_module.edited)
-        requests = [request for request in trainer.datamodule.requests if request.id in edited]
-        size = trainer.datamodule.batch_size
-        for i in track(range(0, len(requests), size), "Scoring all edits", transient=True):
-            self.final.update(self._score(trainer, pl_module, requests[i : i + size], "final"))
-        if self.measurement.text:
-            self.perplexity["final"] = self._perplexity(trainer, pl_module)
-        self._finish(pl_module, True)
+        self.on_validation_epoch_start(trainer, pl_module)
+        stream = trainer.datamodule  # not its loader, which would draw a random number
+        for numbers in track(stream.batches, "Scoring all edits", transient=True):
+            batch = EditBatch([stream.requests[number] for number in numbers])
+            self.on_validation_batch_end(trainer, pl_module, None, batch)
+        self._finish(trainer, pl_module)
 
-    def _finish(self, editor: Editor, during_run: bool) -> dict[str, float]:
-        """Sum an evaluation up, for the loggers, the ledger and the table of what was kept when."""
+    def _finish(self, trainer: Trainer, editor: Editor) -> dict[str, float]:
+        """End an evaluation: sum it up for the loggers, the ledger and the table of what was kept when."""
+        if self.measurement.text:
+            self.perplexity["final"] = self.measurement.perplexity(editor)
         names = list(self.final)
         summed = section(self.final, names, self.unedited) or {}
         found = {f"{kind}_{measure}": summed[kind][measure] for kind in KINDS for measure in MEASURES}
@@ -197,7 +197,7 @@ class Scorecard(Callback):
             found["perplexity"] = self.perplexity["final"]
         found = {name: value for name, value in found.items() if value is not None}
         event: dict[str, Any] = {"event": "evaluation", "edits": editor.made, **found}
-        if during_run:
+        if trainer.state.fn == "fit":
             batches = by_batch(self.final, self.batches)
             kept = {name: [batch and batch[name] for batch in batches] for name in ("success", "accuracy")}
             if self.measurement.generated:
@@ -275,17 +275,11 @@ class Scorecard(Callback):
             "examples": [{"id": r.id, "prompt": r.text, "target": r.target, "said": self.said[r.id]} for r in shown],
         }
 
-    def _score(
-        self, trainer: Trainer, editor: Editor, requests: Sequence[EditRequest], moment: str
-    ) -> dict[str, Scores]:
-        forward, with_texts = trainer.precision_plugin.forward_context, moment != "just_after"
-        scored, said = self.measurement.score(editor, forward, requests, with_texts)
+    def _score(self, editor: Editor, requests: Sequence[EditRequest], moment: str) -> dict[str, Scores]:
+        scored, said = self.measurement.score(editor, requests, with_texts=moment != "just_after")
         if moment == "final":
             self.said |= said
         return scored
-
-    def _perplexity(self, trainer: Trainer, editor: Editor) -> float:
-        return self.measurement.perplexity(editor, trainer.precision_plugin.forward_context)
 
     def _total_seconds(self) -> float:
         return self._earlier + (time.perf_counter() - self._started if self._started else 0.0)

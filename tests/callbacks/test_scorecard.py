@@ -7,13 +7,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import torch
 
+from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.cli import main
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.generated import complete
 from lke_lightning.evaluation.judge import Judge
-from lke_lightning.evaluation.scorecard import Scorecard
 from lke_lightning.model.language_model import LanguageModel, load
 from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
+from tests.faults.kills import differences
 
 NAMES = ["Ana", "Bob", "Cyd", "Dan", "Eve", "Fay"]
 
@@ -134,7 +135,7 @@ def test_the_checkpoint_holds_tensors_and_plain_types(run):
     again.load_state_dict(saved)
     restored = again.state_dict()
     assert restored.pop("seconds") == saved.pop("seconds")
-    assert restored == saved
+    assert differences(restored, saved) == []
 
 
 def test_probabilities_are_told(card):

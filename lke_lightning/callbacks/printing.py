@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lke_lightning.edits import KINDS
 from lke_lightning.evaluation.summary import FREE, TEACHER_FORCED, TEXTS
-from lke_lightning.evaluation.teacher_forced import ASKED, KINDS
+from lke_lightning.evaluation.teacher_forced import ASKED
 
 MOMENTS = ("before", "just_after", "final")
 
