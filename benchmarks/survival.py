@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import harness
 from lke_lightning.api import edit
-from lke_lightning.commands.export import changes
-from lke_lightning.commands.low_rank import approximate
+from lke_lightning.export import changes
+from lke_lightning.low_rank import approximate
 from lke_lightning.configuration import configs
 from lke_lightning.data.formats import CounterFact, DemoWorld
 from lke_lightning.data.stream import EditStream

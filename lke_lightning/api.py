@@ -12,7 +12,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
 
-from lke_lightning import checkpoints, exporting
+from lke_lightning import checkpoints, export
 from lke_lightning.callbacks.recording import FIELDS, entries_of
 from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.composition import compose, rebuild
@@ -140,7 +140,7 @@ class EditedModel:
 
         Arguments and errors are those of `python -m lke_lightning export`.
         """
-        exporting.write(self.editor, Path(output), format, rank, tolerance)
+        export.write(self.editor, Path(output), format, rank, tolerance)
 
     def save(self, folder: str | Path) -> None:
         """Write a run's folder, for `resume` and for the commands `log`, `show`, `undo`, `redo`, `export`.

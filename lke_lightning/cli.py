@@ -27,7 +27,7 @@ COMMANDS = {
     "report": ("make one page of figures and tables of runs: report RUN [RUN ...]", "report"),
     "undo": ("take edits of a run back, exactly: undo RUN --edit ID [ID ...]", "commands.undo"),
     "redo": ("write edits again that were undone: redo RUN --edit ID [ID ...]", "commands.undo"),
-    "export": ("take the edits away: a whole model, the change alone, or an adapter", "commands.export"),
+    "export": ("take the edits away: a whole model, the change alone, or an adapter", "export"),
     "pretrain": ("train the demo model anew", "demo.pretraining"),
     "knowledge": ("measure what the demo model, or another, knows of the demo world", "demo.pretraining"),
 }

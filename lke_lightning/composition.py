@@ -53,19 +53,23 @@ def rebuild(configuration: Mapping[str, Any], trust: Sequence[str] = ()) -> Stag
             "the checkpoint does not say how its stages were made, because they came from Python: use "
             "lke_lightning.resume(folder, stage_one=..., stage_two=...)"
         )
-    one, two = (_rebuilt(configuration.get(name) or {}, trust) for name in ("stage_one", "stage_two"))
+    one, two = (rebuilt(configuration.get(name) or {}, trust) for name in ("stage_one", "stage_two"))
     return Stages(_made(TargetOptimization, one), _made(WeightUpdate, two))
 
 
-def _rebuilt(tree: Any, trust: Sequence[str]) -> Any:
-    """Replace every `class_path` with `init_args` in a tree of plain values by an object."""
+def rebuilt(tree: Any, trust: Sequence[str]) -> Any:
+    """Replace every `class_path` with its `init_args`, in a tree of plain values from a file, by an object.
+
+    Raises:
+        EditError: as for `rebuild`.
+    """
     if isinstance(tree, list):
-        return [_rebuilt(part, trust) for part in tree]
+        return [rebuilt(part, trust) for part in tree]
     if not isinstance(tree, dict):
         return tree
     if "class_path" not in tree:
-        return {name: _rebuilt(part, trust) for name, part in tree.items()}
-    return _made(_class(str(tree["class_path"]), trust), _rebuilt(tree.get("init_args") or {}, trust))
+        return {name: rebuilt(part, trust) for name, part in tree.items()}
+    return _made(_class(str(tree["class_path"]), trust), rebuilt(tree.get("init_args") or {}, trust))
 
 
 def _class(path: str, trust: Sequence[str]) -> type:

@@ -19,12 +19,6 @@ class EditError(ValueError):
     """Input that cannot be edited with; the message says what is wrong and what to do."""
 
 
-def check_least(option: str, value: float | None, least: float) -> None:
-    """Raise `EditError` where the value of an option is below `least`, or no number; `None` is none to check."""
-    if value is not None and not value >= least:
-        raise EditError(f"{option} is {value:g}: at least {least:g} is needed")
-
-
 def check_template(template: str, what: str) -> None:
     """Raise `EditError` unless `template` holds exactly one slot and no other brace."""
     if template.count(SLOT) != 1:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditBatch, EditError, check_least
+from lke_lightning.edits import EditBatch, EditError, check_number
 from lke_lightning.evaluation.downstream import Result, Task
 from lke_lightning.evaluation.harness import LmEval
 from lke_lightning.evaluation.tasks import MMLU, MRPC, NLI, RTE, SST2, CoLA
@@ -54,8 +54,8 @@ class Downstream(Callback):
         twice = [name for name, count in Counter(task.name for task in tasks or []).items() if count > 1]
         if twice:
             raise EditError(f"downstream.tasks has {twice[0]} twice")
-        check_least("downstream.every_n_edits", every_n_edits, 0)
-        check_least("downstream.max_tokens", max_tokens, 1)
+        check_number("downstream.every_n_edits", every_n_edits, at_least=0)
+        check_number("downstream.max_tokens", max_tokens, at_least=1)
         for task in self.tasks.values():
             task.check()
         self.every_n_edits, self.before, self.max_tokens = every_n_edits, before, max_tokens

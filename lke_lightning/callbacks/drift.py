@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditBatch, check_least
+from lke_lightning.edits import EditBatch, check_number
 from lke_lightning.evaluation.documents import check_files, read_documents
 from lke_lightning.evaluation.drift import contributions, key_drift, matrix_norms, spectrum
 from lke_lightning.results import write
@@ -49,8 +49,9 @@ class Drift(Callback):
         text_tokens: int = 2000,
     ) -> None:
         check_files(text or [], "drift.text")
-        check_least("drift.text_tokens", text_tokens, 1)
-        check_least("drift.every", every, 1)
+        check_number("drift.text_tokens", text_tokens, at_least=1)
+        if every is not None:
+            check_number("drift.every", every, at_least=1)
         self.is_measuring = measure or every is not None or bool(text)
         self.every, self.text, self.text_tokens = every, text, text_tokens
         self.norms: list[dict[str, Any]] = []

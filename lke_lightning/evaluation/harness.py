@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lke_lightning.edits import EditError, check_least
+from lke_lightning.edits import EditError, check_number
 from lke_lightning.evaluation.downstream import Result, Task
 from lke_lightning.model.language_model import LanguageModel
 
@@ -62,7 +62,8 @@ class LmEval(Task):
             ("limit", self.limit, 1),
             ("batch_size", self.batch_size, 1),
         ):
-            check_least(f"{option} of {self.name} (downstream.tasks)", value, least)
+            if value is not None:
+                check_number(f"{option} of {self.name} (downstream.tasks)", value, at_least=least)
         if self.include_path is not None and not Path(self.include_path).is_dir():
             raise EditError(f"no folder {self.include_path!r} with tasks (include_path of {self.name})")
         if find_spec("lm_eval") is None:

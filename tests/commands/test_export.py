@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lke_lightning.cli import main
-from lke_lightning.commands.export import changes, export, load, write_delta, write_lora
-from lke_lightning.commands.low_rank import approximate, errors
+from lke_lightning.export import changes, export, load, write_delta, write_lora
+from lke_lightning.low_rank import approximate, errors
 from lke_lightning.composition import compose
 from lke_lightning.data import RequestList
 from lke_lightning.editor import Editor

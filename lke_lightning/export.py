@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,8 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from lke_lightning import checkpoints
-from lke_lightning.commands.low_rank import LowRank, approximate
-from lke_lightning.composition import compose
+from lke_lightning.low_rank import LowRank, approximate
+from lke_lightning.composition import rebuilt
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.model.architecture import is_transposed
@@ -30,7 +30,13 @@ SAMPLES = 32
 
 
 def export(
-    ckpt_path: str, output: str, format: str = "merged", rank: int | None = None, tolerance: float | None = None
+    ckpt_path: str,
+    output: str,
+    format: str = "merged",
+    rank: int | None = None,
+    tolerance: float | None = None,
+    trust: list[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write the edits of a checkpoint as a plain transformers folder, as their change alone, or as a LoRA adapter.
 
@@ -44,39 +50,56 @@ def export(
             which is printed. Default: the whole change for delta; for lora what `tolerance` asks.
         tolerance: for lora, the relative Frobenius error that each matrix may have; the rank follows from it. 1e-3 by
             default.
+        trust: paths of classes outside of this package that the run's readout may be made of.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
         EditError: there is no such checkpoint or it is damaged, the output exists, options do not go together, or
             the rank that is asked for takes as much room as the whole change.
     """
-    write = _writer(format, rank, tolerance)
-    _check_free(Path(output), folder=format != "delta")
-    editor = load(ckpt_path)
-    for name, low in write(editor, Path(output)).items():
+    check(Path(output), format, rank, tolerance)
+    editor = load(ckpt_path, tuple(trust or ()), trust_remote_code)
+    for name, low in write(editor, Path(output), format, rank, tolerance).items():
         print(f"{name}  rank {low.rank}  relative error {low.error:.2e}")
     print(f"{len(editor.edited)} edits written to {output}")
 
 
-def load(ckpt_path: str | Path) -> Editor:
+def load(ckpt_path: str | Path, trust: Sequence[str] = (), trust_remote_code: bool = False) -> Editor:
     """Return an editor as its checkpoint left it, on the CPU, with the readout of its method.
 
     Args:
         ckpt_path: a checkpoint, or the folder of a run.
+        trust: paths of classes outside of this package that the readout may be made of.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
         EditError: there is none, it is damaged or of something else, or its base model is not there.
     """
-    path = checkpoints.find(ckpt_path)
-    saved = checkpoints.read(path)
-    if "editing" not in saved:
-        raise EditError(f"{path} is not a checkpoint of an editing run")
-    configuration = saved["editing"].get("configuration") or {}  # empty without a command line
-    readout = (configuration.get("stage_two") or {}).get("readout")
-    del saved  # the solver's memory may be larger than the model
-    editor = Editor.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    if readout is not None:  # the readout alone: the rest may name text that is not on this machine
-        editor.readout = compose({"stage_two": {"readout": readout}}).two.readout
+    saved = checkpoints.read(checkpoints.find(ckpt_path))
+    # the readout alone: the rest may name text that is not on this machine
+    readout = (saved["editing"]["configuration"].get("stage_two") or {}).get("readout")
+    made = rebuilt(readout, trust)
+    editor = Editor.restored(saved, trust_remote_code=trust_remote_code)
+    editor.readout = made
     return editor
+
+
+def write(
+    editor: Editor, output: Path, format: str = "merged", rank: int | None = None, tolerance: float | None = None
+) -> dict[str, LowRank]:
+    """Write the edits in a format; arguments, result and errors are those of the function that writes it.
+
+    Raises:
+        EditError: the format is unknown, or the options do not go together.
+    """
+    check(output, format, rank, tolerance)
+    return _writer(format, rank, tolerance)(editor, output)
+
+
+def check(output: Path, format: str, rank: int | None, tolerance: float | None) -> None:
+    """Raise `EditError` unless options go together and the output is free; nothing has to be loaded for that."""
+    _writer(format, rank, tolerance)
+    _check_free(output, folder=format != "delta")
 
 
 @dataclass(frozen=True)
