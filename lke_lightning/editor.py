@@ -266,6 +266,7 @@ class Editor(lightning.LightningModule):
         if unknown:
             raise EditError(f"the checkpoint has settings of a model that this version does not know: {unknown}")
         editor = cls(**{**saved, "trust_remote_code": False, **present})
+        editor.configuration = dict(checkpoint["editing"]["configuration"])
         editor.on_load_checkpoint(dict(checkpoint))
         editor.load_state_dict(checkpoint["state_dict"])
         return editor

@@ -84,7 +84,7 @@ def test_a_step_is_a_batch_and_the_checkpoint_holds_the_change_only(run, world):
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
     assert set(checkpoint["state_dict"]) == {"clock"} | {f"language_model.edited.{i}.delta" for i in (0, 1)}
-    assert [name for *_, name in checkpoint["editing"]["standing"]] == [str(i) for i in range(8)]
+    assert checkpoint["editing"]["register"]["ids"] == [str(i) for i in range(8)]
     assert checkpoint["callbacks"]["TargetOptimization"]["contexts"][0] == "{}"
 
 
@@ -103,8 +103,8 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one(run, world, tmp_path):
     whole, resumed = (
         torch.load(tmp_path / out / "checkpoints" / "last.ckpt", weights_only=True) for out in ("whole", "resumed")
     )
-    assert torch.load(early, weights_only=True)["editing"]["made"] == 6
-    assert resumed["editing"]["standing"] == whole["editing"]["standing"]
+    assert torch.load(early, weights_only=True)["editing"]["register"]["ids"] == [str(i) for i in range(6)]
+    assert resumed["editing"]["register"] == whole["editing"]["register"]
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name])
     cards = [json.loads((tmp_path / out / "scorecard.json").read_text()) for out in ("whole", "resumed")]

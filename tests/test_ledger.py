@@ -3,7 +3,7 @@
 import pytest
 
 from lke_lightning.edits import EditError
-from lke_lightning.ledger import DISCARDED, Ledger, locked, states
+from lke_lightning.ledger import DISCARDED, Ledger, locked
 
 
 def names(ledger, size=None):
@@ -48,23 +48,14 @@ def test_a_fork_takes_the_past_along(tmp_path):
         fork.begin_with(ledger, 10**6)
 
 
-def test_states_follow_replacements_undo_and_redo(tmp_path):
+def test_a_line_that_is_no_entry_is_named(tmp_path):
     ledger = Ledger(tmp_path)
-    ledger.append(
-        [
-            {"event": "edit", "id": "1"},
-            {"event": "edit", "id": "2", "replaces": "1"},
-            {"event": "batch", "batch": 0},
-            {"event": "edit", "id": "3"},
-        ]
-    )
-    assert states(ledger.read()) == {0: "replaced", 1: "in the weights", 3: "in the weights"}
-    saved = ledger.size
-    ledger.append([{"event": "undo", "id": "2", "other": "1"}])
-    assert states(ledger.read()) == {0: "in the weights", 1: "undone", 3: "in the weights"}
-    assert states(ledger.read(), saved) == {0: "not saved", 1: "not saved", 3: "in the weights"}
-    ledger.append([{"event": "redo", "id": "2", "other": "1"}])
-    assert states(ledger.read()) == {0: "replaced", 1: "in the weights", 3: "in the weights"}
+    ledger.append([{"event": "edit", "id": "1"}, {"event": "edit", "id": "2"}])
+    for damage in (b"not json", b"[1]", b'{"id": "2"}', b"\xff\xfe"):
+        lines = ledger.path.read_bytes().splitlines(keepends=True)
+        ledger.path.write_bytes(lines[0] + damage + b"\n")
+        with pytest.raises(EditError, match="line 2 of .*is not an entry"):
+            list(ledger.read())
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -6,9 +6,8 @@ import shutil
 import pytest
 import torch
 
-from lke_lightning import checkpoints
+from lke_lightning import api, checkpoints
 from lke_lightning.cli import main
-from lke_lightning.commands import undo as module
 from lke_lightning.ledger import Ledger
 
 
@@ -28,6 +27,11 @@ def run(finished, tmp_path):
 
 def state(run):
     return checkpoints.read(checkpoints.newest(run))
+
+
+def holding(run):
+    register = state(run)["editing"]["register"]
+    return [name for name, now in zip(register["ids"], register["states"], strict=True) if now == "in the weights"]
 
 
 def deltas(run):
@@ -51,8 +55,7 @@ def test_undo_and_redo_come_back_to_where_they_started(run, capsys):
     assert "2 edits: undo" in said
     now = deltas(run)
     assert all((one - other).norm() > 1e-3 * other.norm() for one, other in zip(now, before, strict=True))
-    standing = [name for *_, name in state(run)["editing"]["standing"]]
-    assert standing == ["1", "2", "4", "6", "7", "8"]
+    assert holding(run) == ["1", "2", "4", "6", "7", "8"]
     main(["redo", str(run), "--edit", "5", "3"])
     assert all((one - other).norm() < 1e-5 * other.norm() for one, other in zip(deltas(run), before, strict=True))
     events = [(entry["event"], entry["id"]) for entry in Ledger(run).read() if entry["event"] in ("undo", "redo")]
@@ -61,7 +64,7 @@ def test_undo_and_redo_come_back_to_where_they_started(run, capsys):
 
 def test_the_edit_before_comes_back(run, capsys):
     main(["undo", str(run), "--edit", "8"])
-    assert [name for *_, name in state(run)["editing"]["standing"]] == ["1", "2", "3", "4", "5", "6", "7", "0"]
+    assert holding(run) == ["0", "1", "2", "3", "4", "5", "6", "7"]
     main(["log", str(run), "--state", "undone", "--as_json", "true"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["id"] == "8"
 
@@ -76,7 +79,7 @@ def test_an_undone_run_goes_on(run, small_run, small_world, tmp_path):
     main([*given, "--ckpt_path", "last"])
     batches = [[entry["id"] for entry in entries_of(run, "edit") if entry["batch"] == batch] for batch in range(7)]
     assert batches == [["0", "1"], ["2", "3"], ["4", "5"], ["6", "7"], ["8"], ["9", "10"], ["11"]]
-    assert {name for *_, name in state(run)["editing"]["standing"]} == {str(i) for i in range(2, 12)}
+    assert holding(run) == [str(i) for i in range(2, 12)]
     whole = deltas(run)
     main([*given, "--ckpt_path", "last"])  # nothing is left to do
     assert all(torch.equal(one, other) for one, other in zip(whole, deltas(run), strict=True))
@@ -97,7 +100,7 @@ def test_a_death_between_ledger_and_checkpoint_is_mended(run, monkeypatch):
     def dies(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "replace", dies)
+    monkeypatch.setattr(api, "replace", dies)
     with pytest.raises(KeyboardInterrupt):
         main(["undo", str(run), "--edit", "3"])
     assert [entry["id"] for entry in Ledger(run).read() if entry["event"] == "undo"] == ["3"]
@@ -138,9 +141,10 @@ def test_log_filters_and_show_tells_all(finished, capsys):
 
 
 def test_rows_of_the_memory_are_those_the_ledger_names(finished):
-    memory = state(finished)["callbacks"]["WeightUpdate"]
+    saved = state(finished)
+    memory, register = saved["callbacks"]["WeightUpdate"], saved["editing"]["register"]
     entries = [entry for entry in Ledger(finished).read() if entry["event"] == "edit"]
-    assert [memory["register"]["ids"][entry["memory_row"]] for entry in entries] == [entry["id"] for entry in entries]
+    assert [register["ids"][entry["number"]] for entry in entries] == [entry["id"] for entry in entries]
     assert all(len(layer["keys"]) == len(entries) for layer in memory["memory"].values())
     assert all(torch.isfinite(torch.tensor([entry["loss"], entry["first_loss"]])).all() for entry in entries)
     assert entries[-1]["replaces"] == "0"

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from lke_lightning.cli import main
-from tests.faults.conftest import small_run, small_world
 
-__all__ = ["finished", "small_run", "small_world", "written"]
+__all__ = ["finished", "written"]
 
 
 @pytest.fixture(scope="session")

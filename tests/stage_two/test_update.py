@@ -15,7 +15,9 @@ from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.solvers import LeastSquares
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics, StoredStatistics
 from lke_lightning.stage_two.transforms import TopRelativeChange
+from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.step import EditStep
 from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
 
 CONTEXTS = ["{}", "The river is. {}", "Because it was. {}"]
@@ -81,7 +83,7 @@ def test_all_that_is_missing_is_written_when_one_layer_may():
     reader = SlotReader(model, REQUESTS, ["{}"])
     reader.keys(1, [torch.ones(1)])
     wanted = reader.outputs("block", torch.ones(1)) + torch.randn(2, 32, dtype=torch.float64)
-    stage.apply(model, REQUESTS, ["{}"], Targets(wanted, [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block"))
+    write(stage, model, Targets(wanted, [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block"), contexts=["{}"])
     after = SlotReader(model, REQUESTS, ["{}"])
     after.keys(1, [torch.ones(1)])
     torch.testing.assert_close(after.outputs("block", torch.ones(1)), wanted, rtol=1e-6, atol=1e-6)
@@ -92,7 +94,7 @@ def test_residuals_are_spread_evenly_over_what_is_left():
     stage = WeightUpdate(LeastSquares([NormPenalty(1e12)]), statistics=Unit())  # nothing is written
     stage.prepare(model)
     targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block")
-    systems = stage.apply(model, REQUESTS, CONTEXTS, targets)
+    systems = write(stage, model, targets, contexts=CONTEXTS)
     first, second, third = (systems[layer].residuals for layer in model.layers)
     torch.testing.assert_close(first * 3, third, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(second * 2, third, rtol=1e-6, atol=1e-8)
@@ -103,9 +105,14 @@ def test_a_root_spread_asks_more_of_early_layers():
     stage = WeightUpdate(LeastSquares([NormPenalty(1e12)]), statistics=Unit(), spread="root")
     stage.prepare(model)
     targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block")
-    systems = stage.apply(model, REQUESTS, CONTEXTS, targets)
+    systems = write(stage, model, targets, contexts=CONTEXTS)
     first, _, third = (systems[layer].residuals for layer in model.layers)
     torch.testing.assert_close(first * 3**0.5, third, rtol=1e-6, atol=1e-8)
+
+
+def write(stage, model, targets, contexts=CONTEXTS, register=None):
+    step = EditStep(tuple(REQUESTS), targets, contexts)
+    return stage.write(model, step, Register() if register is None else register)
 
 
 def some_targets(seed):
@@ -122,12 +129,13 @@ def test_a_later_edit_of_a_fact_replaces_the_older_one(on_host):
 
     model, twice = make_model(layers=(0,)), stage()
     twice.prepare(model)
-    twice.apply(model, REQUESTS, ["{}"], some_targets(1))
-    twice.apply(model, REQUESTS, ["{}"], some_targets(2))
+    register = Register()
+    write(twice, model, some_targets(1), ["{}"], register)
+    write(twice, model, some_targets(2), ["{}"], register)
     assert [count.item() for count in twice.memory[0]["counts"]] == [0, 0, 1, 1]
     other, once = make_model(layers=(0,)), stage()
     once.prepare(other)
-    once.apply(other, REQUESTS, ["{}"], some_targets(2))
+    write(once, other, some_targets(2), contexts=["{}"])
     torch.testing.assert_close(model.weight(0).delta, other.weight(0).delta, rtol=1e-7, atol=1e-10)
 
 
@@ -135,7 +143,7 @@ def test_keys_read_again_after_the_batch_are_those_that_were_used():
     model = make_model()
     stage = WeightUpdate(LeastSquares([NormPenalty(1e-3)], PastEdits()), statistics=Unit())
     stage.prepare(model)
-    used = stage.apply(model, REQUESTS, CONTEXTS, some_targets(1))
+    used = write(stage, model, some_targets(1), contexts=CONTEXTS)
     reader = SlotReader(model, REQUESTS, CONTEXTS)
     for layer in model.layers:
         assert model.weight(layer).delta.norm() > 1e-3
@@ -147,7 +155,7 @@ def test_a_transform_acts_before_writing_and_a_readout_only_while_reading():
     model = make_model(layers=(0,))
     stage = WeightUpdate(LeastSquares([NormPenalty(0.1)]), statistics=Unit(), transform=TopRelativeChange(0.25))
     stage.prepare(model)
-    stage.apply(model, REQUESTS, ["{}"], some_targets(1))
+    write(stage, model, some_targets(1), contexts=["{}"])
     delta = model.weight(0).delta
     assert (delta != 0).sum() == delta.numel() // 4
     live, kept = model.weight(0).matrix.weight.clone(), delta.clone()
