@@ -95,6 +95,10 @@ class Plan:
         """The whole time."""
         return sum(duration.seconds for duration in self.durations)
 
+    def figures(self) -> dict[str, Any]:
+        """Return everything as plain values, in bytes and seconds."""
+        return {**asdict(self), "total": asdict(self.total), "seconds": self.seconds}
+
 
 def plan(args: list[str], fit: Fit) -> None:
     """Print the expected memory, disk and time of a run.
@@ -131,7 +135,7 @@ def plan(args: list[str], fit: Fit) -> None:
             found.notes.append("Nothing was measured: activations and time are not counted.")
         _print(found)
         if own.json:
-            write(own.json, json.dumps(asdict(found) | {"total": asdict(found.total)}, indent=1) + "\n")
+            write(own.json, json.dumps(found.figures(), indent=1) + "\n")
         if problem:
             raise EditError(problem)
 
@@ -203,11 +207,11 @@ def solver_bytes(solver: Solver, d_out: int, d_key: int, edits: int) -> tuple[in
     The solver is run at a small size, and the shapes of its memory are scaled. A length that is neither d_key, d_out
     nor the number of edits is the rank of something: it counts as d_key, its upper bound.
     """
-    size, small_out, count = 24, 10, 7
-    lengths = {size: d_key, small_out: d_out, count: edits, 1: 1}
-    moment, draw = torch.eye(size), torch.Generator().manual_seed(0)
-    half_unused = torch.tensor([0.0, math.inf]).repeat_interleave(size // 2)
-    keys, nothing = torch.randn(count, size, generator=draw), torch.zeros(count, small_out)
+    small_key, small_out, count = 24, 10, 7
+    lengths = {small_key: d_key, small_out: d_out, count: edits, 1: 1}
+    moment, draw = torch.eye(small_key), torch.Generator().manual_seed(0)
+    half_unused = torch.tensor([0.0, math.inf]).repeat_interleave(small_key // 2)
+    keys, nothing = torch.randn(count, small_key, generator=draw), torch.zeros(count, small_out)
     logging.disable(logging.INFO)  # what a solver says of these statistics is of no use
     try:
         memory = solver.init(moment, lambda _: (half_unused, moment))
@@ -224,7 +228,7 @@ def solver_bytes(solver: Solver, d_out: int, d_key: int, edits: int) -> tuple[in
 
 def too_small(found: Plan, trainer: Trainer) -> str | None:
     """Return a sentence on what of this machine is too small for a plan, or `None`."""
-    total, device, cache = found.total, trainer.strategy.root_device, _part(trainer, WeightUpdate).statistics
+    total, device = found.total, trainer.strategy.root_device
     advice = "try --model.dtype bfloat16, fewer --model.layers, a solver in float32"
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if total.host > has:
@@ -232,15 +236,11 @@ def too_small(found: Plan, trainer: Trainer) -> str | None:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
     if total.device > free:
         return f"the run needs {size(total.device)} on {device}, {size(free)} are free: {advice} or keep_on_host"
-    cached = sum(space.disk for space in found.spaces if space.what.startswith("key statistics"))
-    needs = [(trainer.default_root_dir, total.disk - cached, "a smaller checkpoint.keep, another default_root_dir")]
-    if isinstance(cache, KeyStatistics):
-        needs.append((cache.cache_dir, cached, "another stage_two.statistics.cache_dir"))
-    for folder, needed, advice in needs:
-        path = Path(folder).absolute()
-        free = shutil.disk_usage(next(place for place in (path, *path.parents) if place.is_dir())).free
-        if needed > free:
-            return f"the run writes {size(needed)} into {folder}, {size(free)} are free: try {advice}"
+    folder = Path(trainer.default_root_dir).absolute()
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
+    if total.disk > free:
+        advice = "try a smaller checkpoint.keep or another trainer.default_root_dir"
+        return f"the run writes {size(total.disk)} and the disk of {folder} has {size(free)} free: {advice}"
     return None
 
 
@@ -293,66 +293,52 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
     Raises:
         EditError: `fit` would refuse this, or one batch does not fit into the memory.
     """
-    batch, edits = stream.requests[: stream.batch_size], len(stream.requests)
+    edits, together = len(stream.requests), min(stream.batch_size, len(stream.requests))
     update, scorecard = copy.copy(_part(trainer, WeightUpdate)), copy.copy(_part(trainer, Scorecard))
     start = time.perf_counter()
     editor.configure_model()
     loaded = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         update.statistics, scorecard.report = Sample(update.statistics, folder), False
+        scorecard.measurement.text = None  # its cost does not grow with the edits
         short = _short_trainer(trainer, [update, scorecard], folder)
         try:
-            short.fit(editor, datamodule=RequestList(batch, len(batch)))
+            short.fit(editor, datamodule=RequestList(stream.requests[:together], together))
         except torch.OutOfMemoryError as error:
             raise EditError("one batch does not fit into the device's memory: try a smaller data.batch_size") from error
-    seconds, sample = dict(editor.seconds), update.statistics
+    sample, seconds = update.statistics, dict(editor.seconds)
     once = time.perf_counter() - loaded - sum(seconds.values()) - sample.seconds
     found.durations = [
         Duration("loading the model", loaded - start, 1),
         Duration("key statistics", sample.seconds, sample.times),
         Duration("contexts, first inverse and all else", once, 1),
     ]
-    if scorecard.measurement.text:  # read before the first and at the last evaluation, however many edits there are
-        start = time.perf_counter()
-        scorecard.measurement.perplexity(editor, short.precision_plugin.forward_context)
-        found.durations.append(Duration("perplexity", 2 * (time.perf_counter() - start), 1))
-        seconds["evaluation"] -= found.durations[-1].measured
-    final, few = final_evaluations(trainer, edits, stream.batch_size), scorecard.before + 1
-    more = {name: (few + final) / (few + (final > 0)) for name in SCORING}
+    final, few = final_evaluations(trainer, edits, together), scorecard.before + 1
     for name, spent in seconds.items():
-        found.durations.append(Duration(name.replace("_", " "), spent, edits / len(batch) * more.get(name, 1)))
-    device = short.strategy.root_device
-    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    found.peak = Space("measured peak of one batch, everything included", on_device, _peak_of_host())
+        passes = (few + final) / (few + (final > 0)) if name in SCORING else 1
+        found.durations.append(Duration(name.replace("_", " "), spent, edits / together * passes))
+    found.peak = Space("measured peak of one batch, all included", _peak_of_device(short), _peak_of_host())
     steps = sum(scorecard.steps) / max(1, len(scorecard.steps))
     found.notes += [
-        f"Measured: the first {len(batch)} of {edits:,} edits, {steps:.1f} steps of stage one each on average. What "
-        "all edits take is extrapolated in proportion.",
+        f"Measured: the first {together} of {edits:,} edits, with {steps:.1f} steps of stage one on average. "
+        "Extrapolated: what all edits take, in proportion to their number.",
         sample.note,
-        "Not counted: writing checkpoints, drift, downstream tasks, edits that replace earlier ones.",
+        "Not counted: writing checkpoints, perplexity, drift, downstream tasks, edits that replace earlier ones.",
     ]
     editor.revert()
 
 
 def _short_trainer(trainer: Trainer, replaced: list[Any], folder: str) -> Trainer:
-    """Make a trainer of the same stages, place and precision that writes nothing."""
+    """Make a trainer of the same stages, device and precision that writes nothing."""
     device, new = trainer.strategy.root_device, {type(part): part for part in replaced}
     parts = [part for part in trainer.callbacks if isinstance(part, (TargetOptimization, Guard, *new))]
     return Trainer(
-        callbacks=[new.get(type(part), part) for part in parts],
-        accelerator=device.type,
-        devices=1 if device.index is None else [device.index],
-        precision=trainer.precision,
-        limit_val_batches=0 if trainer.limit_val_batches == 0 else 1.0,
-        max_epochs=1,
-        num_sanity_val_steps=0,
-        inference_mode=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        default_root_dir=folder,
-    )
+        callbacks=[new.get(type(part), part) for part in parts], default_root_dir=folder,
+        accelerator=device.type, devices=1 if device.index is None else [device.index], precision=trainer.precision,
+        limit_val_batches=0 if trainer.limit_val_batches == 0 else None,
+        max_epochs=1, num_sanity_val_steps=0, inference_mode=False, logger=False,
+        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+    )  # fmt: skip
 
 
 def final_evaluations(trainer: Trainer, edits: int, batch_size: int) -> float:
@@ -373,9 +359,16 @@ def _peak_of_host() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
+def _peak_of_device(trainer: Trainer) -> int:
+    device = trainer.strategy.root_device
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
 def _print(found: Plan) -> None:
-    columns = ["device", "host", "disk"] if found.total.device else ["host", "disk"]
-    tables = [Table("memory and disk, by arithmetic", *columns)]
+    columns = {"device": "device", "host": "host's memory", "disk": "disk"}
+    if not found.total.device:
+        columns = {"host": "memory", "disk": "disk"}
+    tables = [Table("memory and disk, by arithmetic", *columns.values())]
     for space in [*found.spaces, found.total, *([found.peak] if found.peak else [])]:
         tables[0].add_row(space.what, *(size(getattr(space, c)) if getattr(space, c) else "-" for c in columns))
     if found.durations:
