@@ -375,7 +375,8 @@ def _print(found: Plan) -> None:
         tables.append(Table("time", "measured", "in the run"))
         for duration in found.durations:
             tables[1].add_row(duration.what, f"{duration.measured:,.1f} s", f"{duration.seconds:,.1f} s")
-        tables[1].add_row("total", "", f"{found.seconds:,.0f} s ({found.seconds / 3600:.1f} h)")
+        hours = f" ({found.seconds / 3600:.1f} h)" if found.seconds > 3600 else ""
+        tables[1].add_row("total", "", f"{found.seconds:,.1f} s{hours}")
     for part in (*tables, *found.notes):
         Console().print(part, soft_wrap=isinstance(part, str), markup=False, highlight=False)
 
