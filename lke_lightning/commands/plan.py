@@ -295,7 +295,7 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
     """
     edits, together = len(stream.requests), min(stream.batch_size, len(stream.requests))
     update, scorecard = copy.copy(_part(trainer, WeightUpdate)), copy.copy(_part(trainer, Scorecard))
-    start = time.perf_counter()
+    importing, start = time.process_time(), time.perf_counter()
     editor.configure_model()
     loaded = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -309,6 +309,7 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
     sample, seconds = update.statistics, dict(editor.seconds)
     once = time.perf_counter() - loaded - sum(seconds.values()) - sample.seconds
     found.durations = [
+        Duration("starting Python", importing, 1),
         Duration("loading the model", loaded - start, 1),
         Duration("key statistics", sample.seconds, sample.times),
         Duration("contexts, first inverse and all else", once, 1),
