@@ -161,7 +161,7 @@ class EditCLI(LightningCLI):
         """Log into the run's folder, and write checkpoints that cannot be half there."""
         trainer = self._get(self.config_init, "trainer")
         if trainer["logger"] is None:
-            kwargs["logger"] = CSVLogger(trainer["default_root_dir"])
+            kwargs["logger"] = self._instead is None and CSVLogger(trainer["default_root_dir"])
         plugins = trainer["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         try:

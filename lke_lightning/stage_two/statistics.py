@@ -127,6 +127,11 @@ class KeyStatistics(Statistics):
             found[layer] = team.first_tensor(moment.to(model.device))
         return found
 
+    def is_cached(self, model: LanguageModel) -> bool:
+        """Tell whether the cache has the statistics of all edited layers."""
+        tokens = self.tokens or 100 * max(weight.delta.shape[1] for weight in model.edited.values())
+        return all(self._file(self.key(model, layer, tokens)).is_file() for layer in model.layers)
+
     def eigen(self, moment: Tensor) -> tuple[Tensor, Tensor]:
         """Decompose a second moment once: the cache keeps what was found, by the content of the matrix."""
         content = _hash(moment.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -1,0 +1,390 @@
+"""Estimate the cost of a run: memory and disk by arithmetic, time from one batch that is really edited."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import math
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from lke_lightning.callbacks.checkpoint import RunCheckpoint
+from lke_lightning.callbacks.guard import Guard
+from lke_lightning.data import EditStream, RequestList
+from lke_lightning.editor import Editor
+from lke_lightning.edits import EditError
+from lke_lightning.evaluation.scorecard import Scorecard
+from lke_lightning.model.architecture import Architecture, matrix_shape
+from lke_lightning.model.language_model import LanguageModel, resolve
+from lke_lightning.results import write
+from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_two.solvers import ROOM, EditSystem, Solver
+from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
+from lke_lightning.stage_two.update import WeightUpdate
+
+INVERTING = 6
+"""How many float64 matrices of d_key^2 entries the first inverse of a layer holds at its peak, about."""
+
+SAMPLE = 10
+"""Tokens for each entry of a key that are read to time the statistics: enough for a matrix that can be inverted."""
+
+SCORING = frozenset({"evaluation", "generation", "fluency"})
+"""The activities in `Editor.seconds` that happen once an evaluation, not once a batch."""
+
+Fit = Callable[[list[str], Callable[[Trainer, Editor, EditStream], None]], None]
+"""Parses arguments of `fit` and calls the function with trainer, editor and stream in its place."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Bytes that a part of a run takes; on a CPU there is no `device` beside the host."""
+
+    what: str
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds that an activity took when it was measured, and how many times that the run takes."""
+
+    what: str
+    measured: float
+    times: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in the run."""
+        return self.measured * self.times
+
+
+@dataclass
+class Plan:
+    """The expected cost of a run."""
+
+    spaces: list[Space]
+    durations: list[Duration] = field(default_factory=list)
+    peak: Space | None = None
+    """Of the process during one batch; what later edits add comes on top."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> Space:
+        """The sum of all memory and disk."""
+        return Space("total", *(sum(getattr(s, where) for s in self.spaces) for where in ("device", "host", "disk")))
+
+    @property
+    def seconds(self) -> float:
+        """The whole time."""
+        return sum(duration.seconds for duration in self.durations)
+
+    def figures(self) -> dict[str, Any]:
+        """Return everything as plain values, in bytes and seconds."""
+        return {**asdict(self), "total": asdict(self.total), "seconds": self.seconds}
+
+
+def plan(args: list[str], fit: Fit) -> None:
+    """Print the expected memory, disk and time of a run.
+
+    Args:
+        args: `--measure` and `--json`; the rest are arguments of `fit`.
+        fit: see `Fit`.
+
+    Raises:
+        EditError: `fit` would refuse this; or the machine is too small, after the plan is printed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lke_lightning plan",
+        allow_abbrev=False,
+        description="Estimate the memory, disk and time of a run.",
+        epilog="All other arguments are those of fit: see python -m lke_lightning fit --help.",
+    )
+    what = "load the model and edit one batch, for the time; false: no weights are loaded"
+    parser.add_argument("--measure", choices=("true", "false"), default="true", help=what)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures into a file as well")
+    own, rest = parser.parse_known_args(args)
+    if own.json and own.json.is_dir():
+        raise EditError(f"--json {own.json} is a folder: name a file")
+
+    def show(trainer: Trainer, editor: Editor, stream: EditStream) -> None:
+        if trainer.world_size > 1:
+            raise EditError(f"plan counts one process, not {trainer.world_size}: give --trainer.devices 1")
+        stream.setup("fit")
+        found = Plan(spaces(trainer, editor, stream))
+        problem = too_small(found, trainer)
+        if own.measure == "true" and problem is None:
+            measure(found, trainer, editor, stream)
+        else:
+            found.notes.append("Nothing was measured: activations and time are not counted.")
+        _print(found)
+        if own.json:
+            write(own.json, json.dumps(found.figures(), indent=1) + "\n")
+        if problem:
+            raise EditError(problem)
+
+    fit(rest, show)
+
+
+def spaces(trainer: Trainer, editor: Editor, stream: EditStream) -> list[Space]:
+    """Work out memory and disk from the model's configuration, without any weights.
+
+    Raises:
+        EditError: there is no configuration, or such a network cannot be edited.
+    """
+    network, shapes = skeleton(editor)
+    update, checkpoint, edits = _part(trainer, WeightUpdate), _part(trainer, RunCheckpoint), len(stream.requests)
+    dtype = trainer.precision_plugin.convert_module(nn.Linear(1, 1, dtype=network.dtype)).weight.dtype
+    wide, on_gpu = torch.promote_types(dtype, torch.float32).itemsize, trainer.strategy.root_device.type != "cpu"
+    weights = sum(weight.numel() for weight in network.parameters()) * dtype.itemsize
+    entries, squares = sum(d_out * d_key for d_out, d_key in shapes), [d_key**2 for _, d_key in shapes]
+    first = [solver_bytes(update.solver, *shape, 0) for shape in shapes]
+    last = [solver_bytes(update.solver, *shape, edits) for shape in shapes]
+    near, far, grown = sum(s[0] for s in first), sum(s[1] for s in first), sum(s[1] for s in last)
+    at_once = max(s[0] for s in first) if update.keep_on_host and on_gpu else near
+    saved = wide * entries + sum(s[2] for s in last)
+    batches, every = math.ceil(edits / stream.batch_size), checkpoint.every_n_train_steps
+    written = min(batches, 2 + (batches // every if every else 0))
+    kept = written if checkpoint.keep < 0 else min(checkpoint.keep, written)
+    found = [
+        Space("Python and its libraries", host=_peak_of_host()),
+        Space("weights of the model", weights, weights if on_gpu else 0),  # loaded through the host's memory
+        Space("edited matrices: unedited copy and change", entries * (dtype.itemsize + wide)),
+        Space(f"solver, {len(shapes)} layers", at_once, far + near - at_once),
+        Space(f"solver, what {edits:,} edits add", host=math.ceil(ROOM * (grown - far))),
+        Space("first inverse, at its peak", 4 * sum(squares) + 8 * INVERTING * max(squares)),
+        Space(f"checkpoints: {kept}, and one being written", disk=saved * (kept + (kept > 0))),
+    ]
+    if isinstance(update.statistics, KeyStatistics):
+        found.append(Space("key statistics, unless cached", disk=4 * sum(squares)))
+    return found if on_gpu else [Space(s.what, 0, s.host + s.device, s.disk) for s in found]
+
+
+def skeleton(editor: Editor) -> tuple[nn.Module, list[tuple[int, int]]]:
+    """Build an editor's network without weights; return it and (d_out, d_key) of each edited matrix.
+
+    Raises:
+        EditError: there is no configuration, or such a network cannot be edited.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    dtype, code = getattr(torch, editor.dtype_name), {"trust_remote_code": editor.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(resolve(editor.pretrained), **code)
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, dtype=dtype, **code)
+    except (OSError, ValueError) as error:
+        raise EditError(
+            f"cannot read the configuration of a causal language model from model.pretrained {editor.pretrained!r}: "
+            f"give its folder or hub name. {error}"
+        ) from error
+    architecture = Architecture.of(network, editor.matrix)
+    layers = list(editor.layers or getattr(config, "edit_layers", None) or [])
+    architecture.check_layers(layers)
+    architecture.check_matrices(layers)
+    return network, [matrix_shape(architecture.matrix(layer)) for layer in layers]
+
+
+def solver_bytes(solver: Solver, d_out: int, d_key: int, edits: int) -> tuple[int, int, int]:
+    """Return the bytes of a solver's memory for one layer: on the device, on the host, in a checkpoint.
+
+    The solver is run at a small size, and the shapes of its memory are scaled. A length that is neither d_key, d_out
+    nor the number of edits is the rank of something: it counts as d_key, its upper bound.
+    """
+    small_key, small_out, count = 24, 10, 7
+    lengths = {small_key: d_key, small_out: d_out, count: edits, 1: 1}
+    moment, draw = torch.eye(small_key), torch.Generator().manual_seed(0)
+    half_unused = torch.tensor([0.0, math.inf]).repeat_interleave(small_key // 2)
+    keys, nothing = torch.randn(count, small_key, generator=draw), torch.zeros(count, small_out)
+    logging.disable(logging.INFO)  # what a solver says of these statistics is of no use
+    try:
+        memory = solver.init(moment, lambda _: (half_unused, moment))
+        _, memory = solver.compute(memory, EditSystem(keys, keys, nothing, nothing))
+    finally:
+        logging.disable(logging.NOTSET)
+
+    def scaled(parts: dict[str, Tensor]) -> int:
+        return sum(p.itemsize * math.prod(lengths.get(length, d_key) for length in p.shape) for p in parts.values())
+
+    near = {name: part for name, part in memory.items() if name in solver.on_device}
+    return scaled(near), scaled(memory) - scaled(near), scaled(solver.saved(memory))
+
+
+def too_small(found: Plan, trainer: Trainer) -> str | None:
+    """Return a sentence on what of this machine is too small for a plan, or `None`."""
+    total, device = found.total, trainer.strategy.root_device
+    advice = "try --model.dtype bfloat16, fewer --model.layers, a solver in float32"
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if total.host > has:
+        return f"the run needs {size(total.host)} of memory and this machine has {size(has)}: {advice}"
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+    if total.device > free:
+        return f"the run needs {size(total.device)} on {device}, {size(free)} are free: {advice} or keep_on_host"
+    folder = Path(trainer.default_root_dir).absolute()
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
+    if total.disk > free:
+        advice = "try a smaller checkpoint.keep or another trainer.default_root_dir"
+        return f"the run writes {size(total.disk)} and the disk of {folder} has {size(free)} free: {advice}"
+    return None
+
+
+class Sample(Statistics):
+    """Statistics of the beginning of a text, timed; those that are cached are taken as they are.
+
+    Args:
+        given: the statistics of the run.
+        folder: where the sample is kept, so that it does not enter the cache.
+    """
+
+    def __init__(self, given: Statistics, folder: str) -> None:
+        self.given, self.folder = given, folder
+        self.seconds, self.times = 0.0, 1.0
+        self.note = "Key statistics are there already: they are read, not computed."
+
+    def second_moments(self, model: LanguageModel) -> dict[int, Tensor]:
+        """Read the sample, or what is there."""
+        given = self.given
+        if isinstance(given, KeyStatistics) and not given.is_cached(model):
+            d_key = max(model.weight(layer).delta.shape[1] for layer in model.layers)
+            wanted, there = given.tokens or 100 * d_key, 0
+            for document in given.documents():
+                there += min(given.length, len(model.text.encode([document])[0]))
+                if there >= wanted:
+                    break
+            self.given = given = copy.copy(given)
+            given.tokens, given.cache_dir = min(wanted, there, SAMPLE * d_key), Path(self.folder)
+            self.times = min(wanted, there) / max(1, given.tokens)
+            self.note = f"Key statistics: {given.tokens:,} of {min(wanted, there):,} tokens were read."
+        start = time.perf_counter()
+        found = given.second_moments(model)
+        self.seconds = time.perf_counter() - start
+        return found
+
+    def eigen(self, moment: Tensor) -> tuple[Tensor, Tensor]:
+        """Decompose as the run does."""
+        return self.given.eigen(moment)
+
+
+def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -> None:
+    """Load the model, edit and score the first batch, revert the weights, and extrapolate in proportion to edits.
+
+    Args:
+        found: takes durations, peak and notes.
+        trainer: has the run's parts; says where and in what precision they run.
+        editor: loads its model.
+        stream: the edits.
+
+    Raises:
+        EditError: `fit` would refuse this, or one batch does not fit into the memory.
+    """
+    edits, together = len(stream.requests), min(stream.batch_size, len(stream.requests))
+    update, scorecard = copy.copy(_part(trainer, WeightUpdate)), copy.copy(_part(trainer, Scorecard))
+    importing, start = time.process_time(), time.perf_counter()
+    editor.configure_model()
+    loaded = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        update.statistics, scorecard.report = Sample(update.statistics, folder), False
+        scorecard.measurement.text = None  # its cost does not grow with the edits
+        short = _short_trainer(trainer, [update, scorecard], folder)
+        try:
+            short.fit(editor, datamodule=RequestList(stream.requests[:together], together))
+        except torch.OutOfMemoryError as error:
+            raise EditError("one batch does not fit into the device's memory: try a smaller data.batch_size") from error
+    sample, seconds = update.statistics, dict(editor.seconds)
+    once = time.perf_counter() - loaded - sum(seconds.values()) - sample.seconds
+    found.durations = [
+        Duration("starting Python", importing, 1),
+        Duration("loading the model", loaded - start, 1),
+        Duration("key statistics", sample.seconds, sample.times),
+        Duration("contexts, first inverse and all else", once, 1),
+    ]
+    final, few = final_evaluations(trainer, edits, together), scorecard.before + 1
+    for name, spent in seconds.items():
+        passes = (few + final) / (few + (final > 0)) if name in SCORING else 1
+        found.durations.append(Duration(name.replace("_", " "), spent, edits / together * passes))
+    found.peak = Space("measured peak of one batch, all included", _peak_of_device(short), _peak_of_host())
+    steps = sum(scorecard.steps) / max(1, len(scorecard.steps))
+    found.notes += [
+        f"Measured: the first {together} of {edits:,} edits, with {steps:.1f} steps of stage one on average. "
+        "Extrapolated: what all edits take, in proportion to their number.",
+        sample.note,
+        "Not counted: writing checkpoints, perplexity, drift, downstream tasks, edits that replace earlier ones.",
+    ]
+    editor.revert()
+
+
+def _short_trainer(trainer: Trainer, replaced: list[Any], folder: str) -> Trainer:
+    """Make a trainer of the same stages, device and precision that writes nothing."""
+    device, new = trainer.strategy.root_device, {type(part): part for part in replaced}
+    parts = [part for part in trainer.callbacks if isinstance(part, (TargetOptimization, Guard, *new))]
+    return Trainer(
+        callbacks=[new.get(type(part), part) for part in parts], default_root_dir=folder,
+        accelerator=device.type, devices=1 if device.index is None else [device.index], precision=trainer.precision,
+        limit_val_batches=0 if trainer.limit_val_batches == 0 else None,
+        max_epochs=1, num_sanity_val_steps=0, inference_mode=False, logger=False,
+        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+    )  # fmt: skip
+
+
+def final_evaluations(trainer: Trainer, edits: int, batch_size: int) -> float:
+    """Count how often an edit is scored, on average, by the evaluations of all edits so far."""
+    if trainer.limit_val_batches == 0:
+        return 0.0
+    batches, interval = math.ceil(edits / batch_size), trainer.val_check_interval
+    every = max(1, int(batches * interval)) if isinstance(interval, float) else interval
+    return sum(min(edits, done * batch_size) for done in {*range(every, batches, every), batches}) / edits
+
+
+def _part(trainer: Trainer, kind: type) -> Any:
+    return next(part for part in trainer.callbacks if isinstance(part, kind))
+
+
+def _peak_of_host() -> int:
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _peak_of_device(trainer: Trainer) -> int:
+    device = trainer.strategy.root_device
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _print(found: Plan) -> None:
+    columns = {"device": "device", "host": "host's memory", "disk": "disk"}
+    if not found.total.device:
+        columns = {"host": "memory", "disk": "disk"}
+    tables = [Table("memory and disk, by arithmetic", *columns.values())]
+    for space in [*found.spaces, found.total, *([found.peak] if found.peak else [])]:
+        tables[0].add_row(space.what, *(size(getattr(space, c)) if getattr(space, c) else "-" for c in columns))
+    if found.durations:
+        tables.append(Table("time", "measured", "in the run"))
+        for duration in found.durations:
+            tables[1].add_row(duration.what, f"{duration.measured:,.1f} s", f"{duration.seconds:,.1f} s")
+        hours = f" ({found.seconds / 3600:.1f} h)" if found.seconds > 3600 else ""
+        tables[1].add_row("total", "", f"{found.seconds:,.1f} s{hours}")
+    for part in (*tables, *found.notes):
+        Console().print(part, soft_wrap=isinstance(part, str), markup=False, highlight=False)
+
+
+def size(count: float) -> str:
+    """Write bytes with a unit."""
+    for unit, factor in (("TiB", 2**40), ("GiB", 2**30)):
+        if count >= factor:
+            return f"{count / factor:,.1f} {unit}"
+    return f"{count / 2**20:.1f} MiB"
