@@ -108,7 +108,7 @@ def test_it_gives_up_when_nothing_can_be_kept(small_run, tmp_path):
     ("options", "message"),
     [
         (["--guard.perplexity_growth", "2"], "guard.text"),
-        (["--guard.norm_growth", "0.9"], "above that"),
+        (["--guard.norm_growth", "0.9"], "norm_growth.*above 1"),
         (["--guard.text", '["nowhere.txt"]'], "nowhere.txt"),
     ],
 )
