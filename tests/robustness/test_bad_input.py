@@ -5,6 +5,7 @@ import pkgutil
 import re
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401  its logger keeps the stderr of its first import, which must not be a test's
 import pytest
 
 import tests.robustness
