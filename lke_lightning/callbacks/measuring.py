@@ -47,6 +47,8 @@ class Measurement:
         check_number("scorecard.text_tokens", text_tokens, at_least=1)
         if judge is not None and not generated:
             raise EditError("a judge judges generated answers: set scorecard.generated, or leave scorecard.judge out")
+        if judge is not None:
+            judge.check_settings()
         self.max_tokens, self.text, self.text_tokens = max_tokens, text, text_tokens
         self.generated, self.generated_tokens, self.fluency, self.judge = generated, generated_tokens, fluency, judge
         self._similarity: TextSimilarity | None = None

@@ -49,9 +49,6 @@ class Judge:
         key_variable: the environment variable that holds the key; `None`: no key is sent. The key itself is never
             written anywhere.
         timeout: seconds to wait for one verdict.
-
-    Raises:
-        EditError: the address is none, no model is named, there is no key, or the time is none.
     """
 
     url: str
@@ -59,8 +56,14 @@ class Judge:
     key_variable: str | None = None
     timeout: float = 60.0
 
-    def __post_init__(self) -> None:
-        """Check the settings."""
+    def check_settings(self) -> None:
+        """Check what can be checked without asking.
+
+        Not done as the judge is made: jsonargparse would take an error there for one of its own.
+
+        Raises:
+            EditError: the address is none, no model is named, there is no key, or the time is none.
+        """
         if not _is_address(self.url):
             raise EditError(
                 f"the judge's address {self.url!r} must begin with http:// or https://, and a host must follow, as in "

@@ -1,12 +1,15 @@
 """The scorecard of a whole run with everything measured, on a tiny model."""
 
+import itertools
 import json
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
 
+from lke_lightning import checkpoints
 from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.cli import main
 from lke_lightning.edits import EditError
@@ -136,6 +139,22 @@ def test_the_checkpoint_holds_tensors_and_plain_types(run):
     restored = again.state_dict()
     assert restored.pop("seconds") == saved.pop("seconds")
     assert differences(restored, saved) == []
+
+
+def test_a_checkpoint_of_two_hundred_edits_has_as_many_members_as_one_of_ten(small_run, tmp_path):
+    members = []
+    for count in (10, 200):
+        facts = [
+            {"prompt": f"{name} {word} {other} the", "subject": name, "target": "city", "original": "river"}
+            for name, word, other in itertools.islice(itertools.product(NAMES, WORDS, WORDS), count)
+        ]
+        path = tmp_path / f"{count}.jsonl"
+        path.write_text("\n".join(map(json.dumps, facts)))
+        main([*small_run, "--data.path", str(path), "--data.batch_size", "100", "--stage_one.max_steps", "1",
+              "--trainer.default_root_dir", str(tmp_path / str(count))])  # fmt: skip
+        with zipfile.ZipFile(checkpoints.newest(tmp_path / str(count))) as checkpoint:
+            members.append(len(checkpoint.namelist()))
+    assert members[0] == members[1]
 
 
 def test_probabilities_are_told(card):

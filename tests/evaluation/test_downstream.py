@@ -258,3 +258,29 @@ def test_me_ppl_is_the_mean_over_texts(model, tmp_path):
     assert found["perplexity"] == pytest.approx(sum(expected) / 3, rel=1e-6)
     assert found["median"] == pytest.approx(sorted(expected)[1], rel=1e-6)
     assert found["items"] == 3
+
+
+def test_few_shot_questions_are_asked_in_the_chat(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}the river {{ m.content }} is"
+        "{% else %} {{ m.content }}{% endif %}{% endfor %}"
+    )
+    chat = LanguageModel(tiny_network("llama", max_position_embeddings=400), tokenizer, [0], chat=True)
+    task = SST2(write(tmp_path / "task.jsonl", reviews(14)), shots=1)
+    examples, items = task.read()
+    [shown] = examples[""]
+    asked = task._prompts(chat, [shown], items, 400)[1]
+    assert [item for item, _ in asked] == items
+    for item, ids in asked:
+        text = f"the river {shown.question} {task.words[shown.label]}\n{item.question} is"
+        assert ids == tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert task.measure(chat)["items"] == len(items)
+
+
+def test_me_ppl_cuts_texts_at_the_context(tmp_path):
+    model = LanguageModel(tiny_network("gpt2"), tiny_tokenizer(), [0])
+    for name, count in (("long", 300), ("cut", 128)):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"Text": "the " * count}]))
+    long, cut = (MEPPL(str(tmp_path / f"{name}.json")).measure(model) for name in ("long", "cut"))
+    assert long == cut

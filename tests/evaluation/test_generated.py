@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lke_lightning.edits import EditRequest, Probe
+from lke_lightning.edits import EditError, EditRequest, Probe
 from lke_lightning.evaluation import generated
 from lke_lightning.evaluation.generated import answer, complete, continue_freely, decode, end_tokens, write_about
 from lke_lightning.metrics import TextSimilarity, ngram_entropy
@@ -143,3 +143,35 @@ def test_fluency_and_consistency_of_what_is_written():
     assert one["texts"].tolist() == [[pytest.approx(fluency), pytest.approx(similarity(texts, references))]]
     assert two["texts"].isnan().all()
     assert write_about(model, asked[:1])[0]["texts"][0, 1].isnan()
+
+
+CHAT = (
+    "{% for m in messages %}{% if m.role == 'user' %}the river {{ m.content }} is{% else %} {{ m.content }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+def test_a_chat_answers_behind_its_template():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT
+    chat, plain = LanguageModel(tiny_network("llama"), tokenizer, [0], chat=True), build("llama")
+    asked = [f"the river {prompt} is" for prompt in PROMPTS]
+    expected = [naive(chat, chat.text.prompts([prompt])[0], 6) for prompt in PROMPTS]
+    assert expected == [naive(plain, ids, 6) for ids in plain.text.encode(asked)]
+    assert complete(chat, PROMPTS, 6) == complete(plain, asked, 6) != complete(plain, PROMPTS, 6)
+    request = EditRequest(id="0", prompt="Bob was", target="a", generation=("The capital",))
+    assert answer(chat, [request], 6)[0].said == complete(plain, ["the river Bob was is"], 6)[0]
+
+
+def test_the_length_of_a_sampled_text_does_not_count_the_template(monkeypatch):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT
+    chat, plain = LanguageModel(tiny_network("llama"), tokenizer, [0], chat=True), build("llama")
+    monkeypatch.setattr(generated, "_texts", lambda model, rows, found: [len(new) for new in found])
+    assert continue_freely(chat, PROMPTS, total_tokens=20) == continue_freely(plain, PROMPTS, total_tokens=20)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])  # learned positions, and rotary ones
+def test_a_prompt_beyond_the_context_is_refused(family):
+    with pytest.raises(EditError, match=r"'the the .*positions for 128: shorten it"):
+        complete(build(family), ["the " * 200], 5)

@@ -102,7 +102,7 @@ def test_it_is_asked_again_when_the_server_stumbles(server):
 def test_settings_that_cannot_work_are_refused_before_any_work(monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(EditError, match=r"NO_SUCH_KEY' holds no key"):
-        Judge("http://localhost:9/v1", "m", "NO_SUCH_KEY")
+        Judge("http://localhost:9/v1", "m", "NO_SUCH_KEY").check_settings()
     for url in (
         "file:///etc",
         "localhost:8000/v1",
@@ -113,11 +113,11 @@ def test_settings_that_cannot_work_are_refused_before_any_work(monkeypatch):
         "",
     ):
         with pytest.raises(EditError, match="must begin with http"):
-            Judge(url, "m")
+            Judge(url, "m").check_settings()
     with pytest.raises(EditError, match=r"judge\.model"):
-        Judge("http://localhost:9/v1", " ")
+        Judge("http://localhost:9/v1", " ").check_settings()
     for timeout in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(EditError, match=r"judge\.timeout"):
-            Judge("http://localhost:9/v1", "m", timeout=timeout)
+            Judge("http://localhost:9/v1", "m", timeout=timeout).check_settings()
     with pytest.raises(EditError, match="gives no verdict"):
         Judge("http://127.0.0.1:9/v1", "m").check()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lke_lightning.edits import EditRequest, Probe
+from lke_lightning.edits import EditError, EditRequest, Probe
 from lke_lightning.evaluation.summary import summarize
 from lke_lightning.evaluation.teacher_forced import continuation_nll, continuations, score
 from lke_lightning.model.language_model import LanguageModel
@@ -80,3 +80,14 @@ def test_each_question_gets_its_own_answer():
     assert summary["score"] is None
     assert summary["efficacy"]["success"] is None
     assert summary["efficacy"]["accuracy"] in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])  # learned positions, and rotary ones
+def test_a_question_beyond_the_context_is_refused_and_one_that_fills_it_is_not(family):
+    model = LanguageModel(tiny_network(family), tiny_tokenizer(bos=True), [0])
+    fills, beyond = (" ".join(["the"] * count) for count in (64, 65))
+    [(prompt, answer)] = model.text.continuations([(fills, "city")])
+    assert (len(prompt), len(answer)) == (128, 1)  # the last token of an answer is not read
+    assert continuations(model, [(fills, "city")]).nll.isfinite().all()
+    with pytest.raises(EditError, match="takes 130 tokens, answer included, and the model has positions for 128"):
+        continuations(model, [("is", "a"), (beyond, "city")])
