@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import Trainer
 
 from lke_lightning.composition import compose
-from lke_lightning.configuration import configs
+from lke_lightning.configuration import find, read
 from lke_lightning.data import RequestList
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.edits import EditRequest
 from lke_lightning.evaluation.scorecard import Scorecard, summarize
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.update import WeightUpdate
@@ -79,13 +78,13 @@ def edit(
         stage_two: how they are written; default: as `config` says.
         batch_size: edits of one step.
         config: a YAML file with the sections `stage_one`, `stage_two` and perhaps `model.layers`: a path, or a name
-            below `configs/` such as `experiment/encore-llama3-8b-counterfact.yaml`. The default has the strengths of
-            the demo model.
+            below `configs/` such as `method/rect.yaml`, which have the strengths of the demo model; those of others
+            are written by `python -m lke_lightning published METHOD MODEL --output FILE`.
 
     Raises:
         EditError: a request or the model cannot be edited with; the model is what it was then, as after any error.
     """
-    configuration = _read(config)
+    configuration = read(find(config))
     stages = compose(configuration)
     stream = RequestList([_request(i, request) for i, request in enumerate(requests)], batch_size)
     editor = Editor.around(model, tokenizer, layers or configuration.get("model", {}).get("layers"))
@@ -111,13 +110,6 @@ def edit(
         editor.revert()
         raise
     return EditResult(editor, summarize(scorecard.unedited.values()), summarize(scorecard.final.values()), update)
-
-
-def _read(config: str | Path) -> dict[str, Any]:
-    path = Path(config) if Path(config).is_file() else configs() / config
-    if not path.is_file():
-        raise EditError(f"no configuration {str(config)!r}, neither as a file nor below {configs()}")
-    return yaml.safe_load(path.read_text())
 
 
 def _request(number: int, request: EditRequest | dict[str, Any]) -> EditRequest:

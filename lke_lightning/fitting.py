@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace, set_loader
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -28,7 +29,7 @@ from lke_lightning.callbacks.drift import Drift
 from lke_lightning.callbacks.guard import Guard
 from lke_lightning.callbacks.progress import BatchLine
 from lke_lightning.callbacks.recording import Recorder
-from lke_lightning.configuration import configs
+from lke_lightning.configuration import configs, load, read
 from lke_lightning.data import EditStream
 from lke_lightning.distributed import RUN_FOLDER, named_folder
 from lke_lightning.editor import Editor
@@ -36,6 +37,7 @@ from lke_lightning.edits import EditError
 from lke_lightning.evaluation.downstream import Task
 from lke_lightning.evaluation.scorecard import Scorecard
 from lke_lightning.ledger import locked
+from lke_lightning.model.language_model import DEMO
 from lke_lightning.stage_one.objectives import Objective
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_one.stopping import StopRule
@@ -74,11 +76,19 @@ BASES = (
     Solver, Preservation, KeyPolicy, Statistics, UpdateTransform, ReadoutTransform, Task,
 )  # fmt: skip
 
+METHOD = "method/encore.yaml"
+"""What is done where no method is named."""
+
 Instead = Callable[[Trainer, Editor, EditStream], None]
 
 
 class EditParser(LightningArgumentParser):
-    """A parser whose errors name the options that come close."""
+    """A parser that reads YAML files with care, and whose errors name the options that come close."""
+
+    def parse_path(self, path: Any, *args: Any, **options: Any) -> Any:
+        """Refuse what holds no sections before it is parsed."""
+        read(path)
+        return super().parse_path(path, *args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Add suggestions to the message."""
@@ -131,6 +141,9 @@ class EditCLI(LightningCLI):
         if self._instead is not None:
             return
         given = self.config[self.config.subcommand]
+        _check_strengths(given)
+        if given.trainer.default_root_dir == "":
+            raise EditError("trainer.default_root_dir is empty: name a folder, or leave the option out")
         if given.trainer.default_root_dir is None:
             folder = named_folder(_is_first_rank()) or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
             given.trainer.default_root_dir = folder
@@ -198,7 +211,8 @@ def run(args: list[str], instead: Instead | None = None) -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    defaults = [str(configs() / name) for name in ("method/encore.yaml", "model/demo.yaml", "data/demo.yaml")]
+    set_loader("yaml", load)
+    defaults = [str(configs() / name) for name in (METHOD, "model/demo.yaml", "data/demo.yaml")]
     try:
         with ExitStack() as held:
             EditCLI(
@@ -225,6 +239,17 @@ def run(args: list[str], instead: Instead | None = None) -> None:
             )
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
+
+
+def _check_strengths(given: Namespace) -> None:
+    """Say so where another model is about to be edited with the demo model's strengths."""
+    demos = read(configs() / METHOD)["stage_one"]
+    is_same = all(given.stage_one[name] == demos[name] for name in ("lr", "max_steps"))
+    if is_same and given.model.pretrained != DEMO:
+        rank_zero_info(
+            f"The strengths are those of the demo model, not of {given.model.pretrained}: find its own with `python -m "
+            "lke_lightning tune`, or see `published --help` for those that papers give"
+        )
 
 
 def _is_first_rank() -> bool:

@@ -53,7 +53,7 @@ def test_options_of_all_rows_win_over_the_files_of_one(tmp_path):
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (None, "no plan"),
+        (None, "is missing: name a YAML file"),
         ("rows: [", "is not YAML"),
         ("[1]", "has no rows"),
         ("rows: []", "has no rows"),
