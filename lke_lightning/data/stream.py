@@ -76,14 +76,14 @@ class EditStream(LightningDataModule):
         if self.shuffle_seed is None:
             stream = self.read()
             requests = list(itertools.islice(stream, self.limit))
-            total = "more" if _goes_on(stream) else None
+            total = "all the" if _goes_on(stream) else None
         else:
             requests = list(self.read())
             random.Random(self.shuffle_seed).shuffle(requests)
             total = f"{len(requests):,}" if len(requests) > (self.limit or math.inf) else None
             requests = requests[: self.limit]
         if total:
-            rank_zero_info(f"{len(requests):,} of {total} edits of {self.name} (data.limit)")
+            rank_zero_info(f"{len(requests):,} of {total} edits of {self.name}: data.limit leaves out the rest")
         if not requests:
             raise EditError(f"{self.name} has no edits")
         twice = [name for name, count in Counter(request.id for request in requests).items() if count > 1]
