@@ -55,13 +55,26 @@ def suggest(message: str, options: Sequence[str], classes: Sequence[str]) -> str
     unknown = re.findall(r"--([\w.]+)|[Kk]ey [\"']([\w.]+)[\"']|does not accept [\w ]*[\"']?([\w.]+)", message)
     last = {option.rsplit(".", 1)[-1]: option for option in options}
     close: list[str] = []
-    for name in (next(filter(None, groups)) for groups in unknown):
+    for name in {next(filter(None, groups)) for groups in unknown}.difference(options):
         found = difflib.get_close_matches(name, options, 3, 0.6)
         found += [last[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 3, 0.7)]
         close += ["--" + option for option in found if option != name]
-    for name in re.findall(r"Given value: ([A-Za-z]\w*)", message):
+    for name in re.findall(r"(?:Given value|import path string): ([A-Za-z]\w*)", message):
         close += [match for match in difflib.get_close_matches(name, classes, 3, 0.6) if match != name]
     return f"{message}\nDid you mean: {', '.join(dict.fromkeys(close))}?" if close else message
+
+
+def brief(message: str) -> str:
+    """Leave out what jsonargparse says of every value that may also be null, whatever is wrong with it."""
+    said = [line for line in message.splitlines() if not re.search(NOISE, line)]
+    return "\n".join(said)
+
+
+NOISE = (
+    r"Does not validate against any of|^\s*(Subtypes|Errors|Given value type):|^\s*- Expected a <class 'NoneType'>|"
+    r"^\s*Subclass types expect|^\s*- a (class path|dict with)"
+)
+"""Lines of an error that say nothing of the value."""
 
 
 def _subclasses(base: type) -> Iterator[type]:
@@ -96,7 +109,9 @@ class EditParser(LightningArgumentParser):
         options = sorted(
             {name[2:] for action in parser._actions for name in action.option_strings if ".help" not in name}
         )
-        super().error(suggest(message, options, [part.__name__ for base in BASES for part in _subclasses(base)]), ex)
+        super().error(
+            suggest(brief(message), options, [part.__name__ for base in BASES for part in _subclasses(base)]), ex
+        )
 
 
 class EditCLI(LightningCLI):
@@ -211,7 +226,7 @@ def run(args: list[str], instead: Instead | None = None) -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    set_loader("yaml", load)
+    set_loader("yaml", load, (yaml.YAMLError,))
     defaults = [str(configs() / name) for name in (METHOD, "model/demo.yaml", "data/demo.yaml")]
     try:
         with ExitStack() as held:
