@@ -28,6 +28,7 @@ from lke_lightning.evaluation.summary import summarize
 from lke_lightning.evaluation.teacher_forced import score
 from lke_lightning.model.architecture import is_transposed
 from lke_lightning.model.language_model import LanguageModel, resolve
+from lke_lightning.published import published
 
 GROUP = 64
 """Entries of a row that share a scale in 4 bits."""
@@ -172,13 +173,14 @@ def main(edits: int = 200, pretrained: str | None = None, facts: str | None = No
 
     Args:
         edits: how many facts are edited, and how many of those that follow are the control.
-        pretrained: a second model beside the demo model, with the strengths of tests/conf/cf-llama-9m.
+        pretrained: a second model beside the demo model, with the strengths of tests/conf/cf-llama-9m.yaml.
         facts: a file of CounterFact records that it knows.
     """
     runs = [run("demo", "demo", DemoWorld(limit=2 * edits), str(configs() / "method" / "encore.yaml"), edits)]
     if pretrained and facts:
         data = CounterFact(facts, batch_size=50, limit=2 * edits)
-        runs.append(run("cf-llama-9m", pretrained, data, "tests/conf/cf-llama-9m/encore.yaml", edits))
+        published("encore", "cf-llama-9m", output="runs/survival.yaml", table="tests/conf/cf-llama-9m.yaml")
+        runs.append(run("cf-llama-9m", pretrained, data, "runs/survival.yaml", edits))
     harness.report("survival", {"arithmetic": "float32; only the values of the weights are rounded", "runs": runs})
 
 

@@ -148,7 +148,7 @@ def _method(path: Path) -> list[str]:
     named = {name: value for name, value in parts.items() if value is not None}
     terms += [f"`{name}({_arguments(value) if isinstance(value, dict) else value})`" for name, value in named.items()]
     terms += [_part(two[name]) for name in ("transform", "readout") if name in two]
-    terms += [f"`{two['keys']['class_path']}`"] * (two["keys"]["class_path"] != "ContextMean")
+    terms += [f"`{two['keys']['class_path']}`"] if "keys" in two else []
     terms += [f"`{name}={two[name]}`" for name in ("spread",) if name in two]
     return [
         f"[{config['model']['method']}](configs/method/{path.name})",

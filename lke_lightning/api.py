@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import Callback, Trainer
 
 from lke_lightning import checkpoints, export
 from lke_lightning.callbacks.recording import FIELDS, entries_of
 from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.composition import compose, rebuild
-from lke_lightning.configuration import configs
+from lke_lightning.configuration import find, read
 from lke_lightning.data import RequestList
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError, EditRequest
@@ -287,12 +286,13 @@ def edit(
         stage_two: how they are written; default: as `config` says.
         batch_size: edits of one step.
         config: a YAML file with the sections `stage_one`, `stage_two` and perhaps `model.layers`: a path, or a name
-            below `configs/`. It is trusted. The default has the hyperparameters of the demo model.
+            below `configs/` such as `method/rect.yaml`, which have the hyperparameters of the demo model; those of
+            others are written by `python -m lke_lightning published METHOD MODEL --output FILE`. It is trusted.
 
     Raises:
         EditError: a fact or the model cannot be edited with; the model is what it was then, as after any error.
     """
-    configuration = _read(config)
+    configuration = read(find(config))
     stages, written = compose(configuration)
     if stage_one or stage_two:
         stages, written = Stages(stage_one or stages.one, stage_two or stages.two), {}
@@ -344,13 +344,6 @@ def opened(
     editor.readout = stages.two.readout
     stages.two.prepare(editor.language_model)
     return EditedModel(editor, stages, run.checkpoint["editing"]["stream"]["batch_size"] or 100, run)
-
-
-def _read(config: str | Path) -> dict[str, Any]:
-    path = Path(config) if Path(config).is_file() else configs() / config
-    if not path.is_file():
-        raise EditError(f"no configuration {str(config)!r}, neither as a file nor below {configs()}")
-    return yaml.safe_load(path.read_text())
 
 
 def _request(number: str, fact: Fact) -> EditRequest:

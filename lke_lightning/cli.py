@@ -22,6 +22,7 @@ COMMANDS = {
         "sweeps.tune",
     ),
     "probe": ("show where a model keeps its facts, and propose layers and strengths (--pretrained)", "sweeps.probe"),
+    "published": ("print the YAML file of published strengths: published METHOD MODEL [DATA]", "published"),
     "log": ("list what a run did: log RUN", "commands.history"),
     "show": ("print all that is known of one edit: show RUN ID", "commands.history"),
     "report": ("make one page of figures and tables of runs: report RUN [RUN ...]", "report"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace, set_loader
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -24,13 +25,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from lke_lightning import checkpoints
 from lke_lightning.callbacks.progress import BatchLine
-from lke_lightning.configuration import configs
+from lke_lightning.configuration import configs, load, read
 from lke_lightning.data import EditStream
 from lke_lightning.distributed import RUN_FOLDER, named_folder
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.downstream import Task
 from lke_lightning.ledger import locked
+from lke_lightning.model.language_model import DEMO
 from lke_lightning.stage_one.objectives import Objective
 from lke_lightning.stage_one.stopping import StopRule
 from lke_lightning.stage_one.target_space import TargetSpace
@@ -47,13 +49,26 @@ def suggest(message: str, options: Sequence[str], classes: Sequence[str]) -> str
     unknown = re.findall(r"--([\w.]+)|[Kk]ey [\"']([\w.]+)[\"']|does not accept [\w ]*[\"']?([\w.]+)", message)
     last = {option.rsplit(".", 1)[-1]: option for option in options}
     close: list[str] = []
-    for name in (next(filter(None, groups)) for groups in unknown):
+    for name in {next(filter(None, groups)) for groups in unknown}.difference(options):
         found = difflib.get_close_matches(name, options, 3, 0.6)
         found += [last[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 3, 0.7)]
         close += ["--" + option for option in found if option != name]
-    for name in re.findall(r"Given value: ([A-Za-z]\w*)", message):
+    for name in re.findall(r"(?:Given value|import path string): ([A-Za-z]\w*)", message):
         close += [match for match in difflib.get_close_matches(name, classes, 3, 0.6) if match != name]
     return f"{message}\nDid you mean: {', '.join(dict.fromkeys(close))}?" if close else message
+
+
+def brief(message: str) -> str:
+    """Leave out what jsonargparse says of every value that may also be null, whatever is wrong with it."""
+    said = [line for line in message.splitlines() if not re.search(NOISE, line)]
+    return "\n".join(said)
+
+
+NOISE = (
+    r"Does not validate against any of|^\s*(Subtypes|Errors|Given value type):|^\s*- Expected a <class 'NoneType'>|"
+    r"^\s*Subclass types expect|^\s*- a (class path|dict with)"
+)
+"""Lines of an error that say nothing of the value."""
 
 
 def _subclasses(base: type) -> Iterator[type]:
@@ -68,11 +83,19 @@ BASES = (
     Solver, Preservation, KeyPolicy, Statistics, UpdateTransform, ReadoutTransform, Task,
 )  # fmt: skip
 
+METHOD = "method/encore.yaml"
+"""What is done where no method is named."""
+
 Instead = Callable[[Trainer, Editor, EditStream], None]
 
 
 class EditParser(LightningArgumentParser):
-    """A parser whose errors name the options that come close."""
+    """A parser that reads YAML files with care, and whose errors name the options that come close."""
+
+    def parse_path(self, path: Any, *args: Any, **options: Any) -> Any:
+        """Refuse what holds no sections before it is parsed."""
+        read(path)
+        return super().parse_path(path, *args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Add suggestions to the message."""
@@ -80,7 +103,9 @@ class EditParser(LightningArgumentParser):
         options = sorted(
             {name[2:] for action in parser._actions for name in action.option_strings if ".help" not in name}
         )
-        super().error(suggest(message, options, [part.__name__ for base in BASES for part in _subclasses(base)]), ex)
+        super().error(
+            suggest(brief(message), options, [part.__name__ for base in BASES for part in _subclasses(base)]), ex
+        )
 
 
 class EditCLI(LightningCLI):
@@ -122,6 +147,9 @@ class EditCLI(LightningCLI):
             raise EditError(f"seed_everything is {given.seed_everything}: a seed is 0 or more")
         if self._instead is not None:
             return
+        _check_strengths(given)
+        if given.trainer.default_root_dir == "":
+            raise EditError("trainer.default_root_dir is empty: name a folder, or leave the option out")
         if given.trainer.default_root_dir is None:
             folder = named_folder(_is_first_rank()) or f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
             given.trainer.default_root_dir = folder
@@ -198,7 +226,8 @@ def run(args: list[str], instead: Instead | None = None) -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    defaults = [str(configs() / name) for name in ("method/encore.yaml", "model/demo.yaml", "data/demo.yaml")]
+    set_loader("yaml", load, (yaml.YAMLError,))
+    defaults = [str(configs() / name) for name in (METHOD, "model/demo.yaml", "data/demo.yaml")]
     try:
         with ExitStack() as held:
             EditCLI(
@@ -217,6 +246,17 @@ def run(args: list[str], instead: Instead | None = None) -> None:
             )
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
+
+
+def _check_strengths(given: Namespace) -> None:
+    """Say so where another model is about to be edited with the demo model's strengths."""
+    demos = read(configs() / METHOD)["stage_one"]
+    is_same = all(given.stage_one[name] == demos[name] for name in ("lr", "max_steps"))
+    if is_same and given.model.pretrained != DEMO:
+        rank_zero_info(
+            f"The strengths are those of the demo model, not of {given.model.pretrained}: find its own with `python -m "
+            "lke_lightning tune`, or see `published --help` for those that papers give"
+        )
 
 
 def _is_first_rank() -> bool:

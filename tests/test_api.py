@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lke_lightning import EditError, EditRequest, edit
-from lke_lightning.api import _read
 from lke_lightning.composition import compose
+from lke_lightning.published import Published
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_one.target_space import NormBall
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
@@ -62,10 +62,10 @@ def test_without_layers_it_says_how_to_give_them(tmp_path):
 
 
 def test_stages_come_from_a_configuration():
-    found = _read("experiment/encore-llama3-8b-counterfact.yaml")
+    found = Published.compose("encore", "llama3-8b", "counterfact").config
     assert found["model"]["layers"] == [4, 5, 6, 7, 8]
     made = compose(found)
     assert [type(rule).__name__ for rule in made.one.stopping] == ["MostProbable", "LossBelow"]
     assert [term.weight for term in made.two.solver.preservation] == [15000, 20]
     with pytest.raises(EditError, match="no configuration"):
-        _read("nowhere.yaml")
+        edit(None, None, [], config="nowhere.yaml")

@@ -1,35 +1,94 @@
-"""Every YAML file of configs/ still parses: alone on top of the defaults, or as a plan of `compare`."""
+"""The files of configs/: methods, models and data compose, nothing of one reaches another, and each has its source."""
 
+import inspect
+import itertools
 import json
 import runpy
 from pathlib import Path
 
 import pytest
+import yaml
 
+import lke_lightning.data
+from lke_lightning import published
 from lke_lightning.cli import main
 from lke_lightning.sweeps.compare import Plan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+FOLDERS = ("method", "model", "data")
 
 
-@pytest.mark.parametrize(
-    "name",
-    sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "compare"),
-)
-def test_config_parses(name, capsys):
+METHODS, MODELS, DATA = (sorted(path.stem for path in CONFIGS.glob(f"{folder}/*.yaml")) for folder in FOLDERS)
+
+
+def parsed(capsys, *arguments):
+    """Return what `fit` makes of some arguments."""
     with pytest.raises(SystemExit) as caught:
-        main(["fit", "-c", str(CONFIGS / name), "--print_config"])
-    assert caught.value.code in (0, None)
-    printed = capsys.readouterr().out
-    assert "stage_one:" in printed
-    assert "lke_lightning.stage_two" in printed
+        main(["fit", *map(str, arguments), "--print_config"])
+    said = capsys.readouterr()
+    assert caught.value.code in (0, None), said.err
+    return yaml.safe_load(said.out)
+
+
+def combinations():
+    """Yield every method with a model and data, such that every model and every data set has its turn."""
+    for i in range(max(len(METHODS), len(MODELS), len(DATA))):
+        yield METHODS[i % len(METHODS)], MODELS[i % len(MODELS)], DATA[i % len(DATA)]
+
+
+@pytest.mark.parametrize(("method", "model", "data"), list(combinations()))
+def test_a_method_a_model_and_data_compose(method, model, data, capsys):
+    files = [CONFIGS / folder / f"{name}.yaml" for folder, name in zip(FOLDERS, (method, model, data), strict=True)]
+    given = [yaml.safe_load(path.read_text()) for path in files]
+    found = parsed(capsys, *itertools.chain(*(("-c", path) for path in files)))
+    assert found["model"]["method"] == given[0]["model"]["method"]
+    assert found["model"]["pretrained"] == given[1]["model"]["pretrained"]
+    assert found["data"]["class_path"].endswith("." + given[2]["data"]["class_path"])
+    assert found["data"]["init_args"]["limit"] is None
+    solver, wanted = found["stage_two"]["solver"], given[0]["stage_two"]["solver"]
+    assert solver["class_path"].endswith("." + wanted["class_path"])
+    for argument, value in wanted["init_args"].items():  # nothing of the default method is left in it
+        assert classes(solver["init_args"][argument]) == classes(value)
+
+
+def classes(part):
+    """Return the classes of a list of parts; of anything else, whether it is there."""
+    return [term["class_path"].rsplit(".", 1)[-1] for term in part] if isinstance(part, list) else part is not None
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_other_files_parse(path, capsys):
+    if path.parent.name not in (*FOLDERS, "compare"):
+        assert "lke_lightning.stage_two" in str(parsed(capsys, "-c", path))
+
+
+@pytest.mark.parametrize("data", [name for name in DATA if name != "demo"])
+def test_nothing_of_the_demo_data_reaches_other_data(data, capsys):
+    path = CONFIGS / "data" / f"{data}.yaml"
+    given = yaml.safe_load(path.read_text())["data"]
+    found = parsed(capsys, "-c", path)["data"]["init_args"]
+    signature = inspect.signature(getattr(lke_lightning.data, given["class_path"]))
+    own = {name: parameter.default for name, parameter in signature.parameters.items()}
+    assert found == {**own, **given["init_args"]}
+
+
+def test_a_methods_batch_size_holds_for_any_data_and_the_commands_for_any_method(capsys):
+    files = ("-c", CONFIGS / "method" / "rome.yaml", "-c", CONFIGS / "data" / "jsonl.yaml")
+    assert parsed(capsys, *files)["data"]["init_args"]["batch_size"] == 1
+    assert parsed(capsys, *files[2:], *files[:2])["data"]["init_args"]["batch_size"] == 1
+    assert parsed(capsys, *files, "--data.batch_size", "7")["data"]["init_args"]["batch_size"] == 7
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("compare/*.yaml")), ids=lambda path: path.stem)
-def test_plan_names_files_that_are_there(path, monkeypatch):
+def test_plan_names_files_that_are_there_or_says_how_they_are_made(path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     for run in Plan.read(str(path)).runs:
-        run.check()
+        for file in run.configurations():
+            if file.parts[0] == "runs":
+                assert f"published $method {file.parent.name} counterfact --output {file.parent}" in path.read_text()
+                assert (file.stem, file.parent.name, "counterfact") in published.combinations()
+            else:
+                assert file.is_file()
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("method/*.yaml")))

@@ -15,19 +15,20 @@ class DemoWorld(EditStream):
 
     Args:
         world_seed: seed of the world; the demo model knows world 0.
-        batch_size: edits of one training step.
-        limit: edit only this many, from the start.
+        batch_size: edits of one training step; `None`: 20.
+        limit: edit only this many, from the start; `None`: 200.
         shuffle_seed: shuffle with this seed first.
     """
 
+    # None, because jsonargparse takes a class's defaults for given values and hands them on to the next class chosen
     def __init__(
         self,
         world_seed: int = 0,
-        batch_size: int = 20,
+        batch_size: int | None = None,
         limit: int | None = None,
         shuffle_seed: int | None = None,
     ) -> None:
-        super().__init__(batch_size, limit, shuffle_seed)
+        super().__init__(20 if batch_size is None else batch_size, 200 if limit is None else limit, shuffle_seed)
         self.world_seed = world_seed
 
     def read(self) -> Iterator[EditRequest]:

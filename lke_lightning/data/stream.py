@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import random
 from abc import abstractmethod
 from collections import Counter
@@ -72,11 +73,16 @@ class EditStream(LightningDataModule):
         if self.requests:
             return
         if self.shuffle_seed is None:
-            requests = list(itertools.islice(self.read(), self.limit))
+            stream = self.read()
+            requests = list(itertools.islice(stream, self.limit))
+            total = "all the" if _goes_on(stream) else None
         else:
             requests = list(self.read())
             random.Random(self.shuffle_seed).shuffle(requests)
+            total = f"{len(requests):,}" if len(requests) > (self.limit or math.inf) else None
             requests = requests[: self.limit]
+        if total:
+            rank_zero_info(f"{len(requests):,} of {total} edits of {self.name}: data.limit leaves out the rest")
         if not requests:
             raise EditError(f"{self.name} has no edits")
         twice = [name for name, count in Counter(request.id for request in requests).items() if count > 1]
@@ -149,6 +155,13 @@ class RequestList(EditStream):
     def read(self) -> Iterator[EditRequest]:
         """Yield them."""
         return iter(self.given)
+
+
+def _goes_on(stream: Iterator[EditRequest]) -> bool:
+    try:
+        return next(stream, None) is not None
+    except EditError:  # what is beyond the limit need not be readable
+        return True
 
 
 def _digests(requests: Sequence[EditRequest]) -> Tensor:

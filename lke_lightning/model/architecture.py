@@ -68,7 +68,7 @@ class Architecture:
         if not layers:
             raise EditError(
                 f"no layers to edit: give --model.layers, for {count} layers for example '{layers_by_depth(count)}' "
-                "(proposed from the depth; published settings are in configs/experiment)"
+                "(proposed from the depth; published settings are in configs/published.yaml)"
             )
         if sorted(set(layers)) != list(layers):
             raise EditError(f"layers {layers} must be distinct and ascending")

@@ -52,7 +52,7 @@ class WeightUpdate(Callback):
 
     Args:
         solver: turns keys and residuals into an update. Default: ENCORE's least squares with weights of 1; real
-            models need theirs, see configs/experiment.
+            models need theirs, see configs/published.yaml.
         keys: how keys are averaged over contexts. Default: `ContextMean`.
         statistics: second moments of keys on ordinary text. Default: computed on the demo text.
         spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which asks more of early layers.

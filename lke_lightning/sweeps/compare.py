@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lke_lightning.configuration import read
 from lke_lightning.edits import EditError
 from lke_lightning.results import write
 from lke_lightning.sweeps.report import CAPTION, HEADER, cells, circumstances, entry, markdown, show
@@ -33,13 +32,8 @@ class Plan:
         Raises:
             EditError: the file is missing or is no plan.
         """
-        if not Path(path).is_file():
-            raise EditError(f"no plan {path!r}")
-        try:
-            given = yaml.safe_load(Path(path).read_text())
-        except yaml.YAMLError as error:
-            raise EditError(f"the plan {path!r} is not YAML: {error}") from error
-        if not isinstance(given, dict) or not isinstance(given.get("rows"), list) or not given["rows"]:
+        given = read(path)
+        if not isinstance(given.get("rows"), list) or not given["rows"]:
             raise EditError(f"the plan {path!r} has no rows: it needs a list `rows`, each with a name and arguments")
         _check_keys(given, {"arguments", "rows"}, f"the plan {path!r}")
         common = _arguments(given, f"the plan {path!r}")

@@ -61,11 +61,19 @@ def points(sweep: Mapping[str, Sequence[Any]]) -> list[Settings]:
 def configured(config: Config, settings: Settings) -> Config:
     """Return the configuration with other values, in every part of a name's class."""
     changed = copy.deepcopy(config)
-    for place, names in _places(changed):
-        for argument, name in names.items():
-            if name in settings:
-                place[argument] = settings[name]
+    for place, owner in _places(changed):
+        place.update({name.rpartition(".")[2]: value for name, value in settings.items() if is_of(name, owner)})
     return changed
+
+
+def is_of(name: str, owner: str) -> bool:
+    """Tell whether a setting is an argument of the class, stage or nested section called `owner`."""
+    return name.rpartition(".")[0] == owner
+
+
+def owners(config: Config) -> set[str]:
+    """Return the classes, stages and nested sections that settings can be of."""
+    return {owner for _, owner in _places(config)}
 
 
 def name(settings: Settings) -> str:
@@ -75,23 +83,25 @@ def name(settings: Settings) -> str:
 
 
 def _arguments(config: Config) -> Iterator[tuple[str, Any]]:
-    for place, names in _places(config):
-        yield from ((name, place[argument]) for argument, name in names.items())
+    for place, owner in _places(config):
+        yield from ((f"{owner}.{argument}", value) for argument, value in place.items())
 
 
-def _places(config: Config) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
-    """Yield each dict of arguments of the two stages, with the swept name of each argument."""
+def _places(config: Config) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each dict of arguments of the two stages, with what its arguments' names begin with."""
     for stage in STAGES:
         yield from _places_within(config.get(stage) or {}, stage)
 
 
-def _places_within(given: Any, owner: str) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+def _places_within(given: Any, owner: str) -> Iterator[tuple[dict[str, Any], str]]:
     if isinstance(given, list):
         for part in given:
             yield from _places_within(part, owner)
     elif isinstance(given, dict) and "class_path" in given:
-        yield from _places_within(given.get("init_args") or {}, given["class_path"].rsplit(".", 1)[-1])
+        if given.get("init_args") is None:
+            given["init_args"] = {}
+        yield from _places_within(given["init_args"], given["class_path"].rsplit(".", 1)[-1])
     elif isinstance(given, dict):
-        yield given, {argument: f"{owner}.{argument}" for argument in given}
+        yield given, owner
         for argument, value in given.items():
             yield from _places_within(value, f"{owner}.{argument}")

@@ -17,7 +17,7 @@ import yaml
 from rich.progress import track
 
 from lke_lightning.composition import compose
-from lke_lightning.configuration import configs
+from lke_lightning.configuration import find, read
 from lke_lightning.data import DemoWorld, EditStream
 from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.evaluation.summary import summarize
@@ -67,11 +67,9 @@ def probe(
     Raises:
         EditError: the model cannot be edited, it knows none of the facts, or the folder holds another probe.
     """
-    path = Path(method) if Path(method).is_file() else configs() / method
-    if not path.is_file():
-        raise EditError(f"no configuration {method!r}, neither as a file nor below {configs()}")
-    config = yaml.safe_load(path.read_text())
-    stream = data or DemoWorld()
+    path = find(method)
+    config = read(path)
+    stream = data or DemoWorld(limit=1800)  # all of them
     stream.setup("fit")
     network, tokenizer = load(pretrained, dtype, trust_remote_code)
     whole = LanguageModel(network, tokenizer, [0], matrix)

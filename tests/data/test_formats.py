@@ -99,7 +99,7 @@ def test_in_a_batch_the_later_of_two_edits_of_one_fact_wins():
 
 
 def test_demo_world_keeps_its_promise():
-    found = requests(DemoWorld())
+    found = requests(DemoWorld(limit=1800))
     assert len(found) >= 1500
     assert len({r.relation for r in found}) >= 12
     assert all(len(r.paraphrases) >= 2 and len(r.neighborhood) >= 5 for r in found)

@@ -53,9 +53,9 @@ def test_options_of_all_rows_win_over_the_files_of_one(tmp_path):
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (None, "no plan"),
+        (None, "is missing: name a YAML file"),
         ("rows: [", "is not YAML"),
-        ("[1]", "has no rows"),
+        ("[1]", "holds a list"),
         ("rows: []", "has no rows"),
         ("{rows: [{name: a}], row: 1}", "unknown 'row'"),
         ("rows: [a]", "row 1 of the plan is 'a'"),
