@@ -1,84 +1,17 @@
-"""Tables of runs: for a paper (LaTeX with booktabs), for a README (Markdown), for the page."""
+"""The table of runs, one figure of each in a column: for the page, and for a paper in LaTeX and Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lke_lightning.report.reading import KINDS, RunRecord, Score
+from lke_lightning.evaluation.teacher_forced import KINDS
+from lke_lightning.report.reading import RunRecord, Runs, largest
+from lke_lightning.report.records import Score, Series
 
-ESCAPES = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-           "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Column:
-    """One figure of every run."""
-
-    name: str
-    read: Callable[[RunRecord], Score | None]
-    digits: int = 1
-    factor: float = 100.0
-    """What the figure is multiplied with: 100 for fractions, which are told in percent."""
-    best: Callable[[Sequence[float]], float] | None = max
-    """Picks the figure that is set in bold; `None`: none is."""
-
-    def cell(self, score: Score | None) -> str:
-        """Write a figure, with half the width of its interval where it has one."""
-        if score is None:
-            return ""
-        value = score.value * self.factor
-        # perplexities of broken models have many digits and little to say with them
-        shown = f"{value:.1e}" if value >= 1e6 else f"{value:,.0f}" if value >= 1e3 else f"{value:.{self.digits}f}"
-        if score.bounds is None:
-            return shown
-        return f"{shown} ± {(score.bounds[1] - score.bounds[0]) / 2 * self.factor:.{self.digits}f}"
-
-
-def _success(kind: str) -> Callable[[RunRecord], Score | None]:
-    return lambda run: run.score("final", kind)
-
-
-def _perplexity(run: RunRecord) -> Score | None:
-    value = run.perplexity("final")
-    return None if value is None else Score(value)
-
-
-def _growth(run: RunRecord) -> Score | None:
-    grown = [points[-1][1] for points in run.norm_growth().values()]
-    return Score(max(grown)) if grown else None
-
-
-def _downstream(run: RunRecord) -> Score | None:
-    points = run.downstream_mean()
-    return Score(points[-1][1]) if points else None
-
-
-def _steps(run: RunRecord) -> Score | None:
-    median = (run.card.get("steps") or {}).get("median")
-    return None if median is None else Score(median)
-
-
-def _seconds(run: RunRecord) -> Score | None:
-    seconds = run.card.get("seconds") or {}
-    spent = seconds.get("stage_one", 0.0) + seconds.get("stage_two", 0.0)
-    return Score(spent / run.made) if run.made and spent else None
-
-
-def _made(run: RunRecord) -> Score | None:
-    return Score(run.made)
-
-
-COLUMNS = (
-    Column("Edits", _made, 0, 1.0, None),
-    *(Column(kind.capitalize(), _success(kind)) for kind in KINDS),
-    Column("S", _success("S")),
-    Column("Downstream F1", _downstream),
-    Column("Perplexity", _perplexity, 2, 1.0, min),
-    Column("Norm growth", _growth, 2, 1.0, min),
-    Column("Steps", _steps, 1, 1.0, None),
-    Column("s/edit", _seconds, 2, 1.0, None),
-)
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"} | {
+    letter: f"\\{letter}" for letter in "&%$#_{}"
+}
 
 NOTE = (
     "At the end of each run: success in percent, ± half of the 95 % confidence interval over edits where it was "
@@ -88,71 +21,119 @@ NOTE = (
 
 
 @dataclass(frozen=True)
+class Column:
+    """One figure of every run."""
+
+    name: str
+    read: Callable[[RunRecord], Score | float | None]
+    digits: int
+    best: Callable[[Sequence[float]], float] | None = None
+    """Picks the figure that is set in bold; `None`: none is."""
+
+    def score(self, run: RunRecord) -> Score | None:
+        """Read the figure of a run."""
+        found = self.read(run)
+        return Score(found) if isinstance(found, (int, float)) else found
+
+    def cell(self, score: Score | None) -> str:
+        """Write a figure, with half the width of its interval where it has one."""
+        if score is None:
+            return ""
+        value = score.value
+        # perplexities of broken models have many digits and little to say with them
+        shown = f"{value:.1e}" if value >= 1e6 else f"{value:,.0f}" if value >= 1e3 else f"{value:.{self.digits}f}"
+        return shown + (f" ± {(score.bounds[1] - score.bounds[0]) / 2:.{self.digits}f}" if score.bounds else "")
+
+
+@dataclass(frozen=True)
 class Table:
-    """A table with the best figure of each column known."""
+    """A table, and where in it the best figure of each column is."""
 
     header: list[str]
-    """The columns' names after the first, which has the runs'."""
-    rows: list[tuple[str, list[str]]]
+    rows: list[list[str]]
     best: set[tuple[int, int]]
-    """Rows and columns of the cells that are the best of theirs."""
 
 
-def table(runs: Sequence[RunRecord]) -> Table:
+def percent(score: Score | None) -> Score | None:
+    """Return a fraction in percent."""
+    if score is None or score.bounds is None:
+        return score and Score(100 * score.value)
+    return Score(100 * score.value, (100 * score.bounds[0], 100 * score.bounds[1]))
+
+
+def last(points: Series) -> float | None:
+    """Return the last value of a curve."""
+    return points[-1][1] if points else None
+
+
+def _success(kind: str) -> Callable[[RunRecord], Score | None]:
+    return lambda run: percent(run.score(kind))
+
+
+def _f1(run: RunRecord) -> Score | None:
+    value = last(run.downstream_f1().get("mean", []))
+    return None if value is None else Score(100 * value)
+
+
+def _seconds(run: RunRecord) -> float | None:
+    spent = sum(run.card.seconds.get(name, 0.0) for name in ("stage_one", "stage_two"))
+    return spent / run.made if run.made and spent else None
+
+
+COLUMNS = (
+    Column("Edits", lambda run: run.made, 0),
+    *(Column(kind.capitalize(), _success(kind), 1, max) for kind in (*KINDS, "S")),
+    Column("Downstream F1", _f1, 1, max),
+    Column("Perplexity", lambda run: run.card.perplexity.get("final"), 2, min),
+    Column("Norm growth", lambda run: last(largest(run.norm_growth())), 2, min),
+    Column("Steps", lambda run: run.card.steps, 1),
+    Column("s/edit", _seconds, 2),
+)
+
+
+def table(runs: Runs) -> Table:
     """Put runs into a table, without columns that none of them has.
 
     Which is best is told only of runs with as many edits: a shorter run has had less to bear.
     """
-    found = [(column, [column.read(run) for run in runs]) for column in COLUMNS]
-    found = [(column, scores) for column, scores in found if any(score is not None for score in scores)]
+    found = [(column, [column.score(run) for run in runs]) for column in COLUMNS]
+    found = [(column, scores) for column, scores in found if any(scores)]
     best = set()
-    for place, (column, scores) in enumerate(found):
-        values = [score.value for score in scores if score is not None]
-        if column.best is not None and len(values) > 1 and len({run.made for run in runs}) == 1:
+    for place, (column, scores) in enumerate(found, 1):
+        values = [score.value for score in scores if score]
+        if column.best and len(values) > 1 and len({run.made for run in runs}) == 1:
             top = column.best(values)
-            best |= {(row, place) for row, score in enumerate(scores) if score is not None and score.value == top}
-    cells = [[column.cell(scores[row]) for column, scores in found] for row in range(len(runs))]
-    rows = [(run.name, row) for run, row in zip(runs, cells, strict=True)]
-    return Table([column.name for column, _ in found], rows, best)
+            best |= {(row, place) for row, score in enumerate(scores) if score and score.value == top}
+    rows = [[run.name, *(column.cell(scores[row]) for column, scores in found)] for row, run in enumerate(runs)]
+    return Table(["Run", *(column.name for column, _ in found)], rows, best)
 
 
-def latex(runs: Sequence[RunRecord]) -> str:
+def latex(made: Table) -> str:
     """Return a LaTeX table environment; it needs the package booktabs."""
-    made = table(runs)
-    lines = []
-    for row, (name, cells) in enumerate(made.rows):
-        written = [_latex_cell(cell, (row, column) in made.best) for column, cell in enumerate(cells)]
-        lines.append(" & ".join([_escaped(name), *written]) + r" \\")
-    header = " & ".join(["Run", *map(_escaped, made.header)]) + r" \\"
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            f"\\caption{{{_escaped(NOTE)}}}".replace("±", r"$\pm$"),
-            f"\\begin{{tabular}}{{l{'r' * len(made.header)}}}",
-            r"\toprule", header, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
-        ]
-    )  # fmt: skip
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cells) + r" \\"
+
+    def escaped(text: str) -> str:
+        return "".join(LATEX.get(letter, letter) for letter in text)
+
+    def cell(text: str, is_best: bool) -> str:
+        value, plus_minus, margin = escaped(text or "--").partition(r" $\pm$")
+        return (rf"\textbf{{{value}}}" if is_best else value) + plus_minus + margin
+
+    rows = [line([cell(text, (i, j) in made.best) for j, text in enumerate(row)]) for i, row in enumerate(made.rows)]
+    return "\n".join([
+        r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{escaped(NOTE)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(made.header) - 1)}}}", r"\toprule", line(map(escaped, made.header)),
+        r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+    ])  # fmt: skip
 
 
-def markdown(runs: Sequence[RunRecord]) -> str:
+def markdown(made: Table) -> str:
     """Return a Markdown table with a note below."""
-    made = table(runs)
-    lines = [["Run", *made.header], ["---", *["---:"] * len(made.header)]]
-    for row, (name, cells) in enumerate(made.rows):
-        written = [f"**{cell}**" if (row, column) in made.best else cell for column, cell in enumerate(cells)]
-        lines.append([name.replace("|", "\\|"), *written])
+    rows = [
+        [f"**{text}**" if (i, j) in made.best else text.replace("|", "\\|") for j, text in enumerate(row)]
+        for i, row in enumerate(made.rows)
+    ]
+    lines = [made.header, ["---", *["---:"] * (len(made.header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{NOTE}\n"
-
-
-def _latex_cell(cell: str, is_best: bool) -> str:
-    if not cell:
-        return "--"
-    value, _, margin = cell.partition(" ± ")
-    value = rf"\textbf{{{value}}}" if is_best else value
-    return f"{value} $\\pm$ {margin}" if margin else value
-
-
-def _escaped(text: str) -> str:
-    return "".join(ESCAPES.get(letter, letter) for letter in text)
