@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lke_lightning.edits import EditError
 from lke_lightning.report.page import page
-from lke_lightning.report.reading import Runs, read_all
+from lke_lightning.report.reading import RunRecord, read_all
 from lke_lightning.results import write
 
 NAME = "report.html"
@@ -41,18 +41,17 @@ def _checked(output: str) -> Path:
     if path.suffix not in (".html", ".htm"):
         raise EditError(f"output is {output!r}: name the page's file, such as {path / NAME}")
     try:
-        taken = next((place for place in path.parents if place.exists() and not place.is_dir()), None)
-        if path.is_dir() or taken:
-            raise EditError(
-                f"output is {output!r}, but {taken} is not a folder: name another place" if taken
-                else f"output is {output!r}, which is a folder: name a file, such as {path / NAME}"
-            )  # fmt: skip
+        if path.is_dir():
+            raise EditError(f"output is {output!r}, which is a folder: name a file, such as {path / NAME}")
+        taken = [place for place in path.parents if place.exists() and not place.is_dir()]
     except OSError as error:
-        raise EditError(f"cannot write {output!r} ({error.strerror}): name another file with output") from error
+        raise EditError(f"output is {output!r} ({error.strerror}): name another file") from error
+    if taken:
+        raise EditError(f"output is {output!r}, but {taken[0]} is not a folder: name another file")
     return path
 
 
-def _shared_folder(runs: Runs) -> Path:
+def _shared_folder(runs: list[RunRecord]) -> Path:
     if len(runs) == 1:
         return runs[0].folder
     return Path(os.path.commonpath([run.folder.parent for run in runs]))

@@ -1,293 +1,264 @@
-"""The figures of a report, in the order of the page.
-
-Each takes what it needs from some runs, and is left out where they do not have it.
-"""
+"""The figures of a report, in the order of the page: plain matplotlib on white, as SVG that needs nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+import io
+import math
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from lke_lightning.evaluation.teacher_forced import KINDS
-from lke_lightning.report import changes
-from lke_lightning.report.drawing import (
-    COLOURS,
-    DASHED,
-    MUTED,
-    NARROW,
-    TEXT,
-    WIDE,
-    curves,
-    legend,
-    line_style,
-    panels,
-    percent,
-    whole_numbers,
-)
-from lke_lightning.report.reading import RunRecord, Runs, of_each
+from lke_lightning.report.reading import RunRecord
+from lke_lightning.report.records import Series
 
-MOST_BARS, WRITTEN_CELLS = 30, 12
-"""Bars of steps, and rows of a heat map that has its numbers in it, at most."""
+NARROW, WIDE = 4.7, 9.8
+"""Widths in inches: half of the page, or all of it."""
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5539c", "#b97a00", "#3b9bd6", "#5b6675")
+"""Those of Okabe and Ito, told apart under every kind of colour blindness; the yellow ones darker, to be seen."""
+MARKERS, DASHES, GREY = "os^DvPX", ("-", "--", ":", "-."), "#7b8794"
+
+STYLE = {
+    "font.size": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "axes.titlesize": 9,
+    "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "#dfe3e8", "lines.markersize": 4, "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # names of runs may hold dollars
+    "svg.fonttype": "none", "svg.hashsalt": "report",
+}  # fmt: skip
+
+MOST_POINTS, MOST_PANELS, MOST_LETTERS = 25, 6, 48
+"""At most: points of a curve over edits, panels, letters of a name."""
+LETTER, KEY = 0.075, 0.75
+"""Width in inches of a letter in a legend, and of all that is around a name."""
+ROUNDING = 1e-5
+"""Singular values below this share of the largest are rounding of float32 and not drawn."""
+
+REFERENCES = ("unedited", "known")
+"""What the names of curves begin with that others are compared to: grey, and of several runs the first one's."""
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A figure with what is said beside it."""
+    """A figure of curves, with what is said beside it; it is left out where no run has its topic."""
 
     section: str
     title: str
     caption: str
-    draw: Callable[[Runs], Figure | None]
+    topic: str
+    """The curves that are drawn; where more topics begin so, each has a panel."""
+    common: Sequence[str] = ()
+    """What the name of the curve begins with that stands for one of several runs, the first choice first; if empty,
+    the run's largest values do."""
+    scale: str = "linear"
+    """Of the vertical axis: `linear`, `percent`, or `log`: logarithmic where values differ much."""
+    x: str = "edits made"
+    y: str = ""
+
+    def draw(self, runs: Sequence[RunRecord]) -> Figure | None:
+        """Draw what the runs have; `None` if that is nothing."""
+        topics = list(dict.fromkeys(name for run in runs for name in run.curves if name.startswith(self.topic)))
+        found = {topic: [curve for curve in self._curves(runs, topic) if len(curve[1]) > 1] for topic in topics}
+        shown = [topic for topic in topics if any(look["color"] != GREY for *_, look in found[topic])]
+        if not shown:
+            return None
+        figure, axes = _panels(min(len(shown), MOST_PANELS))
+        for ax, topic in zip(axes, shown, strict=False):
+            for name, points, look in found[topic]:
+                ax.plot(*zip(*points, strict=True), label=name, **look)
+            self._scale(ax, [value for _, points, _ in found[topic] for _, value in points])
+            ax.set(xlabel=self.x, ylabel=self.y or topic, title=topic if len(shown) > 1 else "")
+            if self.x in ("edits made", "steps of stage one"):
+                ax.set_xlim(left=0)
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=self.x != PROBABILITY))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.9g}"))
+        _legend(figure, always=self.x == PROBABILITY)
+        return figure
+
+    def _curves(self, runs: Sequence[RunRecord], topic: str) -> list[tuple[str, Series, dict[str, Any]]]:
+        """Return names, points and looks: all curves of one run, or one for each of several and the references."""
+        shown: list[tuple[str, Series, dict[str, Any]]] = []
+        for number, run in enumerate(runs):
+            curves = run.curves.get(topic, {})
+            own = {name: points for name, points in curves.items() if not name.startswith(REFERENCES)}
+            if not any(look["color"] == GREY for *_, look in shown):
+                known = [name for name in curves if name not in own]
+                shown += [(name, curves[name], {"color": GREY, "ls": DASHES[i]}) for i, name in enumerate(known)]
+            if len(runs) > 1:
+                own = {run.name: self._one_of(own)}
+            for i, (name, points) in enumerate(own.items(), number):
+                points = self._thinned(points)
+                look = {"color": COLOURS[i % 7], "ls": DASHES[i // 7 % 4]}
+                shown.append((name, points, look | ({"marker": MARKERS[i % 7]} if len(points) <= MOST_POINTS else {})))
+        return shown
+
+    def _one_of(self, curves: dict[str, Series]) -> Series:
+        by_place: dict[float, float] = {}
+        for points in curves.values() if not self.common else ():
+            for place, value in points:
+                by_place[place] = max(value, by_place.get(place, value))
+        chosen = (name for start in self.common for name in reversed(curves) if name.startswith(start))
+        return curves.get(next(chosen, ""), sorted(by_place.items()))
+
+    def _thinned(self, points: Series) -> Series:
+        """Average neighbours where there are very many batches; leave out singular values that are rounding."""
+        if self.topic.startswith("spectrum"):
+            return [(place, value) for place, value in points if value > ROUNDING * points[0][1]]
+        size = -(-len(points) // MOST_POINTS) if self.x == "edits made" and points else 1
+        groups = [points[i : i + size] for i in range(0, len(points), size)]
+        return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
+
+    def _scale(self, axes: Axes, values: Sequence[float]) -> None:
+        if self.scale == "percent":
+            least = min((value for value in values if not math.isnan(value)), default=0.0)
+            low = max(0.0, math.floor(4 * least - 0.2) / 4)
+            axes.set_ylim(low - 0.03 * (1 - low), 1 + 0.03 * (1 - low))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        given = [value for value in values if 0 < value < math.inf]
+        ratio = max(given) / min(given) if given else 1.0
+        if self.scale == "log" and ratio > 8:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 300 else (1,)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
 
 
-def scores(runs: Runs) -> Figure | None:
-    """Final successes of several runs with their intervals, and hollow those just after."""
-    if len(runs) == 1 or not any(run.card.scores["final"] for run in runs):
-        return None
-    figure, axes = panels(4, 4, 1.0 + 0.27 * len(runs), sharey=True)
-    for ax, kind in zip(axes, (*KINDS, "S"), strict=True):
-        for row, run in enumerate(runs):
-            early, score = run.score(kind, "just_after"), run.score(kind)
-            if early:
-                ax.plot(early.value, row, "o", mfc="none", color=MUTED, label="just after each batch")
-            if score and score.bounds:
-                ax.plot(score.bounds, (row, row), color=COLOURS[0], lw=3, alpha=0.4)
-            if score:
-                ax.plot(score.value, row, "o", color=COLOURS[0], label="at the end")
-        ax.set(title=kind, xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], xticklabels=["0 %", "50 %", "100 %"])
-        ax.set_yticks(range(len(runs)), [run.name for run in runs])
-        ax.set_ylim(len(runs) - 0.5, -0.5)
-    legend(figure)
-    return figure
+@dataclass(frozen=True)
+class Retention:
+    """The efficacy of the edits of each batch at every evaluation: a heat map for each run."""
+
+    section: str
+    title: str
+    caption: str
+
+    def draw(self, runs: Sequence[RunRecord]) -> Figure | None:
+        """Draw the runs that were evaluated more than once; `None` if there is none."""
+        found = [run for run in runs if len(run.card.evaluated_after) > 1 and len(run.card.matrix[-1]) > 1]
+        if not found:
+            return None
+        figure, axes = _panels(len(found))
+        for ax, run in zip(axes, found, strict=True):
+            rows, moments = run.card.matrix, run.card.evaluated_after
+            cells = np.full((max(map(len, rows)), len(rows)), np.nan)
+            for column, row in enumerate(rows):
+                cells[: len(row), column] = row
+            image = ax.imshow(cells, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+            ax.grid(False)
+            ax.set(xlabel="edits made when evaluated", title=_fitting(run.name) if len(runs) > 1 else "")
+            every = [max(1, -(-size // 6)) for size in cells.shape]
+            ax.set_yticks(range(0, len(cells), every[0]), range(1, len(cells) + 1, every[0]))
+            ax.set_xticks(range(0, len(moments), every[1]), [f"{edits:,}" for edits in moments[:: every[1]]])
+        axes[0].set_ylabel("batch of the edit")
+        figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, ticks=[0, 0.5, 1], label="efficacy")
+        return figure
 
 
-def just_after(runs: Runs) -> Figure | None:
-    """Success of each batch right after it was edited."""
-    named = of_each(
-        runs, lambda run: run.just_after("efficacy"), lambda run: {kind: run.just_after(kind) for kind in KINDS}
-    )
-    return curves(named, "success" if len(runs) == 1 else "efficacy", fraction=True)
+def as_image(draw: Callable[[Sequence[RunRecord]], Figure | None], runs: Sequence[RunRecord]) -> tuple[str, bool]:
+    """Draw a figure.
+
+    Returns:
+        An address that holds all of it as SVG, empty if there is nothing to draw; whether it takes the page's width.
+    """
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts draw the text
+        figure, file = draw(runs), io.BytesIO()
+        if figure is None:
+            return "", False
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    image = "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+    return image, figure.get_figwidth() > NARROW
 
 
-def so_far(runs: Runs) -> Figure | None:
-    """Success on all edits so far; of several runs S, or the efficacy where they have no S."""
-    common = "S" if any(run.so_far("S") for run in runs) else "efficacy"
-    named = of_each(
-        runs, lambda run: run.so_far(common), lambda run: {kind: run.so_far(kind) for kind in (*KINDS, "S")}
-    )
-    return curves(named, "success" if len(runs) == 1 else common, fraction=True)
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(NARROW if count == 1 else WIDE, 2.9 * rows))
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for spare in axes[count:]:
+        spare.set_axis_off()
+    return figure, axes[:count]
 
 
-def perplexity(runs: Runs) -> Figure | None:
-    """Perplexity of untouched text over edits."""
-    return curves({run.name: run.so_far("perplexity") for run in runs}, "perplexity of untouched text", log=True)
+def _legend(figure: Figure, always: bool) -> None:
+    """Put one legend below all panels, each name once, in as many columns as there is room for."""
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        found |= {_fitting(line.get_label()): line for line in axes.get_lines()}
+    if len(found) > 1 or always:
+        room = figure.get_figwidth() / (KEY + LETTER * max(map(len, found)))
+        columns = max(1, min(4, len(found), int(room)))
+        figure.set_figheight(figure.get_figheight() + 0.17 * (-(-len(found) // columns) - 1))
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
 
 
-def downstream(runs: Runs) -> Figure | None:
-    """Weighted F1 of downstream tasks over edits, of several runs the mean."""
-    named = of_each(runs, lambda run: run.downstream_f1().get("mean", []), RunRecord.downstream_f1)
-    return curves(named, "weighted F1", fraction=True)
+def _fitting(name: str) -> str:
+    half = MOST_LETTERS // 2
+    return name if len(name) <= MOST_LETTERS else f"{name[: half - 1]}…{name[-half:]}"
 
 
-def retention(runs: Runs) -> Figure | None:
-    """Efficacy of the edits of each batch at every evaluation, as a heat map for each run."""
-    found = [(run.name, *run.card.matrix) for run in runs]
-    found = [(name, moments, rows) for name, moments, rows in found if len(moments) > 1 and len(rows[-1]) > 1]
-    if not found:
-        return None
-    alone = len(runs) == 1
-    figure, axes = panels(len(found), 3, 2.9, NARROW if alone else WIDE)
-    for ax, (name, moments, rows) in zip(axes, found, strict=True):
-        cells = np.full((max(map(len, rows)), len(rows)), np.nan)
-        for column, row in enumerate(rows):
-            cells[: len(row), column] = row
-        image = ax.imshow(cells, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        for (y, x), value in np.ndenumerate(cells) if alone and max(cells.shape) <= WRITTEN_CELLS else ():
-            if value == value:
-                ax.text(x, y, f"{value:.2f}", ha="center", va="center", size=7, color="w" if value < 0.55 else TEXT)
-        ax.grid(False)
-        ax.set(xlabel="edits made when evaluated", title="" if alone else name)
-        steps = [max(1, -(-size // 6)) for size in cells.shape]
-        ax.set_xticks(range(0, len(moments), steps[1]), [f"{edits:,}" for edits in moments[:: steps[1]]])
-        ax.set_yticks(range(0, len(cells), steps[0]), [f"{batch + 1:,}" for batch in range(0, len(cells), steps[0])])
-    axes[0].set_ylabel("batch of the edit")
-    figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, ticks=[0, 0.5, 1], label="efficacy")
-    return figure
+PROBABILITY = "probability per token"
 
-
-def by_age(runs: Runs) -> Figure | None:
-    """Efficacy of each batch at the end, and of one run just after it was made."""
-    named = of_each(
-        runs, RunRecord.retention,
-        lambda run: {"at the end": run.retention(), "just after": run.just_after("efficacy")},
-    )  # fmt: skip
-    if not any(len(run.retention()) > 1 for run in runs):
-        return None
-    figure = curves(named, "efficacy of the batch", fraction=True)
-    figure.axes[0].set_xlabel("edits made when the batch was (left: oldest)")
-    return figure
-
-
-WHOSE = {
-    "known_originals": "known: answers that edits replace", "known_neighborhood": "known: answers about others",
-    "edited_just_after": "edited, just after", "edited_final": "edited, at the end",
-}  # fmt: skip
-
-
-def probability(runs: Runs) -> Figure | None:
-    """Histogram of the probabilities of targets, beside those of facts that the model knew by itself."""
-    found = [(number, run.name, run.card.probabilities) for number, run in enumerate(runs)]
-    found = [(number, name, parts) for number, name, parts in found if "edited_just_after" in parts]
-    if not found:
-        return None
-    figure, [ax] = panels(1, 1, 2.9, NARROW)
-    for place, (number, name, parts) in enumerate(found):
-        for whose in filter(parts.__contains__, WHOSE):
-            known, final = whose.startswith("known"), whose == "edited_final"
-            if len(runs) > 1 and (final or (known and place)):
-                continue  # of several runs, each just after, and what the first one's model knew
-            counts, mean = parts[whose]
-            shares = np.array(counts) / max(1, sum(counts))
-            label = name if len(runs) > 1 and not known else WHOSE[whose]
-            colour = MUTED if known else COLOURS[(number + final) % len(COLOURS)]
-            dash = line_style(number)["linestyle"] if not known else DASHED if whose == "known_neighborhood" else "-"
-            ax.stairs(shares, np.linspace(0, 1, len(counts) + 1), color=colour, ls=dash, lw=1.7,
-                      label=f"{label} (mean {mean:.2f})")  # fmt: skip
-    ax.set(xlabel="probability per token", ylabel="share of facts")
-    legend(figure, always=True)
-    return figure
-
-
-def time_spent(runs: Runs) -> Figure | None:
-    """Where the wall time went."""
-    spent = {run.name: run.card.seconds for run in runs if run.card.seconds}
-    if not spent:
-        return None
-    longest = max(sum(parts.values()) for parts in spent.values())
-    unit, size = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 300 else ("seconds", 1)
-    figure, [ax] = panels(1, 1, 1.4 + 0.27 * len(spent), NARROW)
-    left = np.zeros(len(spent))
-    for number, activity in enumerate(dict.fromkeys(name for parts in spent.values() for name in parts)):
-        width = np.array([parts.get(activity, 0.0) / size for parts in spent.values()])
-        colour = MUTED if activity == "other" else COLOURS[number % len(COLOURS)]
-        ax.barh(range(len(spent)), width, 0.62, left, color=colour, edgecolor="w", label=activity.replace("_", " "))
-        left += width
-    ax.set_yticks(range(len(spent)), spent if len(runs) > 1 else [""])
-    ax.set(xlabel=unit, ylim=(len(spent) - 0.5, -0.5))
-    legend(figure, always=True)
-    return figure
-
-
-def seconds_per_edit(runs: Runs) -> Figure | None:
-    """Wall time per edit over the run."""
-    figure = curves({run.name: run.history.seconds_per_edit for run in runs}, "seconds per edit")
-    if figure:
-        figure.axes[0].set_ylim(bottom=0)
-    return figure
-
-
-def steps(runs: Runs) -> Figure | None:
-    """Steps of stage one until it stopped: of one run by the rule that stopped it, of several cumulated."""
-    found = [(number, run.name, run.history.steps) for number, run in enumerate(runs) if run.history.steps]
-    if not found:
-        return None
-    figure, [ax] = panels(1, 1, 2.9, NARROW)
-    if len(runs) == 1:
-        rules = found[0][2]
-        most = max(map(max, rules.values()))
-        width = max(1, -(-most // MOST_BARS))
-        edges = np.arange(-0.5, most + width, width)
-        ax.hist(list(rules.values()), edges, stacked=True, label=list(rules), color=COLOURS[: len(rules)], edgecolor="w")
-        ax.set_ylabel("edits")
-    else:
-        for number, name, rules in found:
-            look = line_style(number) | {"marker": ""}
-            ax.ecdf([count for counts in rules.values() for count in counts], label=name, **look)
-        ax.set_ylabel("edits that stopped by then")
-        percent(ax, [0])
-    ax.set_xlabel("steps of stage one")
-    whole_numbers(ax)
-    legend(figure, always=len(runs) == 1)
-    return figure
-
-
-EXHIBITS = (
+EXHIBITS: tuple[Exhibit | Retention, ...] = (
     Exhibit(
-        "Over the run", "Scores",
-        "Success at the end, with 95 % confidence intervals over edits where the run has them. Hollow and filled far "
-        "apart: what was learned was lost.", scores,
+        "Over the run", "Just after each batch", "A falling line: the model takes edits less and less well. Neighbours "
+        "are averaged where there are many.", "just after", ["efficacy"], "percent", y="success",
     ),
     Exhibit(
-        "Over the run", "Just after each batch",
-        "Each batch right after it was edited; neighbours are averaged where there are many. A falling line means that "
-        "the model takes edits less and less well.", just_after,
+        "Over the run", "All edits so far", "A falling line: earlier edits are lost. S is the harmonic mean of the "
+        "three kinds.", "so far", ["S", "efficacy"], "percent", y="success",
     ),
     Exhibit(
-        "Over the run", "All edits so far",
-        "At each evaluation during the run. A falling line means that earlier edits are lost. S is the harmonic mean "
-        "of the three kinds.", so_far,
+        "Over the run", "Perplexity", "Of text that no edit is about. A rise: the model forgets language itself.",
+        "perplexity", ["perplexity"], "log",
     ),
     Exhibit(
-        "Over the run", "Perplexity",
-        "On text that no edit is about; flat is good. A rise means that the model forgets language itself.", perplexity,
+        "Over the run", "Downstream tasks", "Tasks that have nothing to do with the edits. What falls below the first "
+        "point is capability that editing cost.", "downstream F1", ["mean"], "percent", y="weighted F1",
+    ),
+    Retention(
+        "Retention", "Retention per batch", "Rows are batches, the oldest at the top. Read one from left to right to "
+        "see a batch being forgotten.",
     ),
     Exhibit(
-        "Over the run", "Downstream tasks",
-        "Weighted F1 on tasks that have nothing to do with the edits; what falls below the first point is capability "
-        "that editing cost.", downstream,
+        "Retention", "By age of edit", "The oldest batch is at the left. A rise to the right: later edits overwrite "
+        "earlier ones.", "retention", ["at the end"], "percent", "edits made when the batch was", "efficacy",
     ),
     Exhibit(
-        "Retention", "Retention per batch",
-        "Rows are batches, the oldest at the top; columns are evaluations. Read a row from left to right to see a "
-        "batch being forgotten.", retention,
+        "Retention", "How sure the model is", "Edited answers, against those that the unedited model gives by itself. "
+        "Edits far to the right of what the model knows are over-optimised.",
+        "probability", ["edited, just after"], x=PROBABILITY, y="share of facts",
     ),
     Exhibit(
-        "Retention", "By age of edit",
-        "Efficacy of the edits of each batch at the end of the run. A curve that rises to the right means that later "
-        "edits overwrite earlier ones.", by_age,
+        "What changed", "Norm growth", "Frobenius norm of the edited matrices, of several runs the largest. Growth "
+        "without end is the first sign of a collapse.", "norm growth", scale="log", y="norm, multiples of unedited",
     ),
     Exhibit(
-        "Retention", "How sure the model is",
-        "Probability per token of edited answers, against answers that the unedited model gives by itself. Edits far "
-        "to the right of what the model knows are over-optimised.", probability,
+        "What changed", "Norms by depth", "The MLP's output matrix in every block. Edited blocks should not tower "
+        "above the others.", "norms by depth", ["edited"], "log", "block", "norm",
     ),
     Exhibit(
-        "What changed", "Norm growth",
-        "Frobenius norm of the edited matrices. Norms that grow without end are the first sign of a model that will "
-        "collapse; a good regulariser lets them level off.", changes.norm_growth,
+        "What changed", "Ordinary keys", "By how much the answers to keys of ordinary text changed, relative to what "
+        "they were: sqrt tr(D C D') / sqrt tr(W C W'). Preservation is meant to keep it small.", "key drift",
     ),
     Exhibit(
-        "What changed", "Norms by depth",
-        "The same matrix of every block. Edited blocks should not tower above the others.", changes.matrix_norms,
+        "What changed", "Who fills the residual stream", "Mean share of each sub-module in the norms of all that is "
+        "added to the stream, on text that no edit is about. Edited MLPs that take a growing share drown out the "
+        "others (importance hacking).", "share of ", ["edited"], x="block", y="share",
     ),
     Exhibit(
-        "What changed", "Ordinary keys",
-        "How much the edited matrices' answers to the keys of ordinary text changed, relative to what they were: "
-        "sqrt tr(D C D') / sqrt tr(W C W'). What preservation is meant to keep small.", changes.key_drift,
+        "What changed", "Spectrum of the change", "Largest singular values near those of the matrix itself: the change "
+        "has taken it over. A steep line is a change of few directions.",
+        "spectrum of ", ["change"], "log", "number of the singular value", "singular value",
     ),
     Exhibit(
-        "What changed", "Who fills the residual stream",
-        "Mean share of each sub-module in the norms of all that is added to the residual stream, on text that no edit "
-        "is about. Edited MLPs that take a growing share drown out the others (importance hacking).",
-        changes.contributions,
-    ),
-    Exhibit(
-        "What changed", "Spectrum of the change",
-        "A change whose largest singular values come near those of the matrix itself has taken it over. A steep line "
-        "is a change of few directions.", changes.spectrum,
-    ),
-    Exhibit("Effort", "Where the time went", "Wall time by activity.", time_spent),
-    Exhibit(
-        "Effort", "Seconds per edit",
-        "From the end of one batch to the end of the next, evaluations between them included and pauses left out. "
-        "A rise means that the run slows down as it remembers more.", seconds_per_edit,
-    ),
-    Exhibit(
-        "Effort", "Steps to stop",
-        "Steps of gradient descent until an edit's stop rule fired. Edits that end at the limit did not converge.",
-        steps,
+        "Effort", "Steps to stop", "Share of edits whose stop rule had fired. A jump at the last step: edits that did "
+        "not converge.", "steps", ["all"], "percent", "steps of stage one", "edits",
     ),
 )  # fmt: skip

@@ -8,15 +8,13 @@ from html import escape
 from importlib.resources import files
 
 from lke_lightning.evaluation.teacher_forced import KINDS
-from lke_lightning.report.drawing import NARROW, as_image, style
-from lke_lightning.report.figures import EXHIBITS
-from lke_lightning.report.reading import RunRecord, Runs, largest
-from lke_lightning.report.records import FAILED, MOMENTS, Score
-from lke_lightning.report.tables import NOTE, last, latex, markdown, table
+from lke_lightning.report.figures import EXHIBITS, as_image
+from lke_lightning.report.reading import RunRecord
+from lke_lightning.report.records import MOMENTS
+from lke_lightning.report.tables import NOTE, table
 from lke_lightning.results import versions
 
-MOST_FAILED = 40
-"""Edits that are listed of those that failed; the ledger has all."""
+Runs = Sequence[RunRecord]
 
 
 def page(runs: Runs) -> str:
@@ -47,41 +45,26 @@ def page(runs: Runs) -> str:
 
 
 def _lead(runs: Runs) -> str:
-    about = [f"{runs[0].made:,} edits"] if len(runs) == 1 else []
-    for name in ("data", "model"):
-        about += dict.fromkeys(run.card.about[name].rstrip("/").rsplit("/", 1)[-1] for run in runs if name in run.card.about)
-    unfinished = ", ".join(run.name if len(runs) > 1 else "this run" for run in runs if not run.is_finished)
+    told = [run.card.about.get(name, "") for name in ("data", "model") for run in runs]
+    about = dict.fromkeys(name.rstrip("/").rsplit("/", 1)[-1] for name in told if name)
+    unfinished = ", ".join(run.name for run in runs if not run.is_finished)
     note = (
         f'<p class="note">Not finished: {escape(unfinished)}. All edits made so far have not been scored together; '
         "what is shown is what is known now.</p>"
     )
-    return f"<p>{escape(' · '.join(about))}</p>" + note * bool(unfinished) + (_tiles(runs[0]) if len(runs) == 1 else "")
-
-
-def _tiles(run: RunRecord) -> str:
-    """Return the few figures that one wants to see first."""
-    before, after = (run.card.perplexity.get(moment) for moment in ("before", "final"))
-    growth, f1 = last(largest(run.norm_growth())), last(run.downstream_f1().get("mean", []))
-    tiles = [(f"{score.value:.1%}", kind, _interval(score)) for kind in (*KINDS, "S") if (score := run.score(kind))]
-    tiles += [(f"x{growth:.2f}", "norm growth", "largest of the layers")] if growth is not None else []
-    tiles += [(f"{after:.4g}", "perplexity", f"before {before:.4g}" if before else "")] if after is not None else []
-    tiles += [(f"{f1:.1%}", "downstream F1", "")] if f1 is not None else []
-    shown = (f"<div><b>{value}</b>{name}<small>{below}</small></div>" for value, name, below in tiles)
-    return f'<div class="tiles">{"".join(shown)}</div>' if tiles else ""
+    return f"<p>{escape(' · '.join(about))}</p>{note if unfinished else ''}"
 
 
 def _sections(runs: Runs) -> Iterator[tuple[str, str]]:
-    made = table(runs)
-    overview = _table(made.header, made.rows, "numbers", made.best) + f"<p>{NOTE}{' Bold: the best.' * bool(made.best)}</p>"
-    yield "Scorecard", (_scores(runs[0]) if len(runs) == 1 else overview)
+    header, rows, best = table(runs)
+    note = f"<p>{NOTE}{' Bold: the best.' if best else ''}</p>"
+    yield "Scorecard", _table(header, rows, "numbers", best) + note + _each(runs, _scores)
     for name in dict.fromkeys(exhibit.section for exhibit in EXHIBITS):
         yield name, _figures(runs, name)
-    yield "All scores", _each(runs, _scores) if len(runs) > 1 else ""
+    yield "Where the time went", _time(runs)
     yield "Downstream tasks", _each(runs, _downstream)
     yield "Guard", _each(runs, _guard)
-    yield "Generated answers", _each(runs, _examples)
-    yield "Edits that did not take", _each(runs, _failed)
-    yield "For a paper", _folded("LaTeX (booktabs)", latex(made)) + _folded("Markdown", markdown(made))
+    yield "Generated answers", _each(runs, lambda run: _table(["prompt", "wanted", "generated"], run.card.examples))
     yield "How it was made", _each(runs, _provenance)
 
 
@@ -89,84 +72,74 @@ def _figures(runs: Runs, section: str) -> str:
     """Draw what the runs have something for; saved from the page, a figure is an SVG file on white."""
     cards = []
     for exhibit in (exhibit for exhibit in EXHIBITS if exhibit.section == section):
-        with style():
-            figure = exhibit.draw(runs)
-        if figure is not None:
-            wide = ' class="wide"' if figure.get_figwidth() > NARROW else ""
+        image, is_wide = as_image(exhibit.draw, runs)
+        if image:
             cards.append(
-                f'<figure{wide}><h3>{exhibit.title}</h3><img src="{as_image(figure)}" alt="{exhibit.title}">'
-                f"<figcaption>{escape(exhibit.caption)}</figcaption></figure>"
+                f"<figure{' class=wide' if is_wide else ''}><h3>{exhibit.title}</h3>"
+                f'<img src="{image}" alt="{exhibit.title}"><figcaption>{escape(exhibit.caption)}</figcaption></figure>'
             )
     return f'<div class="grid">{"".join(cards)}</div>' if cards else ""
 
 
 def _scores(run: RunRecord) -> str:
     """Return all means of the scorecard: those of success first, the others folded below."""
-    names = dict.fromkeys(name for moment in MOMENTS for name in run.card.scores[moment])
+    scores = run.card.scores
+    names = dict.fromkeys(name for moment in MOMENTS for name in scores[moment])
     first = [name for name in (*(f"{kind} / success" for kind in KINDS), "S") if name in names]
 
+    def cell(name: str, moment: str) -> str:
+        score = scores[moment].get(name)
+        interval = f"\n{score.bounds[0]:.3f} to {score.bounds[1]:.3f}" if score and score.bounds else ""
+        return f"{score.value:.3f}{interval}" if score else ""
+
     def shown(names: Iterable[str]) -> str:
-        cells = ([_cell(run.card.scores[moment].get(name)) for moment in MOMENTS] for name in names)
-        rows = [[name.replace("_", " "), *row] for name, row in zip(names, cells, strict=True)]
+        rows = [[name.replace("_", " "), *(cell(name, moment) for moment in MOMENTS)] for name in names]
         return _table(["", *(moment.replace("_", " ") for moment in MOMENTS)], rows, "numbers")
 
-    further = [name for name in names if name not in first]
-    below = f"<details><summary>Further measures</summary>{shown(further)}</details>" if further else ""
-    return shown(first) + below if names else ""
+    further = shown(name for name in names if name not in first)
+    return shown(first) + (f"<details><summary>Further measures</summary>{further}</details>" if further else "")
+
+
+def _time(runs: Runs) -> str:
+    activities = list(dict.fromkeys(name for run in runs for name in run.card.seconds))
+    rows = [[run.name, *(f"{run.card.seconds.get(name, 0.0):,.1f}" for name in activities)] for run in runs]
+    return _table(["seconds", *(name.replace("_", " ") for name in activities)], rows if activities else [], "numbers")
 
 
 def _downstream(run: RunRecord) -> str:
     rows = [
-        [task, name, f"{points[0][1]:.3f}", f"{points[-1][1]:.3f}", f"{points[-1][0]:,}"]
-        for task, measures in run.downstream.items()
+        [topic.removeprefix("task "), name, f"{points[0][1]:.3f}", f"{points[-1][1]:.3f}", f"{points[-1][0]:,}"]
+        for topic, measures in run.curves.items()
         for name, points in measures.items()
+        if topic.startswith("task ")
     ]
-    return _table(["task", "measure", "first", "last", "edits by then"], rows) if rows else ""
+    return _table(["task", "measure", "first", "last", "edits by then"], rows)
 
 
 def _guard(run: RunRecord) -> str:
     said = f"<p>{run.history.left_out:,} edits were left out in all.</p>" if run.history.left_out else ""
-    rows = run.history.guard
-    return (_table(["batch", "action", "measured"], rows) if rows else "") + said
-
-
-def _examples(run: RunRecord) -> str:
-    return _table(["prompt", "wanted", "generated"], run.card.examples) if run.card.examples else ""
-
-
-def _failed(run: RunRecord) -> str:
-    failed, standing = run.history.failed, run.history.standing
-    rest = f" The first {MOST_FAILED}; <code>log RUN --failed</code> lists all." if len(failed) > MOST_FAILED else ""
-    said = f"<p>{len(failed):,} of {standing:,} edits in the weights did not succeed just after they were made.{rest}</p>"
-    return said + (_table(FAILED, failed[:MOST_FAILED]) if failed else "") if standing else ""
+    return _table(["batch", "action", "measured"], run.history.guard) + said
 
 
 def _provenance(run: RunRecord) -> str:
-    seconds = ", ".join(f"{name} {value:,.1f}" for name, value in run.card.seconds.items())
-    facts = {"folder": run.folder, "checkpoint": run.checkpoint or "none", **run.card.about, "seconds": seconds}
+    facts = {"folder": run.folder, "checkpoint": run.checkpoint or "none", **run.card.about}
     shown = _table([], [[name, str(value)] for name, value in facts.items()], "facts")
-    return shown + (_folded("Configuration", run.configuration) if run.configuration else "")
+    yaml = f"<details><summary>Configuration</summary><pre>{escape(run.configuration)}</pre></details>"
+    return shown + (yaml if run.configuration else "")
 
 
 def _each(runs: Runs, tell: Callable[[RunRecord], str]) -> str:
     """Show what there is to tell of a run, or fold it under the name of each of several."""
-    found = [(run.name, told) for run in runs if (told := tell(run))]
     if len(runs) == 1:
-        return "".join(told for _, told in found)
+        return tell(runs[0])
+    found = [(run.name, told) for run in runs if (told := tell(run))]
     return "".join(f"<details><summary>{escape(name)}</summary>{told}</details>" for name, told in found)
 
 
-def _folded(name: str, text: str) -> str:
-    return f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>"
-
-
 def _table(
-    header: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    kind: str = "text",
-    best: Collection[tuple[int, int]] = (),
+    header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "text", best: Collection[tuple[int, int]] = ()
 ) -> str:
-    """Return a table of plain text; what is behind the first line of a cell is small, the `best` are bold."""
+    """Return a table of plain text, nothing without rows; a cell's second line is small, the `best` are bold."""
 
     def cell(text: str, is_best: bool) -> str:
         first, _, below = map(escape, text.partition("\n"))
@@ -178,15 +151,7 @@ def _table(
     )
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     top = f"<thead><tr>{head}</tr></thead>" if header else ""
-    return f'<div class="scroll"><table class="{kind}">{top}<tbody>{body}</tbody></table></div>'
-
-
-def _cell(score: Score | None) -> str:
-    return f"{score.value:.3f}\n{_interval(score)}" if score else ""
-
-
-def _interval(score: Score) -> str:
-    return f"{score.bounds[0]:.3f} to {score.bounds[1]:.3f}" if score.bounds else ""
+    return f'<div class="scroll"><table class="{kind}">{top}<tbody>{body}</tbody></table></div>' if rows else ""
 
 
 def _address(name: str) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lke_lightning import checkpoints
-from lke_lightning.evaluation.teacher_forced import KINDS
 from lke_lightning.ledger import NAME as LEDGER
 from lke_lightning.ledger import Ledger
 from lke_lightning.report.folders import (
@@ -21,7 +19,7 @@ from lke_lightning.report.folders import (
     read_object,
     whole,
 )
-from lke_lightning.report.records import Card, Drift, History, Score, Series, downstream_scores
+from lke_lightning.report.records import Card, Curves, History, Score, Series, downstream_curves, drift_curves
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,9 @@ class RunRecord:
     """What it is called beside others."""
     card: Card
     history: History
-    drift: Drift
-    downstream: dict[str, dict[str, Series]]
-    """By task and by measure."""
-    logged: dict[str, Series]
-    """By kind, number and success of each batch right after it was edited."""
+    curves: Curves
+    """Over edits `just after` and `so far` (by kind), `perplexity`, `downstream F1` (by task), `retention`, `norm
+    growth` and `key drift` (by layer), `seconds per edit`; and others, see `records`."""
     configuration: str
     """YAML, as the command line understood it."""
     checkpoint: Path | None
@@ -55,72 +51,18 @@ class RunRecord:
     @property
     def is_finished(self) -> bool:
         """Whether the last evaluation saw all edits; an unfinished run has none, or an early one."""
-        seen = self.history.so_far.get("efficacy")
-        return bool(self.card.scores["final"]) and (not seen or seen[-1][0] >= self.made)
+        seen = [points[-1][0] for points in self.curves.get("so far", {}).values()]
+        return bool(self.card.scores["final"]) and max(seen, default=self.made) >= self.made
 
     def score(self, kind: str, moment: str = "final") -> Score | None:
         """Return the success of a kind, or `S`."""
-        return self.card.scores[moment].get(kind if kind == "S" else f"{kind} / success")
+        return self.card.scores[moment].get("S" if kind == "S" else f"{kind} / success")
 
-    def edits_after(self, batch: int) -> int:
-        """Return how many edits had been made after a batch; the first is 0."""
-        return self.history.ends.get(batch, min((batch + 1) * self.card.batch_size, self.made))
-
-    def just_after(self, kind: str) -> Series:
-        """Return the success of each batch right after it was edited."""
-        logged = [(self.edits_after(batch), value) for batch, value in self.logged.get(kind, [])]
-        return logged or (self.history.efficacy if kind == "efficacy" else [])
-
-    def so_far(self, what: str) -> Series:
-        """Return a mean over all edits so far, from the evaluations during and at the end of the run.
-
-        Args:
-            what: a kind for its success, `S`, or `perplexity`, which begins with the unedited model's.
-        """
-        found = dict(self.history.so_far.get(what, []))
-        of_text, score = self.card.perplexity, self.score(what)
-        final = of_text.get("final") if what == "perplexity" else score and score.value
-        if not found and final is not None:
-            found = {self.made: final}
-        if what == "perplexity" and "before" in of_text:
-            found[0] = of_text["before"]
-        return sorted(found.items())
-
-    def norm_growth(self) -> dict[str, Series]:
-        """Return, by layer, the norm of its edited matrix in multiples of the unedited one's."""
-        at_the_end = {layer: [(0, 1.0), (self.made, value)] for layer, value in self.card.norm_growth.items()}
-        return dict(sorted((self.history.norm_growth or at_the_end).items(), key=lambda item: int(item[0])))
-
-    def retention(self) -> Series:
-        """Return the efficacy of each batch at the end, at the edits made after it."""
-        return [(self.edits_after(batch), value) for batch, value in self.card.retention]
-
-    def downstream_f1(self) -> dict[str, Series]:
-        """Return the weighted F1 of each downstream task that has one, over edits, and their `mean`."""
-        tasks = {task: measures["f1"] for task, measures in self.downstream.items() if "f1" in measures}
-        return tasks | ({"mean": _combined(tasks.values(), lambda values: sum(values) / len(values))} if tasks else {})
-
-
-Runs = Sequence[RunRecord]
-
-
-def of_each(
-    runs: Runs, several: Callable[[RunRecord], Series], one: Callable[[RunRecord], dict[str, Series]]
-) -> dict[str, Series]:
-    """Take several curves of one run, or one curve of each of several runs."""
-    return one(runs[0]) if len(runs) == 1 else {run.name: several(run) for run in runs}
-
-
-def largest(by_layer: dict[str, Series]) -> Series:
-    """Return the largest value of any layer, over edits."""
-    return _combined(by_layer.values(), max)
-
-
-def _combined(curves: Iterable[Series], combine: Callable[[list[float]], float]) -> Series:
-    by_edits: dict[int, list[float]] = {}
-    for edits, value in itertools.chain.from_iterable(curves):
-        by_edits.setdefault(edits, []).append(value)
-    return [(edits, combine(values)) for edits, values in sorted(by_edits.items())]
+    def last(self, topic: str, name: str | None = None) -> float | None:
+        """Return the last value of a curve, or the largest of all layers."""
+        found = self.curves.get(topic, {})
+        ends = [points[-1][1] for key, points in found.items() if key == name or (not name and "layer" in key)]
+        return max(ends, default=None)
 
 
 def read_all(places: Sequence[str]) -> list[RunRecord]:
@@ -142,13 +84,13 @@ def read_all(places: Sequence[str]) -> list[RunRecord]:
 
 def _read(folder: Path, name: str) -> RunRecord:
     with whole(folder / SCORECARD):
-        card = Card.of(read_object(folder / SCORECARD))
+        card = Card(read_object(folder / SCORECARD))
     with whole(folder / LEDGER):
-        history = History.of(list(Ledger(folder).read()))
+        history = History(list(Ledger(folder).read()))
     with whole(folder / DRIFT):
-        drift = Drift.of(read_object(folder / DRIFT))
+        curves = history.curves | card.curves | drift_curves(read_object(folder / DRIFT))
     with whole(folder / DOWNSTREAM):
-        downstream = downstream_scores(read_object(folder / DOWNSTREAM))
+        curves |= downstream_curves(read_object(folder / DOWNSTREAM))
     batches: dict[int, dict[str, float]] = {}  # one that was edited again counts as it was the last time
     configuration = ""
     for part in log_folders(folder):
@@ -156,5 +98,31 @@ def _read(folder: Path, name: str) -> RunRecord:
             batches |= read_metrics(part / "metrics.csv")
         if (part / "config.yaml").is_file():
             configuration = (part / "config.yaml").read_text(encoding="utf-8", errors="replace")
-    logged = {kind: [(batch, found[kind]) for batch, found in sorted(batches.items()) if kind in found] for kind in KINDS}
-    return RunRecord(folder, name, card, history, drift, downstream, logged, configuration, checkpoints.newest(folder))
+    _complete(curves, card, history, batches)
+    return RunRecord(folder, name, card, history, curves, configuration, checkpoints.newest(folder))
+
+
+def _complete(curves: Curves, card: Card, history: History, batches: dict[int, dict[str, float]]) -> None:
+    """Put together the curves that need more than one file."""
+    made = max(card.made, history.made)
+
+    def edits_after(batch: int) -> int:
+        return history.ends.get(batch, min((batch + 1) * card.batch_size, made))
+
+    logged: dict[str, Series] = {}
+    for batch in sorted(batches):
+        for kind, value in batches[batch].items():
+            logged.setdefault(kind, []).append((edits_after(batch), value))
+    curves["just after"] = curves["just after"] | logged
+    curves["retention"] = {
+        "at the end": [(edits_after(batch), value) for batch, value in card.retention],
+        "just after": curves["just after"]["efficacy"],
+    }
+    if not curves["norm growth"]:
+        curves["norm growth"] = {layer: [(0, 1.0), (made, value)] for layer, value in card.growth.items()}
+    ends = {"before": 0, "final": made}
+    points = {ends[moment]: value for moment, value in card.perplexity.items() if moment in ends}
+    if "perplexity" in curves:  # evaluations during the run say exactly when
+        points = {0: points[0]} if 0 in points else {}
+        points |= dict(curves["perplexity"]["perplexity"])
+    curves["perplexity"] = {"perplexity": sorted(points.items())}
