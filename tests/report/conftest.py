@@ -1,18 +1,15 @@
-"""The small run of the fault tests, and folders of runs as tests want them."""
+"""Folders of runs as tests want them, and a real one."""
 
 import json
 
 import pytest
 
 from lke_lightning.cli import main
-from tests.faults.conftest import small_run, small_world
-
-__all__ = ["finished", "small_run", "small_world", "written"]
 
 
 @pytest.fixture(scope="session")
 def finished(small_run, small_world, tmp_path_factory):
-    """A run with all that can be asked for: evaluations on the way, drift, a guard that takes batches back."""
+    """A run with all that can be asked for: evaluations on the way, drift, a guard that warns."""
     folder = tmp_path_factory.mktemp("finished") / "run <1>"
     text = json.dumps([str(small_world / "text.txt")])
     main([
