@@ -114,10 +114,9 @@ def _complete(curves: Curves, card: Card, history: History, batches: dict[int, d
         for kind, value in batches[batch].items():
             logged.setdefault(kind, []).append((edits_after(batch), value))
     curves["just after"] = curves["just after"] | logged
-    curves["retention"] = {
-        "at the end": [(edits_after(batch), value) for batch, value in card.retention],
-        "just after": curves["just after"]["efficacy"],
-    }
+    if card.retention:
+        at_the_end = [(edits_after(batch), value) for batch, value in card.retention]
+        curves["retention"] = {"at the end": at_the_end, "just after": curves["just after"]["efficacy"]}
     if not curves["norm growth"]:
         curves["norm growth"] = {layer: [(0, 1.0), (made, value)] for layer, value in card.growth.items()}
     ends = {"before": 0, "final": made}
