@@ -19,7 +19,7 @@ Runs = Sequence[RunRecord]
 
 def page(runs: Runs) -> str:
     """Return the page, as HTML."""
-    title = runs[0].method if len(runs) == 1 else f"{len(runs)} runs"
+    title = runs[0].card.about.get("method", runs[0].name) if len(runs) == 1 else f"{len(runs)} runs"
     sections = {name: content for name, content in _sections(runs) if content}
     links = "".join(f'<a href="#{_address(name)}">{name}</a>' for name in sections)
     body = "".join(f'<section id="{_address(name)}"><h2>{name}</h2>{part}</section>' for name, part in sections.items())

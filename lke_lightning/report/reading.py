@@ -7,18 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lke_lightning import checkpoints
-from lke_lightning.ledger import NAME as LEDGER
 from lke_lightning.ledger import Ledger
-from lke_lightning.report.folders import (
-    DOWNSTREAM,
-    DRIFT,
-    SCORECARD,
-    find_runs,
-    log_folders,
-    read_metrics,
-    read_object,
-    whole,
-)
+from lke_lightning.report import folders
 from lke_lightning.report.records import Card, Curves, History, Score, Series, downstream_curves, drift_curves
 
 
@@ -37,11 +27,6 @@ class RunRecord:
     configuration: str
     """YAML, as the command line understood it."""
     checkpoint: Path | None
-
-    @property
-    def method(self) -> str:
-        """The method's name; where there is no scorecard yet, the run's."""
-        return self.card.about.get("method", self.name)
 
     @property
     def made(self) -> int:
@@ -74,28 +59,28 @@ def read_all(places: Sequence[str]) -> list[RunRecord]:
     Raises:
         EditError: one of them is neither; none is given; a file is damaged.
     """
-    folders = find_runs(places)
-    names = [folder.name for folder in folders]
+    found = folders.find_runs(places)
+    names = [folder.name for folder in found]
     return [
         _read(folder, f"{folder.parent.name}/{name}" if names.count(name) > 1 else name)
-        for folder, name in zip(folders, names, strict=True)
+        for folder, name in zip(found, names, strict=True)
     ]
 
 
 def _read(folder: Path, name: str) -> RunRecord:
-    with whole(folder / SCORECARD):
-        card = Card(read_object(folder / SCORECARD))
-    with whole(folder / LEDGER):
+    with folders.whole(folder / folders.SCORECARD):
+        card = Card(folders.read_object(folder / folders.SCORECARD))
+    with folders.whole(folder / folders.LEDGER):
         history = History(list(Ledger(folder).read()))
-    with whole(folder / DRIFT):
-        curves = history.curves | card.curves | drift_curves(read_object(folder / DRIFT))
-    with whole(folder / DOWNSTREAM):
-        curves |= downstream_curves(read_object(folder / DOWNSTREAM))
+    with folders.whole(folder / folders.DRIFT):
+        curves = history.curves | card.curves | drift_curves(folders.read_object(folder / folders.DRIFT))
+    with folders.whole(folder / folders.DOWNSTREAM):
+        curves |= downstream_curves(folders.read_object(folder / folders.DOWNSTREAM))
     batches: dict[int, dict[str, float]] = {}  # one that was edited again counts as it was the last time
     configuration = ""
-    for part in log_folders(folder):
-        with whole(part / "metrics.csv"):
-            batches |= read_metrics(part / "metrics.csv")
+    for part in folders.log_folders(folder):
+        with folders.whole(part / "metrics.csv"):
+            batches |= folders.read_metrics(part / "metrics.csv")
         if (part / "config.yaml").is_file():
             configuration = (part / "config.yaml").read_text(encoding="utf-8", errors="replace")
     _complete(curves, card, history, batches)

@@ -22,12 +22,17 @@ class Column:
     """One figure of every run."""
 
     name: str
-    read: Callable[[RunRecord], Score | None]
+    read: Callable[[RunRecord], Score | float | None]
     digits: int
     best: Callable[[Sequence[float]], float] | None = None
     """Picks the figure that is set in bold; `None`: none is."""
     factor: float = 1.0
     """What the figure is multiplied with: 100 for percent."""
+
+    def score(self, run: RunRecord) -> Score | None:
+        """Read the figure of a run."""
+        found = self.read(run)
+        return found if found is None or isinstance(found, Score) else Score(found)
 
     def cell(self, score: Score | None) -> str:
         """Write a figure, with half the width of its interval where it has one."""
@@ -45,23 +50,19 @@ def _seconds(run: RunRecord) -> float | None:
     return spent / run.made if run.made and spent else None
 
 
-def _plain(read: Callable[[RunRecord], float | None]) -> Callable[[RunRecord], Score | None]:
-    return lambda run: None if (value := read(run)) is None else Score(value)
-
-
 def _success(kind: str) -> Callable[[RunRecord], Score | None]:
     return lambda run: run.score(kind)
 
 
 COLUMNS = (
-    Column("Edits", _plain(lambda run: run.made), 0),
+    Column("Edits", lambda run: run.made, 0),
     *(Column(kind.capitalize(), _success(kind), 1, max, 100) for kind in (*KINDS, "S")),
-    Column("Downstream F1", _plain(lambda run: run.last("downstream F1", "mean")), 1, max, 100),
-    Column("Perplexity", _plain(lambda run: run.card.perplexity.get("final")), 2, min),
-    Column("Norm growth", _plain(lambda run: run.last("norm growth")), 2, min),
-    Column("p(edited)", _plain(lambda run: run.card.probability.get("edited_just_after")), 2),
-    Column("Steps", _plain(lambda run: run.card.steps), 1),
-    Column("s/edit", _plain(_seconds), 2),
+    Column("Downstream F1", lambda run: run.last("downstream F1", "mean"), 1, max, 100),
+    Column("Perplexity", lambda run: run.card.perplexity.get("final"), 2, min),
+    Column("Norm growth", lambda run: run.last("norm growth"), 2, min),
+    Column("p(edited)", lambda run: run.card.probability.get("edited_just_after"), 2),
+    Column("Steps", lambda run: run.card.steps, 1),
+    Column("s/edit", _seconds, 2),
 )
 
 
@@ -72,7 +73,7 @@ def table(runs: Sequence[RunRecord]) -> tuple[list[str], list[list[str]], set[tu
         The header, the rows, and the row and column of each column's best figure. Which that is is told only of runs
         with as many edits: a shorter run has had less to bear.
     """
-    found = [(column, [column.read(run) for run in runs]) for column in COLUMNS]
+    found = [(column, [column.score(run) for run in runs]) for column in COLUMNS]
     found = [(column, scores) for column, scores in found if any(scores)]
     best = set()
     for place, (column, scores) in enumerate(found, 1):
