@@ -206,59 +206,33 @@ def _fitting(name: str) -> str:
 PROBABILITY = "probability per token"
 
 EXHIBITS: tuple[Exhibit | Retention, ...] = (
-    Exhibit(
-        "Over the run", "Just after each batch", "A falling line: the model takes edits less and less well. Neighbours "
-        "are averaged where there are many.", "just after", ["efficacy"], "percent", y="success",
-    ),
-    Exhibit(
-        "Over the run", "All edits so far", "A falling line: earlier edits are lost. S is the harmonic mean of the "
-        "three kinds.", "so far", ["S", "efficacy"], "percent", y="success",
-    ),
-    Exhibit(
-        "Over the run", "Perplexity", "Of text that no edit is about. A rise: the model forgets language itself.",
-        "perplexity", ["perplexity"], "log",
-    ),
-    Exhibit(
-        "Over the run", "Downstream tasks", "Tasks that have nothing to do with the edits. What falls below the first "
-        "point is capability that editing cost.", "downstream F1", ["mean"], "percent", y="weighted F1",
-    ),
-    Retention(
-        "Retention", "Retention per batch", "Rows are batches, the oldest at the top. Read one from left to right to "
-        "see a batch being forgotten.",
-    ),
-    Exhibit(
-        "Retention", "By age of edit", "The oldest batch is at the left. A rise to the right: later edits overwrite "
-        "earlier ones.", "retention", ["at the end"], "percent", "edits made when the batch was", "efficacy",
-    ),
-    Exhibit(
-        "Retention", "How sure the model is", "Edited answers, against those that the unedited model gives by itself. "
-        "Edits far to the right of what the model knows are over-optimised.",
-        "probability", ["edited, just after"], x=PROBABILITY, y="share of facts",
-    ),
-    Exhibit(
-        "What changed", "Norm growth", "Frobenius norm of the edited matrices, of several runs the largest. Growth "
-        "without end is the first sign of a collapse.", "norm growth", scale="log", y="norm, multiples of unedited",
-    ),
-    Exhibit(
-        "What changed", "Norms by depth", "The MLP's output matrix in every block. Edited blocks should not tower "
-        "above the others.", "norms by depth", ["edited"], "log", "block", "norm",
-    ),
-    Exhibit(
-        "What changed", "Ordinary keys", "By how much the answers to keys of ordinary text changed, relative to what "
-        "they were: sqrt tr(D C D') / sqrt tr(W C W'). Preservation is meant to keep it small.", "key drift",
-    ),
-    Exhibit(
-        "What changed", "Who fills the residual stream", "Mean share of each sub-module in the norms of all that is "
-        "added to the stream, on text that no edit is about. Edited MLPs that take a growing share drown out the "
-        "others (importance hacking).", "share of ", ["edited"], x="block", y="share",
-    ),
-    Exhibit(
-        "What changed", "Spectrum of the change", "Largest singular values near those of the matrix itself: the change "
-        "has taken it over. A steep line is a change of few directions.",
-        "spectrum of ", ["change"], "log", "number of the singular value", "singular value",
-    ),
-    Exhibit(
-        "Effort", "Steps to stop", "Share of edits whose stop rule had fired. A jump at the last step: edits that did "
-        "not converge.", "steps", ["all"], "percent", "steps of stage one", "edits",
-    ),
+    Exhibit("Over the run", "Just after each batch", "A falling line: the model takes edits less and less well. "
+        "Neighbours are averaged where there are many.", "just after", ["efficacy"], "percent", y="success"),
+    Exhibit("Over the run", "All edits so far", "A falling line: earlier edits are lost. S is the harmonic mean of the "
+        "three kinds.", "so far", ["S", "efficacy"], "percent", y="success"),
+    Exhibit("Over the run", "Perplexity", "Of text that no edit is about. A rise: the model forgets language itself.",
+        "perplexity", ["perplexity"], "log"),
+    Exhibit("Over the run", "Downstream tasks", "Tasks that have nothing to do with the edits. What falls below the "
+        "first point is capability that editing cost.", "downstream F1", ["mean"], "percent", y="weighted F1"),
+    Retention("Retention", "Retention per batch", "Rows are batches, the oldest at the top. Read one from left to "
+        "right to see a batch being forgotten."),
+    Exhibit("Retention", "By age of edit", "The oldest batch is at the left. A rise to the right: later edits "
+        "overwrite earlier ones.", "retention", ["at the end"], "percent", "edits made when the batch was", "efficacy"),
+    Exhibit("Retention", "How sure the model is", "Edited answers, against those that the unedited model gives by "
+        "itself. Edits far to the right of what the model knows are over-optimised.",
+        "probability", ["edited, just after"], x=PROBABILITY, y="share of facts"),
+    Exhibit("What changed", "Norm growth", "Frobenius norm of the edited matrices, of several runs the largest. Growth "
+        "without end is the first sign of a collapse.", "norm growth", scale="log", y="norm, multiples of unedited"),
+    Exhibit("What changed", "Norms by depth", "The MLP's output matrix in every block. Edited blocks should not tower "
+        "above the others.", "norms by depth", ["edited"], "log", "block", "norm"),
+    Exhibit("What changed", "Ordinary keys", "By how much the answers to keys of ordinary text changed, relative to "
+        "what they were: sqrt tr(D C D') / sqrt tr(W C W'). Preservation is meant to keep it small.", "key drift"),
+    Exhibit("What changed", "Who fills the residual stream", "Mean share of each sub-module in the norms of all that "
+        "is added to the stream, on text that no edit is about. Edited MLPs that take a growing share drown out the "
+        "others (importance hacking).", "share of ", ["edited"], x="block", y="share"),
+    Exhibit("What changed", "Spectrum of the change", "Largest singular values near those of the matrix itself: the "
+        "change has taken it over. A steep line is a change of few directions.",
+        "spectrum of ", ["change"], "log", "number of the singular value", "singular value"),
+    Exhibit("Effort", "Steps to stop", "Share of edits whose stop rule had fired. A jump at the last step: edits that "
+        "did not converge.", "steps", ["all"], "percent", "steps of stage one", "edits"),
 )  # fmt: skip
