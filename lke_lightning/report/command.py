@@ -3,54 +3,55 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from lke_lightning.report.canvas import files_of, inline_svg
-from lke_lightning.report.figures import EXHIBITS
-from lke_lightning.report.page import Shown, page
+from lke_lightning.edits import EditError
+from lke_lightning.report.page import page
 from lke_lightning.report.reading import RunRecord, read_all
-from lke_lightning.report.tables import latex, markdown
-from lke_lightning.results import replace, write
+from lke_lightning.results import write
 
-PAGE, FIGURES, FOLDER = "index.html", "figures", "report"
+NAME = "report.html"
 
 
 def report(runs: list[str], output: str | None = None) -> None:
-    """Make one page that shows what runs did, with its figures and tables as files.
+    """Make one page that shows what runs did, in figures and tables.
 
     The page needs nothing but itself: it can be sent by mail. Runs may be unfinished; what was not measured is left
-    out. Beside `index.html`: `figures/` with a PNG and a PDF of each figure, `table.tex` and `table.md`.
+    out.
 
     Args:
         runs: folders of runs, or folders that hold such folders, as `compare` makes them. Several are shown side by
             side, in this order.
-        output: folder to write into; default: `report` in the run's folder, or in the folder that all runs share.
+        output: the page's file, which ends in .html; default: `report.html` in the run's folder, or in the folder that
+            all runs share.
 
     Raises:
         EditError: there is no such run, one of its files is damaged, or the page cannot be written.
     """
+    asked = None if output is None else _checked(output)
     read = read_all(runs)
-    folder = Path(output) if output else _shared_folder(read) / FOLDER
-    shown = []
-    for exhibit in EXHIBITS:
-        draw = exhibit.prepare(read)
-        if draw is None:
-            continue
-        is_wide = exhibit.is_wide or (exhibit.is_wide_of_several and len(read) > 1)
-        shown.append(Shown(exhibit, inline_svg(draw, f"{exhibit.title}: {exhibit.caption}"), is_wide))
-        for kind, data in files_of(draw).items():
-            replace(folder / FIGURES / f"{exhibit.slug}.{kind}", lambda file, data=data: file.write(data))
-    write(folder / "table.tex", latex(read))
-    write(folder / "table.md", markdown(read))
-    write(folder / PAGE, page(read, shown))
-    left = [exhibit.title for exhibit in EXHIBITS if exhibit not in [part.exhibit for part in shown]]
-    print(f"Report   {folder / PAGE}")
-    print(f"Figures  {len(shown)} in {folder / FIGURES}" + (f"; not measured: {', '.join(left)}" if left else ""))
-    print(f"Tables   {folder / 'table.tex'}, {folder / 'table.md'}")
+    path = asked or _shared_folder(read) / NAME
+    write(path, page(read))
+    print(f"Report  {path}")
 
 
-def _shared_folder(runs: Sequence[RunRecord]) -> Path:
+def _checked(output: str) -> Path:
+    """Refuse a place that cannot hold the page, before anything is drawn."""
+    path = Path(output)
+    if path.suffix not in (".html", ".htm"):
+        raise EditError(f"output is {output!r}: name the page's file, such as {path / NAME}")
+    try:
+        if path.is_dir():
+            raise EditError(f"output is {output!r}, which is a folder: name a file, such as {path / NAME}")
+        taken = [place for place in path.parents if place.exists() and not place.is_dir()]
+    except OSError as error:
+        raise EditError(f"output is {output!r} ({error.strerror}): name another file") from error
+    if taken:
+        raise EditError(f"output is {output!r}, but {taken[0]} is not a folder: name another file")
+    return path
+
+
+def _shared_folder(runs: list[RunRecord]) -> Path:
     if len(runs) == 1:
         return runs[0].folder
     return Path(os.path.commonpath([run.folder.parent for run in runs]))

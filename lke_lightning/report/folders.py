@@ -1,11 +1,11 @@
-"""The files in a run's folder, as they lie there: whole, missing, or cut off in the middle of a line."""
+"""The files in a run's folder: whole, missing, or damaged, which is one sentence that names the file."""
 
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +14,88 @@ from lke_lightning.ledger import NAME as LEDGER
 
 SCORECARD, DRIFT, DOWNSTREAM = "scorecard.json", "drift.json", "downstream.json"
 
+JUST_AFTER = "just_after/"
+"""What the columns of `metrics.csv` begin with that hold the success of a batch right after it was edited."""
 
-def is_run(folder: Path) -> bool:
-    """Tell whether something of a run is in a folder."""
-    return (folder / SCORECARD).is_file() or (folder / LEDGER).is_file()
+DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, csv.Error)
+"""What reading raises where a file does not hold what a run writes."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one where there is no file.
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Take whatever goes wrong while a file is read and understood for damage to that file.
 
     Raises:
-        EditError: the file is damaged.
+        EditError: the file is damaged, or cannot be read.
     """
-    if not path.is_file():
-        return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EditError(f"{path} is damaged: {error}") from error
+        yield
+    except EditError:
+        raise
+    except DAMAGE as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise EditError(
+            f"{path} is damaged ({reason}): put a whole copy back, or take the file away to report without it"
+        ) from error
+    except OSError as error:
+        raise EditError(f"cannot read {path} ({error.strerror})") from error
 
 
-def parts_of(folder: Path) -> list[Path]:
+def find_runs(places: Sequence[str]) -> list[Path]:
+    """Return the folders of runs, each once.
+
+    Args:
+        places: folders of runs, or folders that hold such folders, as `compare` makes them.
+
+    Raises:
+        EditError: one of them is neither, or none is given.
+    """
+    if not places:
+        raise EditError("name at least one run: report RUN [RUN ...]")
+    found: list[Path] = []
+    for place in places:
+        folder = Path(place)
+        with whole(folder):
+            if not folder.is_dir():
+                raise EditError(f"no folder {place!r}: a report takes folders of runs, such as runs/20260101-120000")
+            inside = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.iterdir()))
+        if not inside:
+            raise EditError(
+                f"{place!r} is neither the folder of a run nor one that holds such folders: there is no {SCORECARD} "
+                f"and no {LEDGER} in it"
+            )
+        found += [path.resolve() for path in inside]
+    return list(dict.fromkeys(found))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where there is no file."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise TypeError("it is not a JSON object")
+    return found
+
+
+def log_folders(folder: Path) -> list[Path]:
     """Return the folders of Lightning's logs, one for each part of a run, the oldest first."""
-    found = [path for path in (folder / "lightning_logs").glob("version_*") if path.name.split("_")[-1].isdigit()]
+    found = [path for path in (folder / "lightning_logs").glob("version_*") if path.name.split("_")[-1].isdecimal()]
     return sorted(found, key=lambda path: int(path.name.split("_")[-1]))
 
 
-def logged(versions: Sequence[Path]) -> list[dict[str, float]]:
-    """Join what each part of a run logged; a batch that was edited again counts as it was the last time."""
-    rows: dict[int, dict[str, float]] = {}
-    for row in itertools.chain.from_iterable(_rows(version / "metrics.csv") for version in versions):
-        rows.setdefault(int(row["step"]), {}).update(row)
-    return [rows[step] for step in sorted(rows)]
-
-
-def _rows(path: Path) -> Iterator[dict[str, float]]:
+def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield batches and their success just after by kind, from Lightning's `metrics.csv`, if it is there."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             try:
                 found = {name: float(value) for name, value in row.items() if name and value}
-            except (ValueError, TypeError):  # the last line of a run that was killed
+            except (TypeError, ValueError):  # the last line of a run that was killed
                 continue
-            if "step" in found and any(name.startswith(("just_after/", "norm_growth/")) for name in found):
-                yield found
+            kinds = {name.removeprefix(JUST_AFTER): value for name, value in found.items() if JUST_AFTER in name}
+            if kinds and "step" in found:
+                yield int(found["step"]), kinds
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / SCORECARD).is_file() or (folder / LEDGER).is_file()

@@ -1,4 +1,4 @@
-"""The small run of the fault tests, and folders of runs as tests want them."""
+"""Folders of runs as tests want them, and a real one."""
 
 import json
 
@@ -6,12 +6,10 @@ import pytest
 
 from lke_lightning.cli import main
 
-__all__ = ["finished", "written"]
-
 
 @pytest.fixture(scope="session")
 def finished(small_run, small_world, tmp_path_factory):
-    """A run with all that can be asked for: evaluations on the way, drift, a guard that takes batches back."""
+    """A run with all that can be asked for: evaluations on the way, drift, a guard that warns."""
     folder = tmp_path_factory.mktemp("finished") / "run <1>"
     text = json.dumps([str(small_world / "text.txt")])
     main([
