@@ -105,7 +105,8 @@ class WeightUpdate(Callback):
         Raises:
             EditError: they are not those that a memory from a checkpoint was started from.
         """
-        moments = self.statistics.second_moments(model)
+        with model.unedited():  # a run that continues has its changes by now
+            moments = self.statistics.second_moments(model)
         fingerprints = {str(layer): _fingerprint(moment) for layer, moment in moments.items()}
         if self.memory:
             if fingerprints != self._fingerprints:

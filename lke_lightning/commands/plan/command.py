@@ -213,7 +213,7 @@ def _with_statistics(
     missing = text.uncached_layers(statistics, shape, encoder)
     if not missing:
         return run, [
-            f"Statistics of this text are in {statistics.cache_dir}; that they belong to these weights is assumed, "
+            f"Statistics of this text are in {statistics.cache.folder}; that they belong to these weights is assumed, "
             "because weights are not read here."
         ]
     tokens = text.available_tokens(statistics, text.wanted_tokens(statistics, shape), documents, encoder)
@@ -222,7 +222,7 @@ def _with_statistics(
         statistics=Text(tokens, statistics.batch_tokens, missing[-1] + 1),
         statistics_layers=len(missing),
     )
-    where = "" if text.is_here(statistics) else "; the text is not on this machine, fetching it is not counted"
+    where = "" if statistics.corpus.is_here else "; the text is not on this machine, fetching it is not counted"
     return run, [f"Statistics of layers {missing} are not cached: {tokens:,} tokens are read{where}."]
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 
 from safetensors import safe_open
 
 from lke_lightning.commands.plan.shape import Shape
 from lke_lightning.edits import EditRequest
-from lke_lightning.model.language_model import DEMO
 from lke_lightning.model.tokens import TextEncoder
-from lke_lightning.stage_two.statistics import TEXT_SUFFIXES, KeyStatistics, Statistics
+from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 
 SAMPLE_CHARACTERS = 100_000
 """Text that is read closely; it speaks for the rest."""
@@ -24,9 +22,9 @@ def documents_of(statistics: Statistics, requests: Sequence[EditRequest]) -> lis
     Text that would have to be fetched, and statistics that read none, are replaced by prompts of the stream.
     """
     found: list[str] = []
-    if isinstance(statistics, KeyStatistics) and is_here(statistics):
+    if isinstance(statistics, KeyStatistics) and statistics.corpus.is_here:
         size = 0
-        for document in statistics.documents():
+        for document in statistics.corpus.documents():
             found.append(document)
             size += len(document)
             if size >= SAMPLE_CHARACTERS:
@@ -37,11 +35,6 @@ def documents_of(statistics: Statistics, requests: Sequence[EditRequest]) -> lis
     return [" ".join(many[i : i + 50]) for i in range(0, len(many), 50)]
 
 
-def is_here(statistics: KeyStatistics) -> bool:
-    """Tell whether the text is on this machine."""
-    return all(name == DEMO or Path(name).suffix in TEXT_SUFFIXES for name in statistics.corpus)
-
-
 def wanted_tokens(statistics: KeyStatistics, shape: Shape) -> int:
     """Return how many tokens are asked for."""
     return statistics.tokens or 100 * shape.d_key
@@ -49,13 +42,13 @@ def wanted_tokens(statistics: KeyStatistics, shape: Shape) -> int:
 
 def available_tokens(statistics: KeyStatistics, wanted: int, documents: Sequence[str], text: TextEncoder) -> int:
     """Estimate how many tokens will be read: those asked for, or all there are."""
-    if not is_here(statistics):
+    if not statistics.corpus.is_here:
         return wanted
     sample = documents[:500]
     ids = [len(ids) for ids in text.encode(sample)]
     each = sum(len(document) for document in sample) / max(1, sum(ids))
     count = 0.0
-    for document in statistics.documents():
+    for document in statistics.corpus.documents():
         count += min(statistics.length, len(document) / each + len(text.prefix))
         if count >= wanted:
             return wanted
@@ -67,15 +60,15 @@ def uncached_layers(statistics: KeyStatistics, shape: Shape, text: TextEncoder) 
 
     Which model they were made of is part of their key as a hash of its weights, which a plan does not read.
     """
-    asking = SimpleNamespace(base_hash="", text=text, architecture=SimpleNamespace(matrix_name=shape.matrix))
+    matrix = SimpleNamespace(matrix_name=shape.matrix)
+    asking = SimpleNamespace(base_hash="", text=text, architecture=matrix, layers=shape.layers)
     known = []
-    for file in (statistics.cache_dir / "statistics").glob("*.safetensors"):
+    for file in (statistics.cache.folder / "statistics").glob("*.safetensors"):
         with safe_open(file, "pt") as stored:
             if stored.get_slice("second_moment").get_shape() == [shape.d_key, shape.d_key]:
                 known.append(stored.metadata() or {})
     missing = []
-    for layer in shape.layers:
-        key = statistics.key(asking, layer, wanted_tokens(statistics, shape))
+    for layer, key in statistics.keys(asking, wanted_tokens(statistics, shape)).items():
         del key["model"]
         if not any(all(metadata.get(name) == value for name, value in key.items()) for metadata in known):
             missing.append(layer)
