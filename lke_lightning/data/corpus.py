@@ -96,19 +96,19 @@ def read_documents(files: Sequence[str], option: str) -> Iterator[str]:
         yield from _texts(f"{name!r} ({option})", what, KINDS[_suffix(name)], data_files=glob.escape(name))
 
 
-def _texts(name: str, cannot: str, *source: str, **options: Any) -> Iterator[str]:
+def _texts(text: str, cannot: str, *source: str, **options: Any) -> Iterator[str]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
     try:
         for number, record in enumerate(load_dataset(*source, split="train", streaming=True, **options), 1):
             if COLUMN not in record:
-                raise EditError(f"{name} has no column {COLUMN!r}, only {', '.join(map(repr, record))}")
-            text = record[COLUMN]
-            if not isinstance(text, str | None):
-                raise EditError(f"record {number} of {name} has {text!r} as its {COLUMN!r}: it must be a string")
-            if text and text.strip():
-                yield text
+                raise EditError(f"{text} has no column {COLUMN!r}, only {', '.join(map(repr, record))}")
+            document = record[COLUMN]
+            if not isinstance(document, str | None):
+                raise EditError(f"record {number} of {text} has {document!r} as its {COLUMN!r}: it must be a string")
+            if document and document.strip():
+                yield document
     except EditError:
         raise
     except UnicodeDecodeError as error:

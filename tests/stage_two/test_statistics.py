@@ -225,12 +225,12 @@ def test_what_cannot_be_a_second_moment_is_refused_before_a_model_is_there(momen
 
 
 def test_a_file_of_something_else_is_refused_by_name(stored, tmp_path):
-    with pytest.raises(EditError, match="no statistics file '.*nowhere'"):
+    with pytest.raises(EditError, match=r"no statistics file '.*nowhere'"):
         StoredStatistics(str(tmp_path / "nowhere"))
     path = Path(stored(torch.eye(64)))
     for content in (path.read_bytes()[:1000], b"", b"not a tensor", path.read_bytes() + b"more"):
         path.write_bytes(content)
-        with pytest.raises(EditError, match="moments.safetensors'.*cut short or no safetensors file"):
+        with pytest.raises(EditError, match=r"moments\.safetensors'.*cut short or no safetensors file"):
             StoredStatistics(str(path))
     save_file({}, path)
     with pytest.raises(EditError, match="holds no tensor"):
