@@ -97,12 +97,15 @@ def check_free(path: Path, is_folder: bool) -> None:
     Raises:
         EditError: something is there, or above it is a file or a folder that may not be written.
     """
-    if is_folder and path.is_dir():
-        if any(path.iterdir()):
-            raise EditError(f"{path} exists and is not empty: choose another folder")
-    elif path.exists():
-        what = "is no folder: choose another name" if is_folder else "a new file is to be written: choose another name"
-        raise EditError(f"{path} exists and {what}")
+    try:
+        if is_folder and path.is_dir():
+            if any(path.iterdir()):
+                raise EditError(f"{path} exists and is not empty: choose another folder")
+        elif path.exists():
+            what = "is no folder" if is_folder else "a new file is to be written"
+            raise EditError(f"{path} exists and {what}: choose another name")
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise EditError(f"cannot write {path}: {error.strerror}") from error
     check_writable(path)
 
 

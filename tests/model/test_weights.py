@@ -38,11 +38,10 @@ def test_unedited_is_the_base_for_a_while_bit_for_bit(dtype):
     edited, original = EditedWeight(matrix), matrix.weight.clone()
     edited.add(torch.randn(4, 6))
     delta, live = edited.delta.clone(), matrix.weight.clone()
-    with pytest.raises(KeyError), edited.unedited():
+    with edited.unedited():
         assert torch.equal(matrix.weight, original)
         assert matrix.weight[0, 0].signbit()
         assert torch.equal(edited.live(), original.float())
-        raise KeyError
     assert torch.equal(matrix.weight, live)
     assert torch.equal(edited.delta, delta)
 

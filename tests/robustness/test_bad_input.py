@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import lke_lightning.fitting  # noqa: F401 - imported while nothing is replaced by what fails
 import tests.robustness
 from lke_lightning.cli import main
 from lke_lightning.model import language_model
