@@ -373,7 +373,7 @@ def test_a_change_that_is_not_finite_is_refused(format, pretrained, tmp_path):
     editor.language_model.weight(1).delta[0, 0] = torch.nan
     for readout in (None, CAP):
         broken = save(editor, tmp_path / "broken.ckpt", readout)
-        with pytest.raises(EditError, match="change of layer 1 has entries that are not finite"):
+        with pytest.raises(EditError, match="not finite"):
             export(broken, str(tmp_path / "out"), format)
     assert not (tmp_path / "out").exists()
 
