@@ -17,8 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import harness
 from lke_lightning.api import edit
-from lke_lightning.export import changes
-from lke_lightning.low_rank import approximate
 from lke_lightning.configuration import configs
 from lke_lightning.data.formats import CounterFact, DemoWorld
 from lke_lightning.data.stream import EditStream
@@ -26,6 +24,8 @@ from lke_lightning.editor import Editor
 from lke_lightning.edits import EditRequest
 from lke_lightning.evaluation.summary import summarize
 from lke_lightning.evaluation.teacher_forced import score
+from lke_lightning.export import changes
+from lke_lightning.low_rank import approximate
 from lke_lightning.model.architecture import is_transposed
 from lke_lightning.model.language_model import LanguageModel, resolve
 from lke_lightning.published import published

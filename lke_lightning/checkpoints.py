@@ -13,7 +13,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from lke_lightning.edits import EditError
-from lke_lightning.results import replace
+from lke_lightning.results import UNFINISHED, replace
 
 FOLDER, LAST, PATTERN = "checkpoints", "last.ckpt", "batch-*.ckpt"
 
@@ -149,10 +149,12 @@ def find(place: str | Path) -> Path:
 
 
 def keep_newest(folder: Path, count: int, spared: Path | None = None) -> None:
-    """Delete all but the newest `count` checkpoints of a folder and `spared`."""
+    """Delete all but the newest `count` checkpoints of a folder and `spared`, and what was never finished."""
     for old in _numbered(folder)[:-count]:
         if spared is None or old != spared.resolve():
             old.unlink(missing_ok=True)
+    for unfinished in folder.glob(f".{PATTERN}.*{UNFINISHED}"):  # of a run that was killed while it wrote
+        unfinished.unlink(missing_ok=True)
 
 
 def set_newer_aside(path: Path) -> None:

@@ -19,6 +19,7 @@ from lke_lightning import checkpoints
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditBatch, EditError
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
+from lke_lightning.results import replace_folder
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.transforms import ReadoutTransform
 from lke_lightning.stages import Stages
@@ -191,9 +192,7 @@ class Editor(lightning.LightningModule):
     @contextmanager
     def as_unedited(self) -> Iterator[None]:
         """Let the language model be what it was before the first edit."""
-        with ExitStack() as stack:
-            for layer in self.language_model.layers if self.made else ():
-                stack.enter_context(self.language_model.weight(layer).read_as(lambda _, delta: torch.zeros_like(delta)))
+        with self.language_model.unedited():
             yield
 
     def setup(self, stage: str) -> None:
@@ -294,20 +293,16 @@ class Editor(lightning.LightningModule):
         """Write the edited model as a plain transformers folder, complete or not at all.
 
         Raises:
-            EditError: the folder exists and is not empty.
+            EditError: the folder exists and is not empty, or it cannot be written.
         """
         self.configure_model()
-        folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise EditError(f"{folder} exists and is not empty: choose another folder")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = folder.with_name(folder.name + ".tmp")
-        with self.as_read():
-            self.language_model.network.save_pretrained(unfinished)
-        self.language_model.text.tokenizer.save_pretrained(unfinished)
-        if folder.exists():
-            folder.rmdir()
-        return unfinished.rename(folder)
+
+        def write(unfinished: Path) -> None:
+            with self.as_read():
+                self.language_model.network.save_pretrained(unfinished)
+            self.language_model.text.tokenizer.save_pretrained(unfinished)
+
+        return replace_folder(Path(folder), write)
 
 
 def check_same_method(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:

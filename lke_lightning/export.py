@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import safetensors.torch
 from torch import Tensor, nn
 
 from lke_lightning import checkpoints
-from lke_lightning.low_rank import LowRank, approximate
 from lke_lightning.composition import rebuilt
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
+from lke_lightning.low_rank import LowRank, approximate
 from lke_lightning.model.architecture import is_transposed
 from lke_lightning.model.language_model import resolve
-from lke_lightning.results import replace
+from lke_lightning.results import check_free, replace, replace_folder, write_tensors
 
 DELTA, DELTA_VERSION = "lke_lightning.delta", "1"
 """What a delta file calls its format, and the version of what is in it."""
@@ -54,8 +52,8 @@ def export(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        EditError: there is no such checkpoint or it is damaged, the output exists, options do not go together, or
-            the rank that is asked for takes as much room as the whole change.
+        EditError: there is no such checkpoint or it is damaged, the output exists or cannot be written, options do not
+            go together, or the rank that is asked for takes as much room as the whole change.
     """
     check(Path(output), format, rank, tolerance)
     editor = load(ckpt_path, tuple(trust or ()), trust_remote_code)
@@ -99,7 +97,7 @@ def write(
 def check(output: Path, format: str, rank: int | None, tolerance: float | None) -> None:
     """Raise `EditError` unless options go together and the output is free; nothing has to be loaded for that."""
     _writer(format, rank, tolerance)
-    _check_free(output, folder=format != "delta")
+    check_free(output, is_folder=format != "delta")
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,12 @@ class Change:
 
 
 def changes(editor: Editor) -> dict[str, Change]:
-    """Return what was changed, by the name that the weight has in the network's `state_dict`."""
+    """Return what was changed, by the name that the weight has in the network's `state_dict`.
+
+    Raises:
+        EditError: a change is not finite.
+    """
+    _check_finite(editor)
     model = editor.language_model
     names = {id(parameter): name for name, parameter in model.network.named_parameters()}
     with editor.as_read():
@@ -128,7 +131,12 @@ def changes(editor: Editor) -> dict[str, Change]:
 
 
 def write_merged(editor: Editor, folder: Path) -> dict[str, LowRank]:
-    """Write the edited model as a plain transformers folder; see `Editor.save_pretrained`."""
+    """Write the edited model as a plain transformers folder; see `Editor.save_pretrained`.
+
+    Raises:
+        EditError: a change is not finite, or the folder is not empty or cannot be written.
+    """
+    _check_finite(editor)
     editor.save_pretrained(folder)
     return {}
 
@@ -136,9 +144,9 @@ def write_merged(editor: Editor, folder: Path) -> dict[str, LowRank]:
 def write_delta(editor: Editor, path: Path, rank: int | None = None) -> dict[str, LowRank]:
     """Write the change of the edited matrices as one safetensors file, whole or not at all.
 
-    Tensors are float32 or better and lie as the network stores its weights: `NAME` is the change of the weight of that
-    name in the network's `state_dict`; with a rank, `NAME.up @ NAME.down` is. docs/export.md says what the metadata
-    holds and how to apply the file.
+    The same change gives the same bytes. Tensors are float32 or better and lie as the network stores its weights:
+    `NAME` is the change of the weight of that name in the network's `state_dict`; with a rank, `NAME.up @ NAME.down`
+    is. docs/export.md says what the metadata holds and how to apply the file.
 
     Args:
         editor: holds the model and its edits.
@@ -149,10 +157,10 @@ def write_delta(editor: Editor, path: Path, rank: int | None = None) -> dict[str
         With a rank, the approximation of each matrix, by name.
 
     Raises:
-        EditError: the rank is below 1 or takes as much room as the whole change, or the file exists or cannot be
-            written.
+        EditError: the rank is below 1 or takes as much room as the whole change, a change is not finite, or the file
+            exists or cannot be written.
     """
-    _check_free(path, folder=False)
+    check_free(path, is_folder=False)
     found = changes(editor)
     low = {} if rank is None else {name: approximate(name, change.stored(), rank) for name, change in found.items()}
     tensors = {name: change.stored().contiguous() for name, change in found.items() if name not in low}
@@ -169,7 +177,7 @@ def write_delta(editor: Editor, path: Path, rank: int | None = None) -> dict[str
         "edits": str(len(editor.edited)),
         **({"relative_error": json.dumps({name: part.error for name, part in low.items()})} if low else {}),
     }
-    replace(path, lambda file: file.write(safetensors.torch.save(tensors, metadata)))
+    replace(path, lambda file: write_tensors(file, tensors, metadata))
     return low
 
 
@@ -189,9 +197,10 @@ def write_lora(
 
     Raises:
         EditError: the rank is below 1 or takes as much room as the whole change (the message says which error a lower
-            one would have), an edited matrix is of a kind that peft does not know, or the folder is not empty.
+            one would have), an edited matrix is of a kind that peft does not know, a change is not finite, or the
+            folder is not empty or cannot be written.
     """
-    _check_free(folder, folder=True)
+    check_free(folder, is_folder=True)
     found = changes(editor)
     for name, change in found.items():
         if not (isinstance(change.matrix, nn.Linear) or is_transposed(change.matrix)):
@@ -219,13 +228,13 @@ def write_lora(
     for name, part in low.items():
         prefix = f"base_model.model.{name.removesuffix('.weight')}"
         tensors |= {f"{prefix}.lora_A.weight": part.down, f"{prefix}.lora_B.weight": part.up}
-    _write_folder(
-        folder,
-        {
-            "adapter_config.json": (json.dumps(config, indent=2) + "\n").encode(),
-            "adapter_model.safetensors": safetensors.torch.save(tensors, {"format": "pt"}),
-        },
-    )
+
+    def write(unfinished: Path) -> None:
+        (unfinished / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        with (unfinished / "adapter_model.safetensors").open("wb") as file:
+            write_tensors(file, tensors, {"format": "pt"})
+
+    replace_folder(folder, write)
     return low
 
 
@@ -249,29 +258,14 @@ def _writer(format: str, rank: int | None, tolerance: float | None) -> Callable[
     return writers[format]
 
 
-def _check_free(path: Path, folder: bool) -> None:
-    if folder and path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists():
-        what = "is not empty: choose another folder" if folder else "a delta is a new file: choose another name"
-        raise EditError(f"{path} exists and {what}")
+def _check_finite(editor: Editor) -> None:
+    for layer in editor.language_model.layers:
+        if not editor.language_model.weight(layer).delta.isfinite().all():
+            raise EditError(
+                f"the change of layer {layer} has entries that are not finite: export an earlier checkpoint of the run"
+            )
 
 
 def _sample(weight: Tensor) -> list[float]:
     count = min(SAMPLES, weight.numel())
     return weight.flatten()[:: weight.numel() // count][:count].tolist()
-
-
-def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    unfinished = folder.with_name(folder.name + ".tmp")
-    if unfinished.exists():
-        raise EditError(f"{unfinished} is left of an export that was interrupted: remove it first")
-    try:
-        for name, content in files.items():
-            replace(unfinished / name, lambda file, content=content: file.write(content))
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise

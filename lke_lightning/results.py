@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Callable
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+import safetensors.torch
+from torch import Tensor
+
 from lke_lightning.edits import EditError
+
+UNFINISHED = ".tmp"
+"""How the hidden name of a file or folder ends that is being written."""
 
 
 def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -18,23 +27,109 @@ def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     Raises:
         EditError: it cannot be written, with the reason; what was there before still is.
     """
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
+
+    def create(unfinished: Path) -> None:
+        with unfinished.open("xb") as file:  # never through a link, and with the permissions that the umask leaves
             write(file)
             file.flush()
             os.fsync(file.fileno())
+
+    _at_once(path, create)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], Any]) -> Path:
+    """Write a folder, complete or not at all, also where the power fails.
+
+    Args:
+        folder: must not exist, or be empty.
+        write: fills the folder that it is given.
+
+    Returns:
+        The folder, by its absolute path.
+
+    Raises:
+        EditError: there is something in it already, or it cannot be written, with the reason.
+    """
+    check_free(folder, is_folder=True)
+    folder = folder.resolve()
+
+    def create(unfinished: Path) -> None:
+        unfinished.mkdir()
+        write(unfinished)
+        for part in [path for path in unfinished.rglob("*") if path.is_file()]:
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            folder.rmdir()
+
+    _at_once(folder, create)
+    return folder
+
+
+def _at_once(path: Path, create: Callable[[Path], None]) -> None:
+    """Let `create` make something beside `path`, under a name that nobody can know before, then rename it."""
+    unfinished = path.with_name(f".{path.name[:64]}.{uuid.uuid4().hex}{UNFINISHED}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        create(unfinished)
         os.replace(unfinished, path)
         sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        unfinished.unlink(missing_ok=True)
-        # torch raises an error of its own after the one that a full disk raised
+    except BaseException as error:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
+        # torch raises an error of its own after the one that a full disk raised; libraries in Rust raise plain ones
+        if isinstance(error, EditError) or not (
+            isinstance(error, OSError | RuntimeError) or "(os error " in str(error)
+        ):
+            raise
         first = error if isinstance(error, OSError) else error.__context__
         reason = first.strerror if isinstance(first, OSError) and first.strerror else str(error).splitlines()[0]
         raise EditError(
             f"cannot write {path} ({reason}): is the disk full or the folder read-only? What was saved before is whole"
         ) from error
+
+
+def check_free(path: Path, is_folder: bool) -> None:
+    """Check, before any work, that a new file or folder can be made under a path; an empty folder may be there.
+
+    Raises:
+        EditError: something is there, or above it is a file or a folder that may not be written.
+    """
+    try:
+        if is_folder and path.is_dir():
+            if any(path.iterdir()):
+                raise EditError(f"{path} exists and is not empty: choose another folder")
+        elif path.exists():
+            what = "is no folder" if is_folder else "a new file is to be written"
+            raise EditError(f"{path} exists and {what}: choose another name")
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise EditError(f"cannot write {path}: {error.strerror}") from error
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Check, before any work, that something can be written under a path, or the path be made.
+
+    Raises:
+        EditError: above it is a file, or a folder that may not be written.
+    """
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise EditError(f"cannot write {path}: {above} is a file, not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise EditError(f"cannot write {path}: the folder {above} is read-only")
+
+
+def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whose bytes follow from what is in it: the library writes metadata in any order."""
+    data = memoryview(safetensors.torch.save({name: t.cpu().contiguous() for name, t in tensors.items()}))
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(bytes(data[8:begin]))}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format asks tensors to begin at a multiple of 8
+    file.writelines([len(text).to_bytes(8, "little"), text, data[begin:]])
 
 
 def sync_folder(folder: Path) -> None:

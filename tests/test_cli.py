@@ -186,7 +186,7 @@ def test_unknown_names_are_named_with_the_close_ones(command, message, capsys):
         (["--model.layers", "[9]"], "do not exist"),
         (["--model.matrix", "mlp.up_proj"], "Matrices in a block"),
         (["--model.dtype", "float31"], "float31"),
-        (["--stage_two.statistics.corpus", "nowhere.txt"], "no corpus file"),
+        (["--stage_two.statistics.corpus", "nowhere.txt"], "no text file"),
         (["--scorecard.text", "[nowhere.txt]"], "no text file 'nowhere.txt'"),
         (["--stage_two.statistics.tokens", "10"], "fewer than the 64 entries"),
     ],

@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from lke_lightning.data.corpus import check_files, read_documents
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch, check_number
-from lke_lightning.evaluation.documents import check_files, read_documents
 from lke_lightning.evaluation.drift import contributions, key_drift, matrix_norms, spectrum
 from lke_lightning.results import write
 from lke_lightning.stage_two.update import WeightUpdate

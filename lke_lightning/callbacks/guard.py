@@ -8,11 +8,11 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lke_lightning.data.corpus import check_files
 from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch, EditError, EditRequest, check_number
 from lke_lightning.evaluation.canary import Canary, Health
-from lke_lightning.evaluation.documents import check_files
 from lke_lightning.stage_two.update import Mark
 from lke_lightning.step import EditStep
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from lke_lightning.data.corpus import check_files, read_documents
 from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError, EditRequest, check_number
-from lke_lightning.evaluation.documents import check_files, read_documents
 from lke_lightning.evaluation.generated import answer, write_about
 from lke_lightning.evaluation.judge import Judge
 from lke_lightning.evaluation.perplexity import perplexity
 from lke_lightning.evaluation.teacher_forced import Scores, score
 from lke_lightning.metrics import TextSimilarity
+
 
 class Measurement:
     """Scores the model that an editor holds, as it is read by its method.

@@ -17,7 +17,10 @@ from lke_lightning.ledger import locked
 
 
 def undo(
-    run: str, edit: list[str], pretrained: str | None = None, trust: list[str] | None = None,
+    run: str,
+    edit: list[str],
+    pretrained: str | None = None,
+    trust: list[str] | None = None,
     trust_remote_code: bool = False,
 ) -> None:
     """Undo edits, as if they had never been made; the run can be continued afterwards.
@@ -39,7 +42,10 @@ def undo(
 
 
 def redo(
-    run: str, edit: list[str], pretrained: str | None = None, trust: list[str] | None = None,
+    run: str,
+    edit: list[str],
+    pretrained: str | None = None,
+    trust: list[str] | None = None,
     trust_remote_code: bool = False,
 ) -> None:
     """Write edits again that were undone, or replaced by a later edit of the same fact, which they replace now.

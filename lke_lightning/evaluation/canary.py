@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lke_lightning.data.corpus import read_documents
 from lke_lightning.edits import EditError
-from lke_lightning.evaluation.documents import read_documents, windows
 from lke_lightning.evaluation.perplexity import predict
+from lke_lightning.evaluation.windows import windows
 from lke_lightning.model.activations import capture
 from lke_lightning.model.batching import by_length
 from lke_lightning.model.language_model import LanguageModel

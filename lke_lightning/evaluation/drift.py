@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lke_lightning.edits import EditError
-from lke_lightning.evaluation.documents import windows
+from lke_lightning.evaluation.windows import windows
 from lke_lightning.model.activations import change_output
 from lke_lightning.model.batching import by_length, within_memory
 from lke_lightning.model.language_model import LanguageModel

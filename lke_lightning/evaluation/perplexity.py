@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lke_lightning.edits import EditError
-from lke_lightning.evaluation.documents import windows
+from lke_lightning.evaluation.windows import windows
 from lke_lightning.model.batching import by_length, within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,15 @@ class LanguageModel(nn.Module):
     def weight(self, layer: int) -> EditedWeight:
         """Return the edited weight of a layer."""
         return self.edited[str(layer)]
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """Let the model be what it was before the first edit, bit for bit; afterwards it is edited as it was."""
+        with ExitStack() as stack:
+            for weight in self.edited.values():
+                if weight.delta.any():
+                    stack.enter_context(weight.unedited())
+            yield
 
     def train(self, mode: bool = True) -> LanguageModel:
         """Stay in evaluation mode: dropout has no place in editing."""

@@ -88,6 +88,19 @@ class EditedWeight(nn.Module):
             self.delta = exact
             self.refresh()
 
+    @contextmanager
+    @torch.no_grad()
+    def unedited(self) -> Iterator[None]:
+        """Let the live weight be the base, bit for bit, and the change zero; afterwards both are as they were."""
+        exact = self.delta
+        try:
+            self.delta = torch.zeros_like(exact)
+            self._store(self.base)
+            yield
+        finally:
+            self.delta = exact
+            self.refresh()
+
     @torch.no_grad()
     def norms(self) -> tuple[float, float]:
         """Return the Frobenius norms of the unedited and of the live weight."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 
-from lke_lightning.evaluation.teacher_forced import KINDS
+from lke_lightning.edits import KINDS
 from lke_lightning.report.figures import EXHIBITS, as_image
 from lke_lightning.report.reading import RunRecord
 from lke_lightning.report.records import MOMENTS

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lke_lightning.evaluation.teacher_forced import KINDS
+from lke_lightning.edits import KINDS
 from lke_lightning.ledger import Entry
 
 MOMENTS = ("before", "just_after", "final")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lke_lightning.evaluation.teacher_forced import KINDS
+from lke_lightning.edits import KINDS
 from lke_lightning.report.reading import RunRecord
 from lke_lightning.report.records import Score
 

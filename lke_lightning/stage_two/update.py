@@ -114,7 +114,8 @@ class WeightUpdate(Callback):
         """
         if self._is_ready:
             return
-        moments = self.statistics.second_moments(model)
+        with model.unedited():  # a run that continues has its changes by now
+            moments = self.statistics.second_moments(model)
         fingerprints = {str(layer): _fingerprint(moment) for layer, moment in moments.items()}
         if self.memory:
             if fingerprints != self._fingerprints:

@@ -1,7 +1,9 @@
 """Edits taken away: what is written gives the edited model again, and says truly how near it comes."""
 
+import hashlib
 import json
 import re
+import resource
 import runpy
 from pathlib import Path
 
@@ -15,12 +17,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lke_lightning.cli import main
-from lke_lightning.export import changes, export, load, write_delta, write_lora
-from lke_lightning.low_rank import approximate, errors
 from lke_lightning.composition import compose
 from lke_lightning.data import RequestList
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.export import changes, export, load, write_delta, write_lora
+from lke_lightning.low_rank import approximate, errors
 from lke_lightning.stage_two.transforms import SpectralCap
 from lke_lightning.testing import tiny_network, tiny_tokenizer
 
@@ -329,10 +331,51 @@ def test_nothing_is_overwritten(format, checkpoint, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_rest_of_an_interrupted_adapter_is_named(checkpoint, tmp_path):
-    (tmp_path / "out.tmp").mkdir()
-    with pytest.raises(EditError, match=r"out\.tmp is left of an export"):
-        export(checkpoint, str(tmp_path / "out"), "lora")
+@pytest.fixture
+def small_disk():
+    """No file can become larger than a few KiB; errors come from Python, Rust and C++ alike."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("format", ["merged", "delta", "lora"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(format, checkpoint, tmp_path, small_disk):
+    with pytest.raises(EditError, match=rf"cannot write .*{tmp_path.name}/out \("):
+        export(checkpoint, str(tmp_path / "out"), format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ["merged", "delta", "lora"])
+def test_nothing_that_lies_beside_the_output_is_touched_or_followed(format, checkpoint, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out.tmp").symlink_to(tmp_path / "elsewhere")
+    export(checkpoint, str(tmp_path / "out"), format)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "out", "out.tmp"]
+
+
+@pytest.mark.parametrize("format", ["merged", "delta", "lora"])
+def test_one_checkpoint_gives_the_same_bytes_each_time(format, checkpoint, tmp_path):
+    digests = set()
+    for name in ("first", "second", "third"):
+        out = tmp_path / name
+        export(checkpoint, str(out), format)
+        files = sorted(out.rglob("*")) if out.is_dir() else [out]
+        digests.add(tuple(hashlib.sha256(file.read_bytes()).hexdigest() for file in files))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("format", ["merged", "delta", "lora"])
+def test_a_change_that_is_not_finite_is_refused(format, pretrained, tmp_path):
+    editor = edited(pretrained)
+    editor.language_model.weight(1).delta[0, 0] = torch.nan
+    for readout in (None, CAP):
+        broken = save(editor, tmp_path / "broken.ckpt", readout)
+        with pytest.raises(EditError, match="not finite"):
+            export(broken, str(tmp_path / "out"), format)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_checkpoint_of_a_run_is_refused(checkpoint, tmp_path):

@@ -62,6 +62,19 @@ def test_undo_and_redo_come_back_to_where_they_started(run, capsys):
     assert events == [("undo", "3"), ("undo", "5"), ("redo", "5"), ("redo", "3")]
 
 
+def test_statistics_that_are_gone_from_the_cache_are_read_as_before_the_edits(run, small_world, tmp_path):
+    cache = small_world / "cache"
+    before = {path: path.read_bytes() for path in cache.rglob("*.safetensors")}
+    shutil.copytree(run, tmp_path / "again", symlinks=True)
+    main(["undo", str(run), "--edit", "3"])
+    for path in before:
+        path.unlink()
+    main(["undo", str(tmp_path / "again"), "--edit", "3"])
+    assert before
+    assert {path: path.read_bytes() for path in cache.rglob("*.safetensors")} == before
+    assert all(torch.equal(one, other) for one, other in zip(deltas(run), deltas(tmp_path / "again"), strict=True))
+
+
 def test_the_edit_before_comes_back(run, capsys):
     main(["undo", str(run), "--edit", "8"])
     assert holding(run) == ["0", "1", "2", "3", "4", "5", "6", "7"]

@@ -137,6 +137,17 @@ def test_a_moved_model_and_settings_without_effect_are_no_difference(small_run, 
     assert not any("state_dict" in path or "WeightUpdate" in path or "ledger" in path for path in found)
 
 
+def test_a_run_goes_on_bit_for_bit_where_the_cache_is_gone(small_run, small_world, whole, stopped):
+    cache = small_world / "cache"
+    before = {path: path.read_bytes() for path in cache.rglob("*.safetensors")}
+    for path in before:
+        path.unlink()
+    fit(small_run, stopped, "--ckpt_path", "last")
+    assert differences(end_of(whole), end_of(stopped)) == []
+    assert before
+    assert {path: path.read_bytes() for path in cache.rglob("*.safetensors")} == before
+
+
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_works(small_run, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     newest = checkpoints.newest(tmp_path / "run")

@@ -31,6 +31,21 @@ def test_revert_is_exact():
     assert not edited.delta.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unedited_is_the_base_for_a_while_bit_for_bit(dtype):
+    matrix = nn.Linear(6, 4).to(dtype).requires_grad_(False)
+    matrix.weight[0, 0] = -0.0
+    edited, original = EditedWeight(matrix), matrix.weight.clone()
+    edited.add(torch.randn(4, 6))
+    delta, live = edited.delta.clone(), matrix.weight.clone()
+    with edited.unedited():
+        assert torch.equal(matrix.weight, original)
+        assert matrix.weight[0, 0].signbit()
+        assert torch.equal(edited.live(), original.float())
+    assert torch.equal(matrix.weight, live)
+    assert torch.equal(edited.delta, delta)
+
+
 def test_many_small_edits_of_a_bfloat16_model_keep_their_sum():
     matrix = nn.Linear(8, 8).to(torch.bfloat16).requires_grad_(False)
     edited, original = EditedWeight(matrix), matrix.weight.clone()

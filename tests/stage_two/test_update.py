@@ -1,24 +1,21 @@
-"""Keys, residuals and the layer loop against plain forwards; statistics and their cache."""
-
-import json
+"""Keys, residuals and the layer loop against plain forwards."""
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.edits import EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Targets
 from lke_lightning.stage_two.keys import ConsistentKeys, ContextMean, MixedKeys
-from lke_lightning.stage_two.preservation import NormPenalty, NullSpace, PastEdits
+from lke_lightning.stage_two.preservation import NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader
-from lke_lightning.stage_two.solvers import LeastSquares
-from lke_lightning.stage_two.statistics import KeyStatistics, Statistics, StoredStatistics
-from lke_lightning.stage_two.transforms import TopRelativeChange
 from lke_lightning.stage_two.register import Register
+from lke_lightning.stage_two.solvers import LeastSquares
+from lke_lightning.stage_two.statistics import Statistics
+from lke_lightning.stage_two.transforms import TopRelativeChange
 from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.step import EditStep
-from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
+from lke_lightning.testing import tiny_network, tiny_tokenizer
 
 CONTEXTS = ["{}", "The river is. {}", "Because it was. {}"]
 REQUESTS = [
@@ -163,77 +160,3 @@ def test_a_transform_acts_before_writing_and_a_readout_only_while_reading():
         torch.testing.assert_close(model.weight(0).matrix.weight, (model.weight(0).base + kept.T / 2))
     assert torch.equal(model.weight(0).matrix.weight, live)
     assert torch.equal(model.weight(0).delta, kept)
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    path = tmp_path / "corpus.jsonl"
-    texts = [" ".join(WORDS[i:] + WORDS[: i // 2]) for i in range(len(WORDS))] * 3
-    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    return texts, str(path)
-
-
-def test_second_moments_of_all_layers(corpus, tmp_path):
-    texts, path = corpus
-    model = make_model()
-    found = KeyStatistics(path, tokens=10_000, cache_dir=str(tmp_path), batch_tokens=64).second_moments(model)
-    for layer in model.layers:
-        keys = []
-        for ids in model.text.encode(texts):
-            [(given, _)] = model.observe(_alone(model, ids), [model.architecture.matrix(layer)], stop=layer + 1)
-            keys.append(given[0])
-        keys = torch.cat(keys)
-        torch.testing.assert_close(found[layer].double(), keys.T @ keys / len(keys), rtol=1e-5, atol=1e-6)
-
-
-def _alone(model, ids):
-    from lke_lightning.model.tokens import Row
-
-    return model.text.pad([Row(ids, 0)])
-
-
-def test_cache_is_used_for_the_same_model_and_not_for_another(corpus, tmp_path, monkeypatch):
-    statistics = KeyStatistics(corpus[1], tokens=2000, cache_dir=str(tmp_path))
-    first = statistics.second_moments(make_model())
-    monkeypatch.setattr(KeyStatistics, "_compute", lambda *_: pytest.fail("computed again"))
-    again = statistics.second_moments(make_model())
-    assert all(torch.equal(first[layer], again[layer]) for layer in first)
-    with pytest.raises(pytest.fail.Exception, match="computed again"):
-        statistics.second_moments(make_model("llama"))
-    with pytest.raises(pytest.fail.Exception, match="computed again"):
-        KeyStatistics(corpus[1], tokens=2001, cache_dir=str(tmp_path)).second_moments(make_model())
-
-
-def test_a_cached_file_that_is_not_what_its_name_says_is_refused(corpus, tmp_path):
-    statistics = KeyStatistics(corpus[1], tokens=2000, cache_dir=str(tmp_path))
-    statistics.second_moments(make_model())
-    for file in (tmp_path / "statistics").glob("*.safetensors"):
-        save_file(load_file(file), file, metadata={"model": "another"})
-    with pytest.raises(EditError, match="belong to another"):
-        statistics.second_moments(make_model())
-
-
-def test_one_eigendecomposition_serves_every_threshold(tmp_path, monkeypatch):
-    statistics = KeyStatistics(cache_dir=str(tmp_path))
-    root = torch.randn(30, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    moment = root.T @ root
-    solver = LeastSquares([NormPenalty(1.0)], null_space=NullSpace(20.0))
-    expected = solver.init(moment)["inverse"]
-    torch.testing.assert_close(solver.init(moment, statistics.eigen)["inverse"], expected)
-    monkeypatch.setattr(torch.linalg, "eigh", lambda _: pytest.fail("decomposed again"))
-    for threshold in (10.0, 20.0, 30.0):
-        found = LeastSquares([NormPenalty(1.0)], null_space=NullSpace(threshold)).init(moment, statistics.eigen)
-        assert 0 < found["basis"].shape[1] < 24
-
-
-def test_stored_statistics_must_fit(tmp_path):
-    model, file = make_model(layers=(1,)), str(tmp_path / "moments.safetensors")
-    save_file({"transformer.h.1.mlp.c_proj": torch.eye(64)}, file)
-    assert torch.equal(StoredStatistics(file).second_moments(model)[1], torch.eye(64))
-    with pytest.raises(EditError, match="no statistics of"):
-        StoredStatistics(file).second_moments(make_model(layers=(2,)))
-    save_file({"transformer.h.1.mlp.c_proj": torch.eye(32)}, file)
-    with pytest.raises(EditError, match="keys need"):
-        StoredStatistics(file).second_moments(model)
-    with pytest.raises(EditError, match="no statistics file"):
-        StoredStatistics(str(tmp_path / "nowhere")).second_moments(model)

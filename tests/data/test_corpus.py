@@ -1,0 +1,120 @@
+"""Text from files of every kind, and what is said of files that are none."""
+
+import gzip
+import json
+
+import datasets
+import pandas
+import pytest
+
+from lke_lightning.data.corpus import TextCorpus, check_files, read_documents
+from lke_lightning.demo.world import make_world
+from lke_lightning.edits import EditError
+
+TEXTS = ["one", "two of them", "drei \u00e4"]
+
+
+def packed(text):
+    return gzip.compress(text.encode())
+
+
+@pytest.fixture(
+    params=["a.txt", "a.jsonl", "a.json", "a.csv", "a.parquet", "a.txt.gz", "a.jsonl.gz", "a[1]*?.txt", "b{}.jsonl"]
+)
+def file(request, tmp_path):
+    """The three texts, with blank ones between."""
+    path, documents = tmp_path / request.param, [TEXTS[0], " ", TEXTS[1], "", TEXTS[2]]
+    table = pandas.DataFrame({"number": range(5), "text": documents})
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
+    text = {".txt": "\n".join(documents), ".jsonl": lines, ".json": json.dumps([{"text": t} for t in documents])}
+    suffix = path.with_name(path.name.removesuffix(".gz")).suffix
+    if suffix == ".parquet":
+        table.to_parquet(path)
+    elif suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        path.write_bytes(packed(text[suffix]) if path.suffix == ".gz" else text[suffix].encode())
+    return str(path)
+
+
+def test_documents_of_a_file(file):
+    check_files([file], "drift.text")
+    assert list(read_documents([file, file], "drift.text")) == TEXTS * 2
+    corpus = TextCorpus([file], "x")
+    assert list(corpus.documents()) == TEXTS
+    assert corpus.is_here
+
+
+def test_the_demo_world_and_files_in_order(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    corpus = TextCorpus([str(tmp_path / "a.txt"), "demo"], "x")
+    assert list(corpus.documents()) == ["one", "two", *make_world().corpus()]
+    assert corpus.is_here
+
+
+def test_identity_follows_the_content(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    first = TextCorpus([str(tmp_path / "a.txt"), "demo"], "x").identity()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "a.txt").write_text("one")
+    assert TextCorpus([str(tmp_path / "b" / "a.txt"), "demo"], "x").identity() == first
+    (tmp_path / "a.txt").write_text("two")
+    assert TextCorpus([str(tmp_path / "a.txt"), "demo"], "x").identity() != first
+    hub = TextCorpus(["wikimedia/wikipedia:20231101.en"], "x")
+    assert hub.identity() == "wikimedia/wikipedia:20231101.en"
+    assert not hub.is_here
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", None, "no text file"),
+        ("a.txt", b"", "is empty"),
+        ("a.csv", b"", "is empty"),
+        ("a.txt", b"\n \n", "holds no text"),
+        ("a.jsonl", b"\n\n", "cannot be read|holds no text"),
+        ("a.txt", b"one\n\xff two", "is not UTF-8"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "is not UTF-8"),
+        ("a.jsonl", b'{"text": "a"\n', "JSON parse error"),
+        ("a.json", b"3", "cannot be read"),
+        ("a.jsonl", b'{"txt": "a"}\n', "has no column 'text', only 'txt'"),
+        ("a.csv", b"txt,x\na,1\n", "has no column 'text', only 'txt', 'x'"),
+        ("a.jsonl", b'{"text": 3}\n', "record 1 of .* has 3 as its 'text': it must be a string"),
+        ("a.jsonl", b'{"text": null}\n', "holds no text"),
+        ("a.csv", b"text\na,1\nb,c,d\n", "cannot be read"),
+        ("a.parquet", b"PAR1 and more", "cannot be read"),
+        ("a.txt.gz", packed("one " * 1000)[:20], "cannot be read: Compressed file ended"),
+        ("a.txt.gz", b"not packed", "cannot be read: Not a gzipped file"),
+        ("a.md", b"one", "no text file that can be read: there are .txt, .json"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_name_and_the_option(name, content, message, tmp_path):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(EditError, match=message) as caught:
+        TextCorpus([str(path)] if path.exists() or name != "a.md" else [], "drift.text")
+    assert str(path) in str(caught.value)
+    assert "drift.text" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_damage_that_comes_later_is_found_when_it_is_read(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(packed("".join(f"{number * 7919 % 1000003}\n" for number in range(1000))))
+    corpus = TextCorpus([str(path)], "x")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(EditError, match="Compressed file ended"):
+        list(corpus.documents())
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no way\nto it"), ValueError("Config name is missing.\nPick one")])
+def test_a_hub_that_cannot_be_reached_is_one_sentence(error, monkeypatch):
+    def load_dataset(*_, **__):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    corpus = TextCorpus(["someone/something"], "x.corpus")
+    with pytest.raises(EditError, match=r"'someone/something' \(x.corpus\) is neither .*: \w+") as caught:
+        next(corpus.documents())
+    assert len(str(caught.value).splitlines()) == 1
