@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,27 +44,7 @@ from lke_lightning.stage_two.solvers import Solver
 from lke_lightning.stage_two.statistics import Statistics
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
 from lke_lightning.stage_two.update import WeightUpdate
-
-
-def suggest(message: str, options: Sequence[str], classes: Sequence[str]) -> str:
-    """Name the known options or classes closest to the unknown one that an error message speaks of."""
-    unknown = re.findall(r"--([\w.]+)|[Kk]ey [\"']([\w.]+)[\"']|does not accept [\w ]*[\"']?([\w.]+)", message)
-    last = {option.rsplit(".", 1)[-1]: option for option in options}
-    close: list[str] = []
-    for name in (next(filter(None, groups)) for groups in unknown):
-        found = difflib.get_close_matches(name, options, 3, 0.6)
-        found += [last[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 3, 0.7)]
-        close += ["--" + option for option in found if option != name]
-    for name in re.findall(r"Given value: ([A-Za-z]\w*)", message):
-        close += [match for match in difflib.get_close_matches(name, classes, 3, 0.6) if match != name]
-    return f"{message}\nDid you mean: {', '.join(dict.fromkeys(close))}?" if close else message
-
-
-def _subclasses(base: type) -> Iterator[type]:
-    for part in base.__subclasses__():
-        yield part
-        yield from _subclasses(part)
-
+from lke_lightning.suggestions import subclasses, suggest
 
 # What is imported can be named in YAML without its path.
 BASES = (
@@ -86,7 +64,7 @@ class EditParser(LightningArgumentParser):
         options = sorted(
             {name[2:] for action in parser._actions for name in action.option_strings if ".help" not in name}
         )
-        super().error(suggest(message, options, [part.__name__ for base in BASES for part in _subclasses(base)]), ex)
+        super().error(suggest(message, options, [part.__name__ for base in BASES for part in subclasses(base)]), ex)
 
 
 class EditCLI(LightningCLI):

@@ -8,9 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from lke_lightning.cli import _spelled_out, main
-from lke_lightning.commands.undo import undo
-from lke_lightning.report import report
+from lke_lightning.cli import main
 from lke_lightning.report.canvas import LIGHT, PAGE, averaged, spans, style
 from lke_lightning.report.figures import EXHIBITS
 
@@ -168,14 +166,6 @@ def test_bad_places_are_refused(place, message, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=message):
         main(["report", place])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_words_before_the_first_option_are_all_runs():
-    expected = ["--runs", '["a", "b c"]', "--output", "d"]
-    assert _spelled_out(report, ["a", "b c", "--output", "d"]) == expected
-    assert _spelled_out(report, ['["a", "b c"]', "--output", "d"]) == expected
-    assert _spelled_out(report, ["--runs", "a", "b c", "--output", "d"]) == expected
-    assert _spelled_out(undo, ["run", "--edit", "1", "2"])[:4] == ["--run", "run", "--edit", '["1", "2"]']
 
 
 def test_points_are_averaged_and_keep_their_ends():
