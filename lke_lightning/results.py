@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,20 @@ def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         raise EditError(
             f"cannot write {path} ({reason}): is the disk full or the folder read-only? What was saved before is whole"
         ) from error
+
+
+def made_folder(path: str | Path) -> Path:
+    """Return a folder for results, which is made if it is not there, before the work that would be lost without it.
+
+    Raises:
+        EditError: it cannot be made or written into.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return Path(path)
+    except OSError as error:
+        raise EditError(f"cannot write into the folder {path} ({error.strerror}): name another") from error
 
 
 def sync_folder(folder: Path) -> None:

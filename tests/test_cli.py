@@ -212,7 +212,7 @@ def test_wrong_input_stops_before_any_work(options, message, world, tmp_path):
         ("export RUN --output X", {"ckpt_path": "RUN", "output": "X"}),
         ("export --ckpt_path RUN --output X --format delta", {"ckpt_path": "RUN", "output": "X", "format": "delta"}),
         ("compare --plan f", {"plan": "f"}),
-        ("tune --edits 5 -- -c x --data.limit 3 --", {"edits": 5, "arguments": "-c x --data.limit 3 --".split()}),
+        ("tune --edits 5 -- -c x --data.limit 3 --", {"edits": 5, "arguments": ["-c", "x", "--data.limit", "3", "--"]}),
         ('tune --sweep {"stage_one.lr":[1,2]}', {"sweep": {"stage_one.lr": [1, 2]}, "arguments": []}),
     ],
 )
@@ -227,5 +227,7 @@ def test_help_lists_the_commands_without_importing_torch(capsys):
 
     main([])
     assert "fit" in capsys.readouterr().out
-    script = "import sys; from lke_lightning.cli import _parser, main; main(['--help']); assert 'torch' not in sys.modules"
+    script = (
+        "import sys; from lke_lightning.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

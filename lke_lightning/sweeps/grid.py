@@ -1,12 +1,14 @@
-"""Points of a sweep: configurations that differ in the strengths of some parts."""
+"""The strengths of a configuration by name, such as `BaseStatistics.weight`: which there are, and with other values."""
 
 from __future__ import annotations
 
 import copy
 import difflib
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from lke_lightning.edits import EditError
 
@@ -20,6 +22,23 @@ COUNTED = {"MostProbable.extra_steps": [0, 2, 6]}
 Config = dict[str, Any]
 Settings = dict[str, Any]
 """A value for each swept name."""
+
+
+def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
+    """Read a YAML file with names and values.
+
+    Raises:
+        EditError: it is not there, is not YAML, or holds something else.
+    """
+    try:
+        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EditError(f"cannot read {what}: no such file ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise EditError(f"{what} is not YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise EditError(f"{what} holds a {type(given).__name__} where names with values are needed")
+    return given
 
 
 def default_sweep(config: Config) -> dict[str, list[Any]]:
@@ -51,11 +70,6 @@ def check_sweep(config: Config, sweep: Mapping[str, Sequence[Any]]) -> None:
             raise EditError(f"nothing to sweep is called {name!r}: {hint}")
         if not isinstance(values, list | tuple) or not values:
             raise EditError(f"the sweep of {name!r} needs a list of values, not {values!r}")
-
-
-def points(sweep: Mapping[str, Sequence[Any]]) -> list[Settings]:
-    """Return all combinations of the values."""
-    return [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
 
 
 def configured(config: Config, settings: Settings) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -19,11 +20,11 @@ from rich.progress import track
 from lke_lightning.composition import compose
 from lke_lightning.configuration import configs
 from lke_lightning.data import DemoWorld, EditStream
-from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.evaluation.scorecard import summarize
 from lke_lightning.evaluation.teacher_forced import continuation_nll, score
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
-from lke_lightning.results import write
+from lke_lightning.results import made_folder, replace, write
 from lke_lightning.sweeps import grid
 from lke_lightning.sweeps.layers import best_window, candidates
 from lke_lightning.sweeps.report import circumstances
@@ -67,10 +68,17 @@ def probe(
     Raises:
         EditError: the model cannot be edited, it knows none of the facts, or the folder holds another probe.
     """
+    for name, value in (("facts", facts), ("trials", trials), ("samples", samples)):
+        if value < 1:
+            raise EditError(f"--{name} is {value}: at least one is needed")
+    if not 0 < noise < math.inf:
+        raise EditError(f"--noise is {noise:g}: it must be above 0 and finite")
     path = Path(method) if Path(method).is_file() else configs() / method
     if not path.is_file():
         raise EditError(f"no configuration {method!r}, neither as a file nor below {configs()}")
-    config = yaml.safe_load(path.read_text())
+    config = grid.read_mapping(path, f"the method {method!r}")
+    compose(config)
+    made_folder(output)
     stream = data or DemoWorld()
     stream.setup("fit")
     network, tokenizer = load(pretrained, dtype, trust_remote_code)
@@ -146,8 +154,7 @@ class _Done:
     """What was found so far, in a file with a line for each, so that an interrupted probe goes on."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder, self.found = folder, {}
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.found = made_folder(folder), {}
         self._file = folder / "found.jsonl"
         lines = self._file.read_text().splitlines() if self._file.is_file() else []
         for line in lines:
@@ -215,10 +222,12 @@ def _edit(model: LanguageModel, config: grid.Config, requests: Sequence[EditRequ
     stages = compose(config)
     contexts = stages.one.contexts or stages.one.context_templates.sample(model)
     stages.two.prepare(model)
-    start = stages.two.memory
+    unused = stages.two.state_dict(), stages.two.memory
     scores = []
-    for part in [[request] for request in requests] if alone else [list(requests)]:
-        stages.two.memory = copy.deepcopy(start)
+    for part in [[request] for request in requests] if alone else [EditBatch.of(requests).requests]:
+        before, memory = copy.deepcopy(unused)
+        stages.two.load_state_dict(before)
+        stages.two.memory = memory  # what is saved of it is less
         targets = stages.one.optimize(model, part, contexts)
         with torch.no_grad():
             stages.two.apply(model, part, contexts, targets)
@@ -245,6 +254,4 @@ def draw(effects: dict[str, Any], by_layer: dict[int, float], layers: Sequence[i
     (lines, names), (more, others) = left.get_legend_handles_labels(), right.get_legend_handles_labels()
     left.legend(lines + more, names + others, fontsize="small")
     left.grid(alpha=0.3)
-    unfinished = path.with_name("unfinished-" + path.name)
-    figure.savefig(unfinished, dpi=120)
-    unfinished.replace(path)
+    replace(path, lambda file: figure.savefig(file, format="png", dpi=120))
