@@ -141,7 +141,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     classes = [part.__name__ for kind in ours for part in subclasses(kind)]
     help_of = {argument.arg_name: argument.description for argument in told.params}
     lists = [name for name, parameter in parameters.items() if str(parameter.annotation).startswith("list[str]")]
-    parser = Parser(prog=f"lke_lightning {command}", description=told.description)
+    parser = Parser(prog=f"lke_lightning {command}", description=told.description, allow_abbrev=False)
     parser.add_function_arguments(function, as_group=False, skip={*words, *lists})
     for name in dict.fromkeys((*words, *lists)):
         is_required = parameters[name].default is inspect.Parameter.empty

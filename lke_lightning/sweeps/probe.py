@@ -8,6 +8,7 @@ import json
 import math
 import shlex
 import statistics
+from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -77,7 +78,10 @@ def probe(
     if not path.is_file():
         raise EditError(f"no configuration {method!r}, neither as a file nor below {configs()}")
     config = grid.read_mapping(path, f"the method {method!r}")
-    compose(config)
+    try:
+        compose(config)
+    except ArgumentError as error:
+        raise EditError(f"the method {method!r} cannot be used: {error}") from error
     made_folder(output)
     stream = data or DemoWorld()
     stream.setup("fit")
@@ -222,15 +226,12 @@ def _edit(model: LanguageModel, config: grid.Config, requests: Sequence[EditRequ
     stages = compose(config)
     contexts = stages.one.contexts or stages.one.context_templates.sample(model)
     stages.two.prepare(model)
-    unused = stages.two.state_dict(), stages.two.memory
     scores = []
     for part in [[request] for request in requests] if alone else [EditBatch.of(requests).requests]:
-        before, memory = copy.deepcopy(unused)
-        stages.two.load_state_dict(before)
-        stages.two.memory = memory  # what is saved of it is less
+        fresh = copy.deepcopy(stages.two)  # it knows of no other part's edits
         targets = stages.one.optimize(model, part, contexts)
         with torch.no_grad():
-            stages.two.apply(model, part, contexts, targets)
+            fresh.apply(model, part, contexts, targets)
             scores += score(model, part)
         for weight in model.edited.values():
             weight.revert()
