@@ -6,7 +6,6 @@ import argparse
 import difflib
 import errno
 import inspect
-import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -56,8 +55,6 @@ UNWRITABLE = (
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
 )  # fmt: skip
 """Reasons for which the user's disk or folder refuses what is written."""
-NOISE = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value type:")
-"""How the lines begin in which jsonargparse lists the types that a value might have had."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -129,7 +126,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             options = [flag[2:] for action in self._actions for flag in action.option_strings if ".help" not in flag]
-            message = suggest(_plainly(message), options, classes)
+            message = suggest(message, options, classes)
             if not self.exit_on_error:  # the parser of a part: its message goes into the one of the whole
                 super().error(message, ex)
             self.exit(2, f"error: {message}\nSee {self.prog} --help\n")
@@ -155,10 +152,3 @@ def _parser(command: str) -> argparse.ArgumentParser:
         else:
             parser.add_argument(f"--{name}", help=help_of[name], required=is_required, **nargs)
     return parser
-
-
-def _plainly(message: str) -> str:
-    """Say on one line what jsonargparse says on many, without the types that were not meant."""
-    lines = [line.strip() for line in message.splitlines()]
-    said = " ".join(line for line in lines if not line.startswith(NOISE) and "NestedArg(" not in line)
-    return re.sub(r'^Parser key "([^"]+)":', r"--\1:", said)

@@ -9,9 +9,15 @@ from collections.abc import Iterator, Sequence
 UNKNOWN = re.compile(r"--([\w.]+)|(?:[Kk]ey|Option) [\"']([\w.]+)[\"']|does not accept [\w ]*[\"']?([\w.]+)")
 """Where messages of argparse, jsonargparse and Lightning name what they do not know."""
 
+NOISE = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value type:")
+"""How the lines begin in which jsonargparse lists the types that a value might have had."""
+
 
 def suggest(message: str, options: Sequence[str], classes: Sequence[str] = ()) -> str:
-    """Name the known options or classes closest to the unknown one that an error message speaks of."""
+    """Say a parser's message on one line, and name the options or classes closest to the unknown one it speaks of."""
+    lines = [line.strip() for line in message.splitlines()]
+    message = " ".join(line for line in lines if not line.startswith(NOISE) and "NestedArg(" not in line)
+    message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
     unknown = UNKNOWN.findall(message)
     last = {option.rsplit(".", 1)[-1]: option for option in options}
     close: list[str] = []
