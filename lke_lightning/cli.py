@@ -2,40 +2,64 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import errno
 import inspect
-import itertools
-import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
+
+
+class Command(NamedTuple):
+    """A command: what it does, where the function of its name is, and which of its parameters are plain words."""
+
+    what: str
+    module: str | None = None
+    """`None`: Lightning's command line, in `fitting`."""
+    words: tuple[str, ...] = ()
+    """Parameters that are given in this order, without their names."""
+    is_named: bool = False
+    """Whether the word may be given by its name as well."""
+
 
 COMMANDS = {
-    "fit": ("edit a model, batch by batch; without arguments: 200 facts of the demo world", None),
-    "plan": ("say what memory, disk and time a run of fit will take; arguments of fit", "commands.plan"),
-    "validate": ("score a model on facts, unedited or from a checkpoint (--ckpt_path)", None),
-    "compare": ("run several methods on the same edits and make one table of them (--plan)", "sweeps.compare"),
-    "tune": (
-        "sweep strengths on a slice of the edits and propose some; arguments of fit follow after --",
+    "fit": Command("edit a model, batch by batch; without arguments: 200 facts of the demo world"),
+    "plan": Command("say what memory, disk and time a run of fit will take; arguments of fit", "commands.plan"),
+    "validate": Command("score a model on facts, unedited or from a checkpoint (--ckpt_path)"),
+    "compare": Command("run several methods on the same edits and make one table of them (--plan)", "sweeps.compare"),
+    "tune": Command(
+        "search for strengths on a slice of the edits and propose some; arguments of fit follow after --",
         "sweeps.tune",
+        ("arguments",),
     ),
-    "probe": ("show where a model keeps its facts, and propose layers and strengths (--pretrained)", "sweeps.probe"),
-    "published": ("print the YAML file of published strengths: published METHOD MODEL [DATA]", "published"),
-    "log": ("list what a run did: log RUN", "commands.history"),
-    "show": ("print all that is known of one edit: show RUN ID", "commands.history"),
-    "report": ("make one page of figures and tables of runs: report RUN [RUN ...]", "report"),
-    "undo": ("take edits of a run back, exactly: undo RUN --edit ID [ID ...]", "commands.undo"),
-    "redo": ("write edits again that were undone: redo RUN --edit ID [ID ...]", "commands.undo"),
-    "export": ("take the edits away: a whole model, the change alone, or an adapter", "export"),
-    "pretrain": ("train the demo model anew", "demo.pretraining"),
-    "knowledge": ("measure what the demo model, or another, knows of the demo world", "demo.pretraining"),
+    "probe": Command("show where a model keeps its facts; propose layers and strengths (--pretrained)", "sweeps.probe"),
+    "published": Command(
+        "print the YAML file of published hyperparameters: published METHOD MODEL [DATA]",
+        "published",
+        ("method", "model", "data"),
+    ),
+    "log": Command("list what a run did: log RUN", "commands.history", ("run",)),
+    "show": Command("print all that is known of one edit: show RUN ID", "commands.history", ("run", "edit")),
+    "report": Command("make one page of figures and tables of runs: report RUN [RUN ...]", "report", ("runs",)),
+    "undo": Command("undo edits of a run, exactly: undo RUN --edit ID [ID ...]", "commands.undo", ("run",)),
+    "redo": Command("write edits again that were undone: redo RUN --edit ID [ID ...]", "commands.undo", ("run",)),
+    "export": Command(
+        "write the edits for use elsewhere, as a model, a delta or an adapter: export RUN --output X",
+        "export",
+        ("ckpt_path",),
+        is_named=True,
+    ),
+    "pretrain": Command("train the demo model anew", "demo.pretraining"),
+    "knowledge": Command("measure what the demo model, or another, knows of the demo world", "demo.pretraining"),
 }
-"""What each command does, and the module with the function of its name; `None`: Lightning's."""
-
-NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Errors of a disk that the user can do something about."""
+"""All commands, in the order in which they are listed."""
+UNWRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
+"""Reasons for which the user's disk or folder refuses what is written."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -51,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> None:
     command = args[0] if args else "--help"
     if command in ("-h", "--help"):
         print("usage: python -m lke_lightning COMMAND [options]\n\nLifelong knowledge editing of language models.\n")
-        print("\n".join(f"  {name:10} {what}" for name, (what, _) in COMMANDS.items()))
+        print("\n".join(f"  {name:10} {what}" for name, (what, *_) in COMMANDS.items()))
         print("\nEvery command has its own --help; fit and validate take YAML files with -c.")
         return
     if command not in COMMANDS:
@@ -59,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> None:
         hint = f": did you mean {close[0]!r}?" if close else f"; there are {', '.join(COMMANDS)}"
         sys.exit(f"error: no command {command!r}{hint}")
     try:
-        if COMMANDS[command][1] is None:
+        if COMMANDS[command].module is None:
             import_module("lke_lightning.fitting").run(args)
         elif command == "plan":
             run = import_module("lke_lightning.fitting").run
@@ -83,53 +107,59 @@ def _told(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, EditError):
             return str(error)
-        if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
             return f"cannot write {error.filename}: {error.strerror}. What was saved before is whole"
         error = error.__cause__ or error.__context__
     return None
 
 
-def _run_function(command: str, args: list[str]) -> None:
-    from jsonargparse import auto_cli
+def _function(command: str) -> Callable[..., Any]:
+    """Return what a command calls; imported only now, because some of them take seconds to import."""
+    return getattr(import_module(f"lke_lightning.{COMMANDS[command].module}"), command)
 
-    function = _function(command)
-    result = auto_cli(function, args=_spelled_out(function, args), as_positional=False, prog=f"lke_lightning {command}")
+
+def _run_function(command: str, args: list[str]) -> None:
+    parser = _parser(command)
+    result = _function(command)(**parser.instantiate(parser.parse_args(args)).as_dict())
     for name, value in (result or {}).items():
         print(f"{name:20} {value:.4g}")
 
 
-def _spelled_out(function: Callable[..., Any], args: list[str]) -> list[str]:
-    """Give names to arguments without one, and brackets to lists: `RUN --edit 1 2` as `--run RUN --edit ["1", "2"]`.
+def _parser(command: str) -> argparse.ArgumentParser:
+    """Make the parser of a command from its function: words without a name first, lists of words without brackets."""
+    from docstring_parser import parse
+    from jsonargparse import ArgumentParser
 
-    A list without a name takes all words before the first option: `A B --output X` as `--runs ["A", "B"] --output X`.
-    What follows `--` is the list of arguments for `fit`.
-    """
-    parameters = inspect.signature(function).parameters
-    lists = {f"--{name}" for name, parameter in parameters.items() if str(parameter.annotation).startswith("list")}
-    rest = args[args.index("--") + 1 :] if "--" in args else None
-    args = args[: args.index("--")] if rest is not None else args
-    spelled: list[str] = []
-    names = iter(parameters)
-    while args and not args[0].startswith("-"):
-        option, taken = f"--{next(names, 'unexpected')}", 1
-        if option in lists:  # a list without a name takes all the words up to the first option
-            taken = next((i for i, arg in enumerate(args) if arg.startswith("-")), len(args))
-        is_list = option in lists and not args[0].startswith("[")
-        spelled += [option, json.dumps(args[:taken])] if is_list else [option, *args[:taken]]
-        args = args[taken:]
-    for option, values in _options(args):
-        is_list = option in lists and not (values and values[0].startswith("["))
-        spelled += [option, json.dumps(values)] if is_list else [option, *values]
-    return spelled if rest is None else [*spelled, "--arguments", json.dumps(rest)]
+    from lke_lightning.suggestions import subclasses, suggest
 
+    class Parser(ArgumentParser):
+        """A parser whose errors are short, with the options and classes that come close."""
 
-def _options(args: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each option with the values that follow it."""
-    starts = [i for i, arg in enumerate(args) if arg.startswith("-")]
-    for start, end in itertools.pairwise([*starts, len(args)]):
-        yield args[start], args[start + 1 : end]
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            options = [flag[2:] for action in self._actions for flag in action.option_strings if ".help" not in flag]
+            message = suggest(message, options, classes)
+            if not self.exit_on_error:  # the parser of a part: its message goes into the one of the whole
+                super().error(message, ex)
+            self.exit(2, f"error: {message}\nSee {self.prog} --help\n")
 
-
-def _function(command: str) -> Callable[..., Any]:
-    """Return what a command calls; imported only now, because some of them take seconds to import."""
-    return getattr(import_module(f"lke_lightning.{COMMANDS[command][1]}"), command)
+    function, words = _function(command), COMMANDS[command].words
+    parameters, told = inspect.signature(function).parameters, parse(function.__doc__)
+    types = [kind for hint in get_type_hints(function).values() for kind in (hint, *get_args(hint))]
+    ours = [kind for kind in types if isinstance(kind, type) and kind.__module__.startswith("lke_lightning")]
+    classes = [part.__name__ for kind in ours for part in subclasses(kind)]
+    help_of = {argument.arg_name: argument.description for argument in told.params}
+    lists = [name for name, parameter in parameters.items() if str(parameter.annotation).startswith("list[str]")]
+    parser = Parser(prog=f"lke_lightning {command}", description=told.description, allow_abbrev=False)
+    parser.add_function_arguments(function, as_group=False, skip={*words, *lists})
+    for name in dict.fromkeys((*words, *lists)):
+        is_required = parameters[name].default is inspect.Parameter.empty
+        nargs = {"nargs": "+" if is_required else "*"} if name in lists else {}
+        if name in words and COMMANDS[command].is_named:
+            either = parser.add_mutually_exclusive_group(required=True)
+            either.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=help_of[name])
+            either.add_argument(f"--{name}", help="the same, by its name")
+        elif name in words:
+            parser.add_argument(name, help=help_of[name], **nargs)
+        else:
+            parser.add_argument(f"--{name}", help=help_of[name], required=is_required, **nargs)
+    return parser

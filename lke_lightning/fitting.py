@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
-import re
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,41 +39,8 @@ from lke_lightning.stage_two.preservation import Preservation
 from lke_lightning.stage_two.solvers import Solver
 from lke_lightning.stage_two.statistics import Statistics
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
+from lke_lightning.suggestions import subclasses, suggest
 from lke_lightning.trainer import CALLBACKS, SETTINGS, check_order, check_settings
-
-
-def suggest(message: str, options: Sequence[str], classes: Sequence[str]) -> str:
-    """Name the known options or classes closest to the unknown one that an error message speaks of."""
-    unknown = re.findall(r"--([\w.]+)|[Kk]ey [\"']([\w.]+)[\"']|does not accept [\w ]*[\"']?([\w.]+)", message)
-    last = {option.rsplit(".", 1)[-1]: option for option in options}
-    close: list[str] = []
-    for name in {next(filter(None, groups)) for groups in unknown}.difference(options):
-        found = difflib.get_close_matches(name, options, 3, 0.6)
-        found += [last[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 3, 0.7)]
-        close += ["--" + option for option in found if option != name]
-    for name in re.findall(r"(?:Given value|import path string): ([A-Za-z]\w*)", message):
-        close += [match for match in difflib.get_close_matches(name, classes, 3, 0.6) if match != name]
-    return f"{message}\nDid you mean: {', '.join(dict.fromkeys(close))}?" if close else message
-
-
-def brief(message: str) -> str:
-    """Leave out what jsonargparse says of every value that may also be null, whatever is wrong with it."""
-    said = [line for line in message.splitlines() if not re.search(NOISE, line)]
-    return "\n".join(said)
-
-
-NOISE = (
-    r"Does not validate against any of|^\s*(Subtypes|Errors|Given value type):|^\s*- Expected a <class 'NoneType'>|"
-    r"^\s*Subclass types expect|^\s*- a (class path|dict with)"
-)
-"""Lines of an error that say nothing of the value."""
-
-
-def _subclasses(base: type) -> Iterator[type]:
-    for part in base.__subclasses__():
-        yield part
-        yield from _subclasses(part)
-
 
 # What is imported can be named in YAML without its path.
 BASES = (
@@ -103,9 +68,7 @@ class EditParser(LightningArgumentParser):
         options = sorted(
             {name[2:] for action in parser._actions for name in action.option_strings if ".help" not in name}
         )
-        super().error(
-            suggest(brief(message), options, [part.__name__ for base in BASES for part in _subclasses(base)]), ex
-        )
+        super().error(suggest(message, options, [part.__name__ for base in BASES for part in subclasses(base)]), ex)
 
 
 class EditCLI(LightningCLI):

@@ -134,7 +134,7 @@ class Ledger:
                     entry = None
                 if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
                     raise EditError(
-                        f"line {number} of {self.path} is not an entry of a ledger: the file was damaged or changed; put "
-                        "the original back"
+                        f"line {number} of {self.path} is not an entry of a ledger: the file was damaged or changed; "
+                        "put the original back"
                     )
                 yield entry

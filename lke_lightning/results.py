@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -130,6 +131,20 @@ def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapp
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format asks tensors to begin at a multiple of 8
     file.writelines([len(text).to_bytes(8, "little"), text, data[begin:]])
+
+
+def made_folder(path: str | Path) -> Path:
+    """Return a folder for results, which is made if it is not there, before the work that would be lost without it.
+
+    Raises:
+        EditError: it cannot be made or written into.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return Path(path)
+    except OSError as error:
+        raise EditError(f"cannot write into the folder {path} ({error.strerror}): name another") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lke_lightning.edits import EditBatch, EditError
+from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.register import Register
@@ -33,6 +33,15 @@ class Stages:
             names = ", ".join(type(part).__name__ for part in found) or "neither"
             raise EditError(f"a trainer needs one TargetOptimization and, behind it, one WeightUpdate; it has {names}")
         return cls(*found)
+
+    def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
+        """Do what comes before the first batch: check the requests, sample contexts, read statistics.
+
+        Raises:
+            EditError: a request cannot be encoded, or there are no statistics.
+        """
+        self.one.prepare(model, requests)
+        self.two.prepare(model)
 
     def edit(self, model: LanguageModel, batch: EditBatch, register: Register) -> EditStep:
         """Find the targets of a batch and write them into the weights; a run does the same in two hooks."""

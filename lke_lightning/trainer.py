@@ -52,7 +52,7 @@ ALLOWED: dict[str, tuple[tuple[Any, ...], str]] = {
     "inference_mode": ((False,), "edits go on after an evaluation"),
     "num_sanity_val_steps": ((0,), "the scorecard scores the unedited model"),
     "precision": (
-        (None, 32, "32", "32-true", 64, "64", "64-true", "bf16", "bf16-true", "bf16-mixed", "16-true", "transformer-engine"),
+        (None, 32, "32", "32-true", 64, "64", "64-true", "bf16", "bf16-true", "bf16-mixed", "16-true"),
         "gradients are not scaled here; use bf16-mixed, or load the model with model.dtype float16",
     ),
 }  # fmt: skip

@@ -64,7 +64,7 @@ def test_without_layers_it_says_how_to_give_them(tmp_path):
 def test_stages_come_from_a_configuration():
     found = Published.compose("encore", "llama3-8b", "counterfact").config
     assert found["model"]["layers"] == [4, 5, 6, 7, 8]
-    made = compose(found)
+    made, _ = compose(found)
     assert [type(rule).__name__ for rule in made.one.stopping] == ["MostProbable", "LossBelow"]
     assert [term.weight for term in made.two.solver.preservation] == [15000, 20]
     with pytest.raises(EditError, match="no configuration"):

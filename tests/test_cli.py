@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lke_lightning.cli import main
+from lke_lightning.cli import _parser, main
 from lke_lightning.configuration import configs
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
@@ -169,6 +169,9 @@ def test_methods_are_configurations(name, world, tmp_path):
         (["fit", "--data.lmit", "3"], "--data.limit|limit"),
         (["fit", "--stage_one.learning_rat", "3"], "--stage_one"),
         (["fit", "--data", "CounterFakt"], "CounterFact"),
+        (["undo", "RUN", "--edits", "1"], "Did you mean: --edit?"),
+        (["log", "RUN", "--finid", "x"], "Did you mean: --find?"),
+        (["probe", "--data", "CounterFakt"], "Did you mean: CounterFact?"),
     ],
 )
 def test_unknown_names_are_named_with_the_close_ones(command, message, capsys):
@@ -196,6 +199,26 @@ def test_wrong_input_stops_before_any_work(options, message, world, tmp_path):
         main(arguments(world, tmp_path / "out", *options))
     assert not (tmp_path / "out" / "scorecard.json").exists()
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("log RUN --failed true --last 3", {"run": "RUN", "failed": True, "last": 3}),
+        ("show RUN 4711", {"run": "RUN", "edit": "4711"}),
+        ("undo RUN --edit 17 1e3 null", {"run": "RUN", "edit": ["17", "1e3", "null"]}),
+        ("redo RUN --edit 17 --pretrained here", {"run": "RUN", "edit": ["17"], "pretrained": "here"}),
+        ("report A 2 --output X", {"runs": ["A", "2"], "output": "X"}),
+        ("export RUN --output X", {"ckpt_path": "RUN", "output": "X"}),
+        ("export --ckpt_path RUN --output X --format delta", {"ckpt_path": "RUN", "output": "X", "format": "delta"}),
+        ("compare --plan f", {"plan": "f"}),
+        ("tune --edits 5 -- -c x --data.limit 3 --", {"edits": 5, "arguments": ["-c", "x", "--data.limit", "3", "--"]}),
+        ('tune --sweep {"stage_one.lr":[1,2]}', {"sweep": {"stage_one.lr": [1, 2]}, "arguments": []}),
+    ],
+)
+def test_words_and_options_reach_the_function(given, meant):
+    found = _parser(given.split()[0]).parse_args(given.split()[1:]).as_dict()
+    assert {name: found[name] for name in meant} == meant
 
 
 def test_help_lists_the_commands_without_importing_torch(capsys):

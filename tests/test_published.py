@@ -18,7 +18,7 @@ OURS = "tests/conf/cf-llama-9m.yaml"
 )
 def test_every_combination_makes_two_stages(names, table):
     found = Published.compose(*names, table=table)
-    made = compose(found.config)
+    made, _ = compose(found.config)
     assert found.config["model"]["layers"]
     assert made.one.lr != 0.65  # the demo model's
     assert made.two.statistics.corpus != "demo"
@@ -29,7 +29,7 @@ def test_every_combination_makes_two_stages(names, table):
 
 
 def weights(method, model, data=None):
-    made = compose(Published.compose(method, model, data).config)
+    made, _ = compose(Published.compose(method, model, data).config)
     terms = {type(term).__name__: term.weight for term in made.two.solver.preservation}
     extra = [rule.extra_steps for rule in made.one.stopping if hasattr(rule, "extra_steps")]
     return terms, extra, made.one.lr, made.one.max_steps, made.one.space.factor

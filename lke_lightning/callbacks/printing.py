@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lke_lightning.edits import KINDS
@@ -29,16 +30,16 @@ def show(card: dict[str, Any], scorecard: str, checkpoint: str) -> None:
         if table is not None:
             console.print(table)
     for line in _lines(card):
-        console.print(line)
+        console.print(line, markup=False)
     console.print("Seconds  " + ", ".join(f"{name} {value:.1f}" for name, value in card["seconds"].items()))
-    console.print(f"Scorecard   {scorecard}", soft_wrap=True)
+    console.print(f"Scorecard   {scorecard}", soft_wrap=True, markup=False)
     if checkpoint:
-        console.print(f"Checkpoint  {checkpoint}", soft_wrap=True)
+        console.print(f"Checkpoint  {checkpoint}", soft_wrap=True, markup=False)
 
 
 def _published(card: dict[str, Any]) -> Table:
     table = Table(
-        title=f"{card['method']} · {card['edits']} edits of {card['data']} in batches of {card['batch_size']}",
+        title=escape(f"{card['method']} · {card['edits']} edits of {card['data']} in batches of {card['batch_size']}"),
         caption=f"{card['protocol']}; success (accuracy), fractions of 1",
     )
     table.add_column("")

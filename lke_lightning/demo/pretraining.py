@@ -1,5 +1,6 @@
 """The recipe of the demo model: a tokenizer and a small Llama, trained on the demo world in one Lightning run."""
 
+import math
 import shutil
 import tempfile
 import time
@@ -24,12 +25,16 @@ from transformers import (
 )
 
 from lke_lightning.demo.world import RELATIONS, make_world
+from lke_lightning.edits import EditError
+from lke_lightning.results import made_folder
 
 END_OF_TEXT = "<|endoftext|>"
 EDIT_LAYERS = [0, 1]  # where edits take; kept in the model's configuration, so that no one has to know
 SHIPPED = Path(__file__).parent / "model"
 """The model that comes with the package."""
 IGNORED = -100
+SMALLEST_VOCABULARY = 257
+"""The bytes and the token that ends a text."""
 
 
 class Pretraining(lightning.LightningModule):
@@ -131,9 +136,17 @@ def knowledge(model: Path = SHIPPED, seed: int = 0) -> dict[str, float]:
     Args:
         model: folder of a model with its tokenizer.
         seed: seed of the world.
+
+    Raises:
+        EditError: there is no model, or it cannot be loaded.
     """
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    return measure_knowledge(AutoModelForCausalLM.from_pretrained(model), tokenizer, make_world(seed).records())
+    if not (model / "config.json").is_file():
+        raise EditError(f"--model {model} is not the folder of a model: it has no config.json")
+    try:
+        tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise EditError(f"cannot load the model in {model}: {error}") from error
+    return measure_knowledge(network, tokenizer, make_world(seed).records())
 
 
 def _answers(
@@ -184,7 +197,7 @@ def pretrain(
     """Train the demo model and save it with its tokenizer, training log and model card.
 
     Args:
-        output: Folder of the model; it appears, or is replaced, when everything has gone well.
+        output: Folder of the model, new or empty; it appears when everything has gone well.
         seed: Seed of the world, the initial weights and the order of the text.
         vocabulary: Most tokens the tokenizer may have; fewer split the names into more pieces.
         hidden: Width of the residual stream.
@@ -201,7 +214,21 @@ def pretrain(
 
     Returns:
         What the saved model knows: shares of known prompts, held-out perplexity, parameters and training minutes.
+
+    Raises:
+        EditError: the output is there and not empty, or cannot be written; a size that no model or training can have.
     """
+    _check(output, hidden=hidden, mlp=mlp, layers=layers, heads=heads, passes=passes, window=window,
+           batch_size=batch_size, learning_rate=learning_rate, warmup_steps=warmup_steps)  # fmt: skip
+    if vocabulary < SMALLEST_VOCABULARY:
+        raise EditError(
+            f"--vocabulary is {vocabulary}: {SMALLEST_VOCABULARY} are needed for every byte to have a token"
+        )
+    if max_steps == 0 or max_steps < -1:
+        raise EditError(f"--max_steps is {max_steps}: at least 1, or -1 for no bound")
+    if seed < 0 or weight_decay < 0:
+        raise EditError(f"--seed is {seed} and --weight_decay {weight_decay:g}: neither may be below 0")
+    made_folder(output.parent)
     lightning.seed_everything(seed)
     world = make_world(seed)
     tokenizer = train_tokenizer(world.training_documents(seed, passes=2), vocabulary)
@@ -220,7 +247,6 @@ def pretrain(
         pad_token_id=tokenizer.pad_token_id,
         edit_layers=EDIT_LAYERS,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
         logger = CSVLogger(scratch, name="log", version="")
         trainer = lightning.Trainer(
@@ -248,10 +274,19 @@ def pretrain(
         tokenizer.save_pretrained(staged)
         shutil.copy(Path(logger.log_dir, "metrics.csv"), staged / "training_log.csv")
         (staged / "README.md").write_text(model_card(config, seed, trainer.global_step, measured))
-        if output.exists():
-            shutil.rmtree(output)
-        staged.rename(output)
+        staged.rename(output)  # in the place of an empty folder, or of none
     return measured
+
+
+def _check(output: Path, hidden: int, heads: int, **above_zero: float) -> None:
+    """Raise `EditError` unless the output is free and the sizes are those of a model."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise EditError(f"--output {output} exists and is not an empty folder: name another")
+    for name, value in {"hidden": hidden, "heads": heads, **above_zero}.items():
+        if not 0 < value < math.inf:
+            raise EditError(f"--{name} is {value}: it must be above 0")
+    if hidden % (2 * heads):
+        raise EditError(f"--hidden is {hidden} and --heads {heads}: hidden must be a multiple of twice the heads")
 
 
 def model_card(config: LlamaConfig, seed: int, steps: int, measured: dict[str, float]) -> str:

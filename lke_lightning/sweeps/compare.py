@@ -10,21 +10,21 @@ from typing import Any
 
 from lke_lightning.configuration import read
 from lke_lightning.edits import EditError
-from lke_lightning.results import write
+from lke_lightning.results import made_folder, write
 from lke_lightning.sweeps.report import CAPTION, HEADER, cells, circumstances, entry, markdown, show
-from lke_lightning.sweeps.runs import FILE_OPTIONS, LOG, Outcome, Run, carry_out
+from lke_lightning.sweeps.runs import FILE_OPTIONS, LOG, Job, Outcome, carry_out_all
 
 
 @dataclass(frozen=True)
-class Plan:
+class Comparison:
     """What to compare."""
 
     given: dict[str, Any]
     """The file's content."""
-    runs: list[Run]
+    jobs: list[Job]
 
     @classmethod
-    def read(cls, path: str) -> Plan:
+    def read(cls, path: str) -> Comparison:
         """Read a plan: `rows`, each with a `name` and `arguments` of `fit`, and perhaps common `arguments`.
 
         Each row gets the common YAML files, its own, the common options, and its own, in this order.
@@ -32,16 +32,18 @@ class Plan:
         Raises:
             EditError: the file is missing or is no plan.
         """
+        what = f"the plan {path!r}"
         given = read(path)
         if not isinstance(given.get("rows"), list) or not given["rows"]:
-            raise EditError(f"the plan {path!r} has no rows: it needs a list `rows`, each with a name and arguments")
-        _check_keys(given, {"arguments", "rows"}, f"the plan {path!r}")
-        common = _arguments(given, f"the plan {path!r}")
-        runs = [_run(row, i, common) for i, row in enumerate(given["rows"], 1)]
-        twice = {run.name for run in runs if sum(other.name == run.name for other in runs) > 1}
+            raise EditError(f"{what} has no rows: it needs a list `rows`, each with a name and arguments")
+        _check_keys(given, {"arguments", "rows"}, what)
+        common = _arguments(given, what)
+        jobs = [_job(row, i, common) for i, row in enumerate(given["rows"], 1)]
+        names = [job.name for job in jobs]
+        twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise EditError(f"several rows of the plan are named {min(twice)!r}: names must differ")
-        return cls(given, runs)
+        return cls(given, jobs)
 
 
 def compare(plan: str, output: str | None = None) -> None:
@@ -56,9 +58,8 @@ def compare(plan: str, output: str | None = None) -> None:
     Raises:
         EditError: the plan is wrong, and nothing has been run; or rows have failed, and the others are in the table.
     """
-    read = Plan.read(plan)
-    folder = Path(output or Path("runs") / Path(plan).stem)
-    folder.mkdir(parents=True, exist_ok=True)
+    read = Comparison.read(plan)
+    folder = made_folder(output or Path("runs") / Path(plan).stem)
     command = f"python -m lke_lightning compare --plan {plan} --output {folder}"
 
     def report(outcomes: list[Outcome]) -> None:
@@ -68,16 +69,16 @@ def compare(plan: str, output: str | None = None) -> None:
         rows = [[said["name"], *cells(said)] for said in entries]
         write(folder / "comparison.md", f"{markdown(['method', *HEADER], rows)}\n{CAPTION[0].upper()}{CAPTION[1:]}.\n")
 
-    outcomes = carry_out(read.runs, folder, report)
-    show(Path(plan).stem, [(outcome.run.name, entry(outcome)) for outcome in outcomes])
+    outcomes = carry_out_all(read.jobs, folder, report)
+    show(Path(plan).stem, [(outcome.job.name, entry(outcome)) for outcome in outcomes])
     print(f"Table  {folder / 'comparison.md'}, {folder / 'comparison.json'}")
-    failed = [outcome.run.name for outcome in outcomes if outcome.error]
+    failed = [outcome.job.name for outcome in outcomes if outcome.error]
     if failed:
         logs = ", ".join(str(folder / name / LOG) for name in failed)
         raise EditError(f"{len(failed)} of {len(outcomes)} rows failed; see {logs}")
 
 
-def _run(row: Any, place: int, common: list[str]) -> Run:
+def _job(row: Any, place: int, common: list[str]) -> Job:
     what = f"row {place} of the plan"
     if not isinstance(row, dict):
         raise EditError(f"{what} is {row!r}: it needs a name and arguments")
@@ -85,7 +86,7 @@ def _run(row: Any, place: int, common: list[str]) -> Run:
     name = row.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[^\W_][^/\\\n]*", name):
         raise EditError(f"{what} has the name {name!r}: it names a folder, so letters or digits first and no slash")
-    return Run(name, tuple(_files_first([*common, *_arguments(row, what)])))
+    return Job(name, tuple(_files_first([*common, *_arguments(row, what)])))
 
 
 def _files_first(arguments: list[str]) -> list[str]:

@@ -1,10 +1,9 @@
-"""Points of a sweep: configurations that differ in the strengths of some parts."""
+"""The strengths of a configuration by name, such as `BaseStatistics.weight`: which there are, and with other values."""
 
 from __future__ import annotations
 
 import copy
 import difflib
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,11 +50,6 @@ def check_sweep(config: Config, sweep: Mapping[str, Sequence[Any]]) -> None:
             raise EditError(f"nothing to sweep is called {name!r}: {hint}")
         if not isinstance(values, list | tuple) or not values:
             raise EditError(f"the sweep of {name!r} needs a list of values, not {values!r}")
-
-
-def points(sweep: Mapping[str, Sequence[Any]]) -> list[Settings]:
-    """Return all combinations of the values."""
-    return [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
 
 
 def configured(config: Config, settings: Settings) -> Config:

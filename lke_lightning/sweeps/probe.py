@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
+import math
 import shlex
 import statistics
+from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from rich.progress import track
 
 from lke_lightning.composition import compose
 from lke_lightning.configuration import find, read
 from lke_lightning.data import DemoWorld, EditStream
-from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.evaluation.summary import summarize
 from lke_lightning.evaluation.teacher_forced import continuation_nll, score
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
-from lke_lightning.results import write
+from lke_lightning.results import made_folder, replace, write
+from lke_lightning.stage_two.register import Register
 from lke_lightning.sweeps import grid
 from lke_lightning.sweeps.layers import best_window, candidates
 from lke_lightning.sweeps.report import circumstances
@@ -67,8 +68,18 @@ def probe(
     Raises:
         EditError: the model cannot be edited, it knows none of the facts, or the folder holds another probe.
     """
+    for name, value in (("facts", facts), ("trials", trials), ("samples", samples)):
+        if value < 1:
+            raise EditError(f"--{name} is {value}: at least one is needed")
+    if not 0 < noise < math.inf:
+        raise EditError(f"--noise is {noise:g}: it must be above 0 and finite")
     path = find(method)
     config = read(path)
+    try:
+        compose(config)
+    except ArgumentError as error:
+        raise EditError(f"the method {method!r} cannot be used: {error}") from error
+    made_folder(output)
     stream = data or DemoWorld(limit=1800)  # all of them
     stream.setup("fit")
     network, tokenizer = load(pretrained, dtype, trust_remote_code)
@@ -144,8 +155,7 @@ class _Done:
     """What was found so far, in a file with a line for each, so that an interrupted probe goes on."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder, self.found = folder, {}
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.found = made_folder(folder), {}
         self._file = folder / "found.jsonl"
         lines = self._file.read_text().splitlines() if self._file.is_file() else []
         for line in lines:
@@ -210,19 +220,15 @@ def _effects(traces: Sequence[dict[str, Any]], count: int) -> dict[str, list[flo
 
 def _edit(model: LanguageModel, config: grid.Config, requests: Sequence[EditRequest], alone: bool) -> dict[str, Any]:
     """Edit facts, each alone or all at once, score them, and give the model its weights back."""
-    stages = compose(config)
-    contexts = stages.one.contexts or stages.one.context_templates.sample(model)
-    stages.two.prepare(model)
-    start = stages.two.memory
+    stages, _ = compose(config)
+    stages.prepare(model, requests)
+    register = Register()
+    unedited = stages.two.mark(model, register)
     scores = []
-    for part in [[request] for request in requests] if alone else [list(requests)]:
-        stages.two.memory = copy.deepcopy(start)
-        targets = stages.one.optimize(model, part, contexts)
-        with torch.no_grad():
-            stages.two.apply(model, part, contexts, targets)
-            scores += score(model, part)
-        for weight in model.edited.values():
-            weight.revert()
+    for part in [[request] for request in requests] if alone else [requests]:
+        step = stages.edit(model, EditBatch.of(part), register)
+        scores += score(model, step.requests)
+        stages.two.roll_back(model, register, unedited)
     return summarize(scores)
 
 
@@ -243,6 +249,4 @@ def draw(effects: dict[str, Any], by_layer: dict[int, float], layers: Sequence[i
     (lines, names), (more, others) = left.get_legend_handles_labels(), right.get_legend_handles_labels()
     left.legend(lines + more, names + others, fontsize="small")
     left.grid(alpha=0.3)
-    unfinished = path.with_name("unfinished-" + path.name)
-    figure.savefig(unfinished, dpi=120)
-    unfinished.replace(path)
+    replace(path, lambda file: figure.savefig(file, format="png", dpi=120))

@@ -35,9 +35,9 @@ def circumstances(command: str) -> dict[str, Any]:
 def entry(outcome: Outcome) -> dict[str, Any]:
     """Return what a table knows about a run; with `error` and nothing measured if it failed."""
     said: dict[str, Any] = {
-        "name": outcome.run.name,
+        "name": outcome.job.name,
         "status": outcome.status,
-        "arguments": list(outcome.run.arguments),
+        "arguments": list(outcome.job.arguments),
     }
     if outcome.error:
         said["error"] = outcome.error
@@ -89,7 +89,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def show(title: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """Print a brief table of entries under the names given."""
-    table = Table(title=title, caption="at the end; success, fractions of 1")
+    table = Table(title=escape(title), caption="at the end; success, fractions of 1")
     table.add_column("", overflow="fold")
     for name in BRIEF:
         table.add_column(name, justify="right")

@@ -29,7 +29,7 @@ TAIL = 15
 
 
 @dataclass(frozen=True)
-class Run:
+class Job:
     """What is to be run: a name, which is also the folder's, and the arguments of `fit`."""
 
     name: str
@@ -57,9 +57,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run."""
+    """What became of a job."""
 
-    run: Run
+    job: Job
     card: dict[str, Any] | None = None
     """Its scorecard, once it is done."""
     error: str | None = None
@@ -71,33 +71,39 @@ class Outcome:
         return "done" if self.card else "failed" if self.error else "waiting"
 
 
-def carry_out(runs: Sequence[Run], output: Path, report: Callable[[list[Outcome]], None]) -> list[Outcome]:
+def carry_out_all(jobs: Sequence[Job], output: Path, report: Callable[[list[Outcome]], None]) -> list[Outcome]:
     """Run what is not done yet, in order.
 
     Args:
-        runs: what to run; names differ.
-        output: each run writes into the folder below it that has its name.
-        report: called at first, and after every run, with the outcomes of all runs.
+        jobs: what to run; names differ.
+        output: each job writes into the folder below it that has its name.
+        report: called at first, and after every job, with the outcomes of all jobs.
 
     Raises:
         EditError: a configuration file is missing; nothing has been run then.
     """
-    for run in runs:
-        run.check()
-    outcomes = [_found(run, output / run.name) for run in runs]
+    for job in jobs:
+        job.check()
+    outcomes = [_found(job, output / job.name) for job in jobs]
     report(outcomes)
-    console = Console()
-    for number, run in enumerate(runs):
-        where = f"{number + 1}/{len(runs)} {run.name}"
-        if outcomes[number].card:
-            console.print(f"{where}: done before", highlight=False, markup=False)
-            continue
-        start = time.perf_counter()
-        outcomes[number] = _carry_out(run, output / run.name, where, console)
-        took = f"{outcomes[number].status} in {time.perf_counter() - start:.0f} s"
-        console.print(f"{where}: {took}", highlight=False, markup=False)
+    for i, job in enumerate(jobs):
+        outcomes[i] = carry_out(job, output / job.name, f"{i + 1}/{len(jobs)}")
         report(outcomes)
     return outcomes
+
+
+def carry_out(job: Job, folder: Path, number: str) -> Outcome:
+    """Run a job, unless just this one is done already, and say so under its number."""
+    console, where = Console(), f"{number} {job.name}"
+    outcome = _found(job, folder)
+    if outcome.card:
+        console.print(f"{where}: done before", highlight=False, markup=False)
+        return outcome
+    start = time.perf_counter()
+    outcome = _ran(job, folder, where, console)
+    took = f"{outcome.status} in {time.perf_counter() - start:.0f} s"
+    console.print(f"{where}: {took}", highlight=False, markup=False)
+    return outcome
 
 
 def call(*arguments: str) -> list[str]:
@@ -105,29 +111,29 @@ def call(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "lke_lightning", *arguments]
 
 
-def _found(run: Run, folder: Path) -> Outcome:
-    """Look whether just this run was done before."""
+def _found(job: Job, folder: Path) -> Outcome:
+    """Look whether just this job was done before."""
     if not ((folder / DONE).is_file() and (folder / SCORECARD).is_file()):
-        return Outcome(run)
-    same = json.loads((folder / DONE).read_text())["identity"] == run.identity()
-    return Outcome(run, json.loads((folder / SCORECARD).read_text()) if same else None)
+        return Outcome(job)
+    same = json.loads((folder / DONE).read_text())["identity"] == job.identity()
+    return Outcome(job, json.loads((folder / SCORECARD).read_text()) if same else None)
 
 
-def _carry_out(run: Run, folder: Path, where: str, console: Console) -> Outcome:
+def _ran(job: Job, folder: Path, where: str, console: Console) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / LOG).is_file():  # left by an earlier attempt: nothing of it may be taken for this one's
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for name in (DONE, SCORECARD, ledger.NAME):
             (folder / name).unlink(missing_ok=True)
-    identity = run.identity()
+    identity = job.identity()
     quiet = ("--trainer.enable_progress_bar", "false")  # a log has no use for it; the run's own arguments may differ
-    command = call("fit", *quiet, *run.arguments, "--trainer.default_root_dir", str(folder))
+    command = call("fit", *quiet, *job.arguments, "--trainer.default_root_dir", str(folder))
     code = _watched(command, folder / LOG, where, console)
     if code == 0 and (folder / SCORECARD).is_file():
-        write(folder / DONE, json.dumps({"identity": identity, "arguments": run.arguments}, indent=1) + "\n")
-        return Outcome(run, json.loads((folder / SCORECARD).read_text()))
+        write(folder / DONE, json.dumps({"identity": identity, "arguments": job.arguments}, indent=1) + "\n")
+        return Outcome(job, json.loads((folder / SCORECARD).read_text()))
     ended = "It ended without a scorecard." if code == 0 else f"It ended with exit code {code}."
-    return Outcome(run, error="\n".join([*_last_lines(folder / LOG), ended]))
+    return Outcome(job, error="\n".join([*_last_lines(folder / LOG), ended]))
 
 
 def _watched(command: Sequence[str], log: Path, where: str, console: Console) -> int:

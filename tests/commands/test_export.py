@@ -257,7 +257,7 @@ def test_what_is_read_is_exported(format, pretrained, tmp_path):
     editor = edited(pretrained, size=2.0)
     plain, capped = save(editor, tmp_path / "plain.ckpt"), save(editor, tmp_path / "capped.ckpt", CAP)
     whole, out = logits(editor.language_model.network), tmp_path / "out"
-    editor.readout = compose({"stage_two": {"readout": CAP}}).two.readout
+    editor.readout = compose({"stage_two": {"readout": CAP}})[0].two.readout
     assert isinstance(editor.readout, SpectralCap)
     with editor.as_read():
         read = logits(editor.language_model.network)

@@ -9,9 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from lke_lightning.cli import _spelled_out, main
-from lke_lightning.commands.undo import undo
-from lke_lightning.report import report
+from lke_lightning.cli import main
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome", "chrome")
@@ -149,14 +147,6 @@ def test_without_an_output_it_goes_beside_the_runs(written):
     assert sorted(path.name for path in folder.iterdir()) == ["report.html", "scorecard.json"]
     main(["report", str(folder.parent)])
     assert (folder.parent / "report.html").is_file()
-
-
-def test_words_before_the_first_option_are_all_runs():
-    expected = ["--runs", '["a", "b c"]', "--output", "d"]
-    assert _spelled_out(report, ["a", "b c", "--output", "d"]) == expected
-    assert _spelled_out(report, ['["a", "b c"]', "--output", "d"]) == expected
-    assert _spelled_out(report, ["--runs", "a", "b c", "--output", "d"]) == expected
-    assert _spelled_out(undo, ["run", "--edit", "1", "2"])[:4] == ["--run", "run", "--edit", '["1", "2"]']
 
 
 @pytest.mark.parametrize("width", [1200, 500])

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lke_lightning.cli import main
-from lke_lightning.sweeps.compare import Plan
+from lke_lightning.sweeps.compare import Comparison
 
 
 def test_methods_in_one_table(tiny, tmp_path, capsys):
@@ -43,11 +43,11 @@ def test_options_of_all_rows_win_over_the_files_of_one(tmp_path):
     row = {"name": "a", "arguments": ["--data.limit", None, "--config=b.yaml", "--config", "c.yaml"]}
     plan = tmp_path / "plan.yaml"
     plan.write_text(yaml.safe_dump({"arguments": ["--x", [0, 1], "-c", "a.yaml", "--y=true"], "rows": [row]}))
-    [run] = Plan.read(str(plan)).runs
-    assert " ".join(run.arguments) == (
+    [job] = Comparison.read(str(plan)).jobs
+    assert " ".join(job.arguments) == (
         "-c a.yaml --config=b.yaml --config c.yaml --x [0, 1] --y=true --data.limit null"
     )
-    assert [path.name for path in run.configurations()] == ["a.yaml", "b.yaml", "c.yaml"]
+    assert [path.name for path in job.configurations()] == ["a.yaml", "b.yaml", "c.yaml"]
 
 
 @pytest.mark.parametrize(

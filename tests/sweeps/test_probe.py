@@ -1,9 +1,11 @@
 """Causal tracing against plain forwards; the command on a tiny model, and again without doing anything twice."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lke_lightning.data import RequestList
 from lke_lightning.edits import EditError, EditRequest
@@ -95,6 +97,22 @@ def test_a_probe_that_knows_nothing_says_so(known):
     unknown = RequestList([EditRequest("0", "{} speaks", "a", "Ana", "the capital of the native tongue")])
     with pytest.raises(EditError, match="facts that it knows"):
         probing.probe(str(folder / "model"), unknown, method, output=str(folder / "out"))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_fact_that_comes_twice_is_edited_anew(known, alone):
+    """Every trial starts from the unedited model: nothing of the fact's first edit is left to be replaced."""
+    _, stream, method = known
+    model = LanguageModel(tiny_network("llama").float(), tiny_tokenizer(), [0])
+    stream.setup("fit")
+    fact = stream.requests[0]
+    config = {**yaml.safe_load(Path(method).read_text())}
+    config["stage_two"]["solver"]["init_args"]["past_edits"] = {"weight": 1.0}
+    before = model.weight(0).live().clone()
+    once = probing._edit(model, config, [fact], alone)
+    twice = probing._edit(model, config, [fact, fact], alone)
+    assert once["efficacy"] == twice["efficacy"]
+    assert torch.equal(model.weight(0).live(), before)
 
 
 def test_a_probe_goes_on_where_it_was_stopped(known, monkeypatch):

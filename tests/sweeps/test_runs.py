@@ -7,7 +7,7 @@ import pytest
 
 from lke_lightning.edits import EditError
 from lke_lightning.sweeps import runs
-from lke_lightning.sweeps.runs import Run, carry_out
+from lke_lightning.sweeps.runs import Job, carry_out_all
 
 FIT = """
 import json, pathlib, sys
@@ -26,15 +26,15 @@ def stand_in(monkeypatch):
 
 def test_a_failure_stops_no_other_and_done_runs_stay_done(tmp_path):
     reports = []
-    two = [Run("bad", ("bad",)), Run("good", ("--x", "1"))]
-    first = carry_out(two, tmp_path, lambda outcomes: reports.append([o.status for o in outcomes]))
+    two = [Job("bad", ("bad",)), Job("good", ("--x", "1"))]
+    first = carry_out_all(two, tmp_path, lambda outcomes: reports.append([o.status for o in outcomes]))
     assert reports == [["waiting", "waiting"], ["failed", "waiting"], ["failed", "done"]]
     assert first[0].error.endswith("this went wrong\nIt ended with exit code 1.")
     assert len(first[0].error.splitlines()) == runs.TAIL + 1
     assert first[1].card["seen"][-2:] == ["--trainer.default_root_dir", str(tmp_path / "good")]
     assert (tmp_path / "good" / "log.txt").read_text().startswith("working")
     (tmp_path / "good" / "log.txt").write_text("kept")
-    again = carry_out(two, tmp_path, lambda _: None)
+    again = carry_out_all(two, tmp_path, lambda _: None)
     assert [outcome.status for outcome in again] == ["failed", "done"]
     assert (tmp_path / "good" / "log.txt").read_text() == "kept"
 
@@ -42,13 +42,13 @@ def test_a_failure_stops_no_other_and_done_runs_stay_done(tmp_path):
 def test_other_arguments_or_another_configuration_run_again(tmp_path):
     config = tmp_path / "a.yaml"
     config.write_text("a: 1")
-    run = Run("row", ("-c", str(config)))
-    carry_out([run], tmp_path, lambda _: None)
+    job = Job("row", ("-c", str(config)))
+    carry_out_all([job], tmp_path, lambda _: None)
     (tmp_path / "row" / "checkpoints").mkdir()
-    for changed in (Run("row", ("-c", str(config), "more")), run):
+    for changed in (Job("row", ("-c", str(config), "more")), job):
         config.write_text("a: 2")
         (tmp_path / "row" / "log.txt").write_text("before")
-        carry_out([changed], tmp_path, lambda _: None)
+        carry_out_all([changed], tmp_path, lambda _: None)
         assert (tmp_path / "row" / "log.txt").read_text() != "before"
         assert not (tmp_path / "row" / "checkpoints").exists()
     assert json.loads((tmp_path / "row" / "done.json").read_text())["arguments"] == ["-c", str(config)]
@@ -56,5 +56,5 @@ def test_other_arguments_or_another_configuration_run_again(tmp_path):
 
 def test_a_missing_configuration_stops_before_anything_runs(tmp_path):
     with pytest.raises(EditError, match=r"late: no configuration 'nowhere\.yaml'"):
-        carry_out([Run("early", ()), Run("late", ("--config=nowhere.yaml",))], tmp_path, lambda _: None)
+        carry_out_all([Job("early", ()), Job("late", ("--config=nowhere.yaml",))], tmp_path, lambda _: None)
     assert not (tmp_path / "early").exists()

@@ -1,13 +1,18 @@
-"""A sweep through the command line, its grid, its front, and the choice of layers."""
+"""A search through the command line, its points, its front, and the choice of layers."""
 
 import copy
 import functools
+import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import optuna
 import pytest
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from lke_lightning.cli import main
 from lke_lightning.edits import EditError
@@ -16,7 +21,7 @@ from lke_lightning.sweeps import grid
 from lke_lightning.sweeps import tune as module
 from lke_lightning.sweeps.layers import best_window, candidates
 from lke_lightning.sweeps.runs import Outcome
-from lke_lightning.sweeps.tune import _merged, mark_front, propose
+from lke_lightning.sweeps.tune import _at_the_edge, _merged, propose
 
 CONFIG = {
     "stage_one": {
@@ -51,7 +56,8 @@ def test_a_sweep_ends_in_a_configuration(tiny, tmp_path, capsys, monkeypatch):
     assert point["edits"] == 2
     assert set(point["drift"]) == {"largest norm growth", "perplexity ratio"}
     assert point["front"]
-    assert (tmp_path / "tuning.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("largest-norm-growth", "perplexity-ratio"):
+        assert (tmp_path / f"tuning-{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "| * | 0.1 | 0.5 |" in (tmp_path / "tuning.md").read_text()
     assert not list(tmp_path.glob("points/*/checkpoints/*"))
     proposed = yaml.safe_load((tmp_path / "proposed.yaml").read_text())
@@ -76,17 +82,14 @@ def test_default_sweep_takes_what_is_there():
 
 
 def test_points_set_every_part_of_the_name():
-    points = grid.points(
-        {"BaseStatistics.weight": [1, 2], "LeastSquares.past_edits.weight": [0.5], "stage_one.lr": [3]}
-    )
-    assert [point["BaseStatistics.weight"] for point in points] == [1, 2]
-    changed = grid.configured(CONFIG, points[1])
+    point = {"BaseStatistics.weight": 2, "LeastSquares.past_edits.weight": 0.5, "stage_one.lr": 3}
+    changed = grid.configured(CONFIG, point)
     solver = changed["stage_two"]["solver"]["init_args"]
     assert solver["preservation"][0]["init_args"] == {"weight": 2}
     assert solver["past_edits"] == {"weight": 0.5}
     assert changed["stage_one"]["lr"] == 3
     assert CONFIG["stage_one"]["lr"] == 0.5
-    assert grid.name(points[1]) == "BaseStatistics.weight=2_LeastSquares.past_edits.weight=0.5_stage_one.lr=3"
+    assert grid.name(point) == "BaseStatistics.weight=2_LeastSquares.past_edits.weight=0.5_stage_one.lr=3"
 
 
 @pytest.mark.parametrize(
@@ -102,19 +105,106 @@ def test_a_wrong_sweep_is_named(sweep, message):
         grid.check_sweep(CONFIG, sweep)
 
 
+def measured(settings):
+    """A card of a run: S and growth both rise with the weight; the learning rate costs growth and gives nothing."""
+    weight, rate = settings["BaseStatistics.weight"], settings["stage_one.lr"]
+    score = weight / (weight + 1)
+    part = {kind: {"success": score} for kind in ("efficacy", "paraphrase", "neighborhood")} | {"score": score}
+    return {
+        "method": "M", "model": "m", "data": "D", "edits": 2, "batch_size": 2, "device": "cpu",
+        "final": part, "just_after": part, "steps": {"median": 1.0},
+        "seconds": {"stage_one": 1, "stage_two": 1, "evaluation": 1},
+        "weight_norms": {"0": {"before": 1.0, "after": 1.0 + weight + rate}},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def searched(tmp_path, monkeypatch):
+    """Run a search whose runs are stood in for; return what was tried, in order, and the tables."""
+
+    def search(sweep, trials=None, failing=()):
+        tried = []
+
+        def stand_in(job, folder, number):
+            [given] = [Path(value) for option, value in itertools.pairwise(job.arguments) if option == "-c"]
+            config = yaml.safe_load(given.read_text())
+            solver = config["stage_two"]["solver"]["init_args"]
+            settings = {
+                "BaseStatistics.weight": solver["preservation"][0]["init_args"]["weight"],
+                "stage_one.lr": config["stage_one"]["lr"],
+            }
+            tried.append(settings)
+            failed = settings["BaseStatistics.weight"] in failing
+            return Outcome(job, error="broken") if failed else Outcome(job, measured(settings))
+
+        monkeypatch.setattr(module, "carry_out", stand_in)
+        whole = {**copy.deepcopy(CONFIG), "model": {"layers": [0]}, "data": {}, "scorecard": {"text": None}}
+        monkeypatch.setattr(module, "_merged", lambda _: whole)
+        module.tune([], sweep, trials=trials, edits=2, output=str(tmp_path))
+        return tried, json.loads((tmp_path / "tuning.json").read_text())["points"]
+
+    return search
+
+
+def test_the_grid_is_tried_whole_and_the_front_marked(searched, tmp_path, capsys):
+    sweep = {"BaseStatistics.weight": [1.0, 2.0, 4.0], "stage_one.lr": [0.1, 0.5]}
+    tried, points = searched(sweep, failing=[2.0])
+    assert sorted(map(str, tried)) == sorted(
+        str(dict(zip(sweep, values, strict=True))) for values in itertools.product(*sweep.values())
+    )
+    assert [point["settings"] for point in points] == tried
+    front = [point["settings"] for point in points if point["front"]]
+    assert sorted(front, key=str) == [{"BaseStatistics.weight": w, "stage_one.lr": 0.1} for w in (1.0, 4.0)]
+    assert {point["status"] for point in points if point["settings"]["BaseStatistics.weight"] == 2.0} == {"failed"}
+    proposed = yaml.safe_load((tmp_path / "proposed.yaml").read_text())
+    assert proposed["stage_two"]["solver"]["init_args"]["preservation"][0]["init_args"] == {"weight": 4.0}
+    assert proposed["stage_one"]["lr"] == 0.1
+    assert "BaseStatistics.weight is best at the edge" in capsys.readouterr().out
+
+
+def test_a_search_stays_within_its_ranges_and_goes_on_as_it_began(searched, tmp_path):
+    sweep = {"BaseStatistics.weight": [0.5, 8.0], "stage_one.lr": [0.1, 0.5]}
+    some, _ = searched(sweep, trials=6)
+    more, points = searched(sweep, trials=13)
+    assert more[:6] == some
+    assert len({str(point) for point in more}) == 13
+    assert all(0.5 <= point["BaseStatistics.weight"] <= 8 and 0.1 <= point["stage_one.lr"] <= 0.5 for point in more)
+    [study] = optuna.get_all_study_names(storage := JournalStorage(JournalFileBackend(str(tmp_path / module.STUDY))))
+    assert len(optuna.load_study(study_name=study, storage=storage).trials) == len(points) == 13
+
+
+def test_values_may_be_lists(searched):
+    tried, _ = searched({"BaseStatistics.weight": [1.0], "stage_one.lr": [0.5], "LossBelow.threshold": [[1, 2], None]})
+    assert len(tried) == 2
+
+
+def test_without_optuna_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(EditError, match=r"pip install 'lke-lightning\[tune\]'"):
+        module.tune([])
+
+
 def point(name, score, *drift):
     return {"name": name, "final": {"S": score}, "drift": dict(zip("ab", drift, strict=False))}
 
 
-def test_the_front_holds_what_no_other_beats():
-    said = [point("weak", 0.5, 1.1), point("worse", 0.5, 1.3), point("best", 0.9, 2.0), point("same", 0.9, 2.0),
-            point("wasteful", 0.9, 3.0), {"name": "failed", "final": None, "drift": None}]  # fmt: skip
-    mark_front(said)
-    assert [entry["name"] for entry in said if entry["front"]] == ["weak", "best", "same"]
+def test_the_best_of_equals_drifts_least():
+    said = [point("weak", 0.5, 1.1), point("best", 0.9, 2.0), point("wasteful", 0.9, 3.0),
+            {"name": "failed", "final": None, "drift": None}]  # fmt: skip
     assert propose(said)["name"] == "best"
-    assert propose(said[3:])["name"] == "same"
     with pytest.raises(EditError, match="no point could be scored"):
         propose(said[-1:])
+
+
+def test_the_edge_is_where_more_could_be_better():
+    tried = [
+        {"a": 0, "b": 1, "c": 1.0, "d": [1]},
+        {"a": 2, "b": 2, "c": 1.0, "d": [2]},
+        {"a": 4, "b": 3, "c": 1.0, "d": 0},
+    ]
+    assert _at_the_edge(tried[0], tried) == ["b"]
+    assert _at_the_edge(tried[1], tried) == []
+    assert _at_the_edge(tried[2], tried) == ["a", "b"]
 
 
 def test_candidates_are_few_and_low():
@@ -134,17 +224,17 @@ def test_the_window_is_the_best_on_average():
 def test_probing_proposes_layers(tiny, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def stand_in(runs, output, report):
-        asked.extend(runs)
-        return [Outcome(run, {"final": {"score": 0.1 + 0.5 * (run.name == "layer-1")}}) for run in runs]
+    def stand_in(jobs, output, report):
+        asked.extend(jobs)
+        return [Outcome(job, {"final": {"score": 0.1 + 0.5 * (job.name == "layer-1")}}) for job in jobs]
 
-    monkeypatch.setattr(module, "carry_out", stand_in)
+    monkeypatch.setattr(module, "carry_out_all", stand_in)
     config = {**CONFIG, "model": {"pretrained": tiny[5], "trust_remote_code": False, "layers": None}}
     config["data"] = {"init_args": {"batch_size": 2, "limit": None}}
-    study = module._Study(list(tiny), config, 50, tmp_path)
-    assert study.choose_layers("probe") == {"0": 0.1, "1": 0.6}
-    assert study.config["model"]["layers"] == [1]
-    assert [run.arguments[-1] for run in asked] == ["2", "2"]
+    task = module._Slice(list(tiny), config, 50, tmp_path)
+    assert task.choose_layers("probe") == {"0": 0.1, "1": 0.6}
+    assert task.config["model"]["layers"] == [1]
+    assert [job.arguments[-1] for job in asked] == ["2", "2"]
     assert yaml.safe_load((tmp_path / "layers" / "layer-0.yaml").read_text())["model"] == {"layers": [0]}
     assert "1: 0.600" in capsys.readouterr().out
 

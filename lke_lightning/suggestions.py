@@ -1,0 +1,37 @@
+"""The names that come close to a mistaken one."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+
+UNKNOWN = re.compile(r"--([\w.]+)|(?:[Kk]ey|Option) [\"']([\w.]+)[\"']|does not accept [\w ]*[\"']?([\w.]+)")
+"""Where messages of argparse, jsonargparse and Lightning name what they do not know."""
+
+NOISE = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value type:")
+"""How the lines begin in which jsonargparse lists the types that a value might have had."""
+
+
+def suggest(message: str, options: Sequence[str], classes: Sequence[str] = ()) -> str:
+    """Say a parser's message on one line, and name the options or classes closest to the unknown one it speaks of."""
+    lines = [line.strip() for line in message.splitlines()]
+    message = " ".join(line for line in lines if not line.startswith(NOISE) and "NestedArg(" not in line)
+    message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
+    unknown = UNKNOWN.findall(message)
+    last = {option.rsplit(".", 1)[-1]: option for option in options}
+    close: list[str] = []
+    for name in {next(filter(None, groups)) for groups in unknown}.difference(options):
+        found = difflib.get_close_matches(name, options, 3, 0.6)
+        found += [last[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 3, 0.7)]
+        close += ["--" + option for option in found if option != name]
+    for name in re.findall(r"(?:Given value|import path string): ([A-Za-z]\w*)", message):
+        close += [match for match in difflib.get_close_matches(name, classes, 3, 0.6) if match != name]
+    return f"{message}\nDid you mean: {', '.join(dict.fromkeys(close))}?" if close else message
+
+
+def subclasses(base: type) -> Iterator[type]:
+    """Yield all that derive from a class, at any distance."""
+    for part in base.__subclasses__():
+        yield part
+        yield from subclasses(part)
