@@ -127,7 +127,9 @@ class EditRequest:
 
     def __post_init__(self) -> None:
         """Check every field, turn lists into tuples, and normalise blanks at the seams."""
-        for name in ("id", "prompt", "target"):
+        if not isinstance(self.id, str):
+            raise EditError(f"the id {self.id!r} is {kind(self.id)}, not a text")
+        for name in ("prompt", "target"):
             check_text(getattr(self, name), f"the {name}")
         for name in ("subject", "original", "relation"):
             if getattr(self, name) is not None:
