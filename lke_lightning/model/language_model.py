@@ -125,7 +125,7 @@ class LanguageModel(nn.Module):
         architecture.check_matrices(list(layers))
         check_vocabulary(network, tokenizer)
         check_numbers(network)
-        _check_causal(network, architecture)
+        _check_causal(network.eval(), architecture)
         self.base_hash = content_hash(network)
         self.network = network.requires_grad_(False).eval()
         self.text = TextEncoder(tokenizer, chat, system, architecture.context)

@@ -12,9 +12,7 @@ from lke_lightning.cli import main
 from lke_lightning.model import language_model
 
 TABLES = [name for _, name, _ in pkgutil.iter_modules(tests.robustness.__path__) if name.startswith("bad_")]
-CASES = [
-    case for name in TABLES for case in getattr(importlib.import_module(f"tests.robustness.{name}"), "CASES", ())
-]
+CASES = [case for name in TABLES for case in getattr(importlib.import_module(f"tests.robustness.{name}"), "CASES", ())]
 
 
 def files(*folders):
