@@ -50,7 +50,7 @@ print(peak() - before, sum(w.numel() * w.element_size() for w in network.paramet
 
 
 def test_nothing_to_load_is_said_with_its_name(tmp_path):
-    with pytest.raises(EditError, match="neither a folder with a model.*config.json"):
+    with pytest.raises(EditError, match=r"neither a folder with a model.*config\.json"):
         load(str(tmp_path))
 
 

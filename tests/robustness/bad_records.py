@@ -47,6 +47,7 @@ COUNTERFACT = {
     },
 }  # fmt: skip
 REWRITE = COUNTERFACT["requested_rewrite"]
+UNTRUE = REWRITE | {"target_true": None}
 ZSRE = {"src": "Where is Ana?", "subject": "Ana", "answers": ["city"], "rephrase": "Ana?", "loc": "who", "loc_ans": "a"}
 CASE = {
     "case_id": 1, "questions": ["Where?"], "new_answer": "city", "new_answer_alias": [],
@@ -133,7 +134,7 @@ OWN = [
 ]
 PUBLISHED = [
     Bad("counterfact-flat", published("CounterFact", GOOD), "'requested_rewrite' is missing"),
-    Bad("counterfact-null", published("CounterFact", {"case_id": 1, "requested_rewrite": REWRITE | {"target_true": None}}),
+    Bad("counterfact-null", published("CounterFact", {"case_id": 1, "requested_rewrite": UNTRUE}),
         "'requested_rewrite.target_true' is null"),
     Bad("counterfact-text", published("CounterFact", COUNTERFACT | {"paraphrase_prompts": "Ana"}),
         "'paraphrase_prompts' is a text, not a list"),
