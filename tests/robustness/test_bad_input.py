@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import lke_lightning.fitting  # noqa: F401  before a test puts another `load` and another stderr into its place
 import tests.robustness
 from lke_lightning.cli import main
 from lke_lightning.model import language_model
