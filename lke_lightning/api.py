@@ -17,6 +17,7 @@ from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.composition import compose, rebuild
 from lke_lightning.configuration import find, read
 from lke_lightning.data import RequestList
+from lke_lightning.data.own_facts import own_request
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.evaluation.summary import summarize
@@ -68,7 +69,7 @@ class EditedModel:
                 error.
         """
         editor, count = self.editor, len(self._requests)
-        requests = [_request(str(count + i), fact) for i, fact in enumerate(facts)]
+        requests = [_request(count + i, fact) for i, fact in enumerate(facts)]
         known = {request.id for request in self._requests}
         twice = next((request.id for request in requests if request.id in known), None)
         if twice is not None:
@@ -128,7 +129,7 @@ class EditedModel:
             holding = set(self.edited)
             requests = [request for request in self._requests if request.id in holding]
         else:
-            requests = [_request(str(i), fact) for i, fact in enumerate(facts)]
+            requests = [_request(i, fact) for i, fact in enumerate(facts)]
         with self.editor.as_read(), self.editor.working("evaluation"):
             return summarize(score(self.editor.language_model, requests))
 
@@ -346,5 +347,5 @@ def opened(
     return EditedModel(editor, stages, run.checkpoint["editing"]["stream"]["batch_size"] or 100, run)
 
 
-def _request(number: str, fact: Fact) -> EditRequest:
-    return fact if isinstance(fact, EditRequest) else EditRequest.from_record({"id": number, **fact})
+def _request(number: int, fact: Fact) -> EditRequest:
+    return fact if isinstance(fact, EditRequest) else own_request(fact, number)

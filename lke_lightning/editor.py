@@ -109,7 +109,7 @@ class Editor(lightning.LightningModule):
     @classmethod
     def around(cls, network: nn.Module, tokenizer: Any, layers: list[int] | None, **options: Any) -> Editor:
         """Make an editor of a model that is already loaded; it is edited in place."""
-        name = getattr(network.config, "_name_or_path", "") or type(network).__name__
+        name = getattr(network.config, "name_or_path", "") or type(network).__name__
         editor = cls(name, str(network.dtype).removeprefix("torch."), layers, **options)
         editor._take(network, tokenizer)
         return editor

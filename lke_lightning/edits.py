@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 SLOT = "{}"
 """The mark in a template where a subject (or a whole prompt) goes."""
@@ -15,8 +19,56 @@ KINDS = ("efficacy", "paraphrase", "neighborhood")
 generalization, and specificity or locality."""
 
 
+WEIGHTS = (1e-6, 1e6)
+"""The smallest and the largest weight of an edit: beyond them, least squares lose their digits."""
+
+
 class EditError(ValueError):
     """Input that cannot be edited with; the message says what is wrong and what to do."""
+
+
+def kind(value: Any) -> str:
+    """Say what a value is, in JSON's terms."""
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+_KINDS = {
+    str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list", tuple: "a list",
+    dict: "an object", type(None): "null",
+}  # fmt: skip
+
+
+def check_text(value: Any, what: str, instead: str = "") -> str:
+    """Return a text as it is.
+
+    Args:
+        value: what should be one.
+        what: what the message calls it.
+        instead: what to do where it is empty.
+
+    Raises:
+        EditError: something else, a blank text, or one with half a character, which no tokenizer and no file takes.
+    """
+    if not isinstance(value, str):
+        raise EditError(f"{what} is {kind(value)}" + ("" if value is None else ", not a text"))
+    if not value.strip():
+        raise EditError(f"{what} is empty" + (f": {instead}" if instead else ""))
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise EditError(f"{what} has half a character, a lone surrogate ({value[error.start]!r}): mend it") from error
+    return value
+
+
+def check_list(value: Any, what: str, check: Callable[[Any, str], Item]) -> tuple[Item, ...]:
+    """Return the entries of a list or tuple, each as `check(entry, its name)` returns it.
+
+    Raises:
+        EditError: something else, such as a text, whose letters would be taken for entries.
+    """
+    if not isinstance(value, list | tuple):
+        raise EditError(f"{what} is {kind(value)}, not a list: put it into [ ]")
+    return tuple(check(entry, f"{what}[{i}]") for i, entry in enumerate(value))
 
 
 def check_template(template: str, what: str) -> None:
@@ -55,13 +107,20 @@ class Probe:
     aliases: tuple[str, ...] = ()
     """Other wordings of the answer, for what is generated freely."""
 
+    def __post_init__(self) -> None:
+        """Check every field, and turn lists into tuples."""
+        check_text(self.prompt, "the prompt of a question")
+        check_text(self.answer, f"the answer to {self.prompt!r}")
+        object.__setattr__(self, "aliases", check_list(self.aliases, f"aliases of {self.answer!r}", check_text))
+
 
 @dataclass(frozen=True)
 class EditRequest:
     """One fact to change: after `prompt`, with `subject` in its slot, the model shall say `target`.
 
     Raises:
-        EditError: an empty field, a template without its slot or with other braces.
+        EditError: a field that is empty or of another kind, a weight outside `WEIGHTS`, a template without its slot or
+            with other braces.
     """
 
     id: str
@@ -92,24 +151,28 @@ class EditRequest:
     """Texts about things of which the target is true, that continuations are compared with for consistency."""
 
     def __post_init__(self) -> None:
-        """Normalise blanks at the seams, then check every field that an edit needs."""
+        """Check every field, turn lists into tuples, and normalise blanks at the seams."""
+        if not isinstance(self.id, str):
+            raise EditError(f"the id {self.id!r} is {kind(self.id)}, not a text")
+        for name in ("prompt", "target"):
+            check_text(getattr(self, name), f"the {name}")
+        for name in ("subject", "original", "relation"):
+            if getattr(self, name) is not None:
+                check_text(getattr(self, name), f"the {name}", "leave it out instead")
+        for name in ("paraphrases", "aliases", "generation", "references"):
+            object.__setattr__(self, name, check_list(getattr(self, name), name, check_text))
+        for name in ("neighborhood", "portability", "two_hop"):
+            object.__setattr__(self, name, check_list(getattr(self, name), name, _check_probe))
+        is_number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        if not is_number or not WEIGHTS[0] <= self.weight <= WEIGHTS[1]:
+            raise EditError(f"the weight {self.weight!r} of an edit must be a number from 1e-06 to 1e+06")
+        object.__setattr__(self, "weight", float(self.weight))
         object.__setattr__(self, "target", self.target.strip())
         object.__setattr__(self, "prompt", self.prompt.rstrip())
-        if not self.prompt:
-            raise EditError("the prompt is empty")
-        if not self.target:
-            raise EditError("the target is empty")
-        if self.original is not None and not self.original.strip():
-            raise EditError("the original target is empty: leave it out instead")
-        if self.weight <= 0:
-            raise EditError(f"the weight {self.weight:g} of an edit must be above 0")
-        if self.subject is None:
-            if set("{}") & set(self.prompt):
-                raise EditError(f"the prompt {self.prompt!r} has braces but no subject is given")
-        else:
-            if not self.subject.strip():
-                raise EditError("the subject is empty: leave it out to edit at the last prompt token")
+        if self.subject is not None:
             check_template(self.prompt, "the prompt")
+        elif set("{}") & set(self.prompt):
+            raise EditError(f"the prompt {self.prompt!r} has braces but no subject is given")
 
     @classmethod
     def about(cls, prompt: str, subject: str | None, **fields: object) -> EditRequest:
@@ -119,9 +182,10 @@ class EditRequest:
             EditError: the subject is not in the prompt, or occurs in it more than once.
         """
         if subject is not None and SLOT not in prompt:
-            count = prompt.count(subject) if subject else 0
+            check_text(prompt, "the prompt")
+            count = prompt.count(check_text(subject, "the subject", "leave it out to edit at the last prompt token"))
             if count == 0:
-                raise EditError(f"the subject {subject!r} is not in the prompt {prompt!r} (letter case counts)")
+                raise EditError(f"the subject {subject!r} is not in the prompt {prompt!r}{_near(subject, prompt)}")
             if count > 1:
                 raise EditError(f"the subject {subject!r} occurs {count} times in {prompt!r}: mark the one with '{{}}'")
             prompt = prompt.replace(subject, SLOT)
@@ -174,3 +238,22 @@ class EditBatch:
         last = {request.fact: request for request in requests}
         kept = [request for request in requests if last[request.fact] is request]
         return cls(kept, [request for request in requests if last[request.fact] is not request])
+
+
+def _check_probe(value: Any, what: str) -> Probe:
+    if not isinstance(value, Probe):
+        raise EditError(f"{what} is {kind(value)}, not a Probe")
+    return value
+
+
+def _near(subject: str, prompt: str) -> str:
+    """Say why a subject that looks as if it were in its prompt is not."""
+    if subject.casefold() in prompt.casefold():
+        return ": letter case counts"
+    for form in ("NFC", "NFKC"):
+        if unicodedata.normalize(form, subject) in unicodedata.normalize(form, prompt):
+            return (
+                f": they look alike, but are other characters ({subject!a} in the prompt {prompt!a}); bring both into "
+                f"one Unicode normalisation form, such as {form}"
+            )
+    return ""

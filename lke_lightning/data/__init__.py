@@ -1,9 +1,10 @@
 """Where edits come from."""
 
-from lke_lightning.data.formats import CounterFact, DemoWorld, JsonLines, ZsRE
+from lke_lightning.data.formats import CounterFact, DemoWorld, ZsRE
 from lke_lightning.data.knowedit import KnowEdit, WikiBio
 from lke_lightning.data.long_form import AKEW, EditEverything, UnKE
 from lke_lightning.data.mquake import MQuAKE
+from lke_lightning.data.own_facts import JsonLines, own_request
 from lke_lightning.data.questions import QAEdit, WikiBigEdit
 from lke_lightning.data.records import RecordFile
 from lke_lightning.data.stream import EditStream, RequestList
@@ -24,4 +25,5 @@ __all__ = [
     "WikiBigEdit",
     "WikiBio",
     "ZsRE",
+    "own_request",
 ]

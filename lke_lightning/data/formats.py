@@ -1,10 +1,11 @@
-"""The demo world, the two benchmarks that most editors report, and your own records."""
+"""The demo world, and the two benchmarks that most editors report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lke_lightning.data.records import Record, RecordFile, nested
+from lke_lightning.data.fields import Fields
+from lke_lightning.data.records import RecordFile
 from lke_lightning.data.stream import EditStream
 from lke_lightning.demo.world import make_world
 from lke_lightning.edits import EditError, EditRequest, Probe
@@ -33,13 +34,13 @@ class DemoWorld(EditStream):
 
     def read(self) -> Iterator[EditRequest]:
         """Yield the world's records."""
-        return map(counterfact_request, make_world(self.world_seed).records())
+        return (counterfact_request(Fields(record)) for record in make_world(self.world_seed).records())
 
 
 class CounterFact(RecordFile):
     """`counterfact.json` or `multi_counterfact.json` as published with ROME and MEMIT."""
 
-    def edits(self, record: Record) -> Iterator[EditRequest]:
+    def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Read a record in CounterFact's schema."""
         yield counterfact_request(record)
 
@@ -72,81 +73,43 @@ class ZsRE(RecordFile):
         super().__init__(path, batch_size, limit, shuffle_seed)
         self.counterfactual = counterfactual
 
-    def edits(self, record: Record) -> Iterator[EditRequest]:
+    def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Read a record in MEND's schema."""
-        true, *others = record["answers"]
-        alt = record.get("alt", "").strip()
-        if self.counterfactual and not alt:
+        answers = record.texts("answers", needed=True)
+        if not answers:
+            raise EditError("field 'answers' is an empty list")
+        true, alt = answers[0], record.find("alt")
+        if self.counterfactual and alt is None:
             self.note("no invented answer: left out")
             return
-        hop = nested(record.get("portability")) if self.counterfactual else None
+        has_hop = self.counterfactual and "portability" in record
+        hop = (record.part("portability"),) if has_hop else ()
         yield EditRequest.about(
-            record["src"],
-            record["subject"],
-            id=str(record["index"]),
+            record.text("src"),
+            record.text("subject"),
+            id=str(record.index),
             target=alt if self.counterfactual else true,
             original=true if self.counterfactual else None,
-            aliases=() if self.counterfactual else tuple(others),
-            paraphrases=(record["rephrase"],),
-            neighborhood=(Probe(record["loc"] + "?", record["loc_ans"]),),
-            portability=(Probe(hop["New Question"], hop["New Answer"]),) if hop else (),
+            aliases=() if self.counterfactual else answers[1:],
+            paraphrases=(record.text("rephrase"),),
+            neighborhood=(Probe(record.text("loc") + "?", record.text("loc_ans")),),
+            portability=tuple(Probe(asked.text("New Question"), asked.text("New Answer")) for asked in hop),
         )
 
 
-class JsonLines(RecordFile):
-    """Your own facts, one JSON object per line.
-
-    Fields: `prompt` and `target`; optional `subject` (spelled in the prompt, or marked there by `{}`; without one the
-    edit is made at the prompt's last token), `original` (what the model says today), `paraphrases` (list of prompts),
-    `neighborhood` (list of {"prompt", "answer"}, or of prompts whose answer is `original`), `id`, `relation`,
-    `weight` (how much the edit counts, 1 if not given), `aliases` (other wordings of the target), `portability` and
-    `two_hop` (lists of {"prompt", "answer", "aliases"}; questions that follow from the edit alone, or with other
-    facts), `generation` (prompts that are continued freely) and `references` (texts that continuations are compared
-    with).
-    """
-
-    def edits(self, record: Record) -> Iterator[EditRequest]:
-        """Read one of your records."""
-        original = record.get("original")
-        yield EditRequest.about(
-            record["prompt"],
-            record.get("subject"),
-            id=str(record["index"] if record.get("id") is None else record["id"]),
-            target=record["target"],
-            original=original,
-            relation=record.get("relation"),
-            paraphrases=tuple(record.get("paraphrases") or ()),
-            neighborhood=tuple(_probe(neighbor, original) for neighbor in nested(record.get("neighborhood")) or ()),
-            weight=float(record.get("weight", 1)),
-            aliases=tuple(record.get("aliases") or ()),
-            portability=tuple(_probe(question) for question in record.get("portability") or ()),
-            two_hop=tuple(_probe(question) for question in record.get("two_hop") or ()),
-            generation=tuple(record.get("generation") or ()),
-            references=tuple(record.get("references") or ()),
-        )
-
-
-def counterfact_request(record: Record) -> EditRequest:
+def counterfact_request(record: Fields) -> EditRequest:
     """Turn a record in CounterFact's schema into a request."""
-    rewrite = record["requested_rewrite"]
-    original = rewrite["target_true"]["str"]
+    rewrite = record.part("requested_rewrite")
+    original = rewrite.part("target_true").text("str")
     return EditRequest(
-        id=str(record["case_id"]),
-        prompt=rewrite["prompt"],
-        subject=rewrite["subject"],
-        target=rewrite["target_new"]["str"],
+        id=record.name("case_id"),
+        prompt=rewrite.text("prompt"),
+        subject=rewrite.text("subject"),
+        target=rewrite.part("target_new").text("str"),
         original=original,
-        relation=rewrite.get("relation_id"),
-        paraphrases=tuple(record.get("paraphrase_prompts") or ()),
-        neighborhood=tuple(Probe(prompt, original) for prompt in record.get("neighborhood_prompts") or ()),
-        generation=tuple(record.get("generation_prompts") or ()),
-        two_hop=tuple(Probe(hop["question"], hop["answer_new"]) for hop in record.get("two_hop") or ()),
+        relation=rewrite.find("relation_id"),
+        paraphrases=record.texts("paraphrase_prompts"),
+        neighborhood=tuple(Probe(prompt, original) for prompt in record.texts("neighborhood_prompts")),
+        generation=record.texts("generation_prompts"),
+        two_hop=tuple(Probe(hop.text("question"), hop.text("answer_new")) for hop in record.parts("two_hop")),
     )
-
-
-def _probe(given: Record | str, original: str | None = None) -> Probe:
-    if isinstance(given, dict):
-        return Probe(given["prompt"], given["answer"], tuple(given.get("aliases") or ()))
-    if original is None:
-        raise EditError('a neighbourhood prompt needs its answer: give {"prompt", "answer"}, or `original`')
-    return Probe(given, original)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lke_lightning.data.records import Record, RecordFile, nested
-from lke_lightning.edits import EditRequest, Probe
+from lke_lightning.data.fields import Fields
+from lke_lightning.data.records import RecordFile
+from lke_lightning.edits import EditRequest, Probe, check_list, check_text
 
 Answers = list[list[str]]
 """Answers to one question that are all right, each with its aliases."""
@@ -24,32 +25,30 @@ class KnowEdit(RecordFile):
     an original answer that is the target is not compared with.
     """
 
-    def edits(self, record: Record) -> Iterator[EditRequest]:
+    def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Read a record."""
-        target = record["target_new"]
-        original = next((names[0] for names in _answers(record.get("ground_truth"))), None)
+        target = record.text("target_new")
+        original = next((names[0] for names in _answers(record)), None)
         if original == target:
             self.note("the original answer is the target: nothing to compare with")
             original = None
         yield EditRequest.about(
-            record["prompt"],
-            record["subject"],
-            id=str(record["index"]),
+            record.text("prompt"),
+            record.text("subject"),
+            id=str(record.index),
             target=target,
             original=original,
-            paraphrases=(record["rephrase_prompt"],) if "rephrase_prompt" in record else (),
-            neighborhood=self._locality(record, target),
+            paraphrases=(record.text("rephrase_prompt"),) if "rephrase_prompt" in record else (),
+            neighborhood=tuple(self._probes(record, "locality", target)),
             portability=tuple(self._probes(record, "portability", None)),
         )
 
-    def _locality(self, record: Record, target: str) -> tuple[Probe, ...]:
-        return tuple(self._probes(record, "locality", target))
-
-    def _probes(self, record: Record, part: str, but: str | None) -> Iterator[Probe]:
+    def _probes(self, record: Fields, part: str, but: str | None) -> Iterator[Probe]:
         """Yield the questions of a part whose answers are not `but`."""
-        for questions in (nested(record.get(part)) or {}).values():
-            for question in questions or ():
-                given = _answers(question["ground_truth"])
+        asked = record.part(part) if part in record else ()
+        for topic in asked:
+            for question in asked.parts(topic):
+                given = _answers(question)
                 answers = [names for names in given if but not in names]
                 if not given:
                     self.note(f"a {part} question has no answer: left out")
@@ -58,7 +57,7 @@ class KnowEdit(RecordFile):
                 else:
                     (first, *aliases), *others = answers
                     others = [name for names in others for name in names]
-                    yield Probe(question["prompt"], first, tuple(dict.fromkeys([*aliases, *others])))
+                    yield Probe(question.text("prompt"), first, tuple(dict.fromkeys([*aliases, *others])))
 
 
 class WikiBio(RecordFile):
@@ -69,23 +68,30 @@ class WikiBio(RecordFile):
     passage. Neighbourhood: other facts of the person.
     """
 
-    def edits(self, record: Record) -> Iterator[EditRequest]:
+    def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Read a record."""
+        locality = record.part("locality")
         yield EditRequest(
-            id=str(record["index"]),
-            prompt=record["text"],
-            target=record["labels"],
+            id=str(record.index),
+            prompt=record.text("text"),
+            target=record.text("labels"),
             neighborhood=tuple(
-                Probe(question["prompt"], names[0], tuple(names[1:]))
-                for questions in nested(record["locality"]).values()
-                for question in questions
-                for names in _answers(question["ground_truth"])[:1]
+                Probe(question.text("prompt"), names[0], tuple(names[1:]))
+                for topic in locality
+                for question in locality.parts(topic)
+                for names in _answers(question)[:1]
             ),
         )
 
 
-def _answers(value: Any) -> Answers:
-    """Bring a text, a list of texts, or a list of texts with their aliases into one form; blank ones are dropped."""
-    given = [value] if isinstance(value, str) else value or []
-    groups = [[one] if isinstance(one, str) else one for one in given]
-    return [names for names in ([name for name in group if name.strip()] for group in groups) if names]
+def _answers(question: Fields) -> Answers:
+    """Bring the answers, a text, a list of texts, or such a list with aliases, into one form without blanks."""
+    value = question.get("ground_truth") or []
+    given = [value] if isinstance(value, str) else check_list(value, "field 'ground_truth'", lambda group, _: group)
+    groups = [[group] if isinstance(group, str) else group for group in given]
+    named = [check_list(group, "an answer in 'ground_truth'", _text_or_blank) for group in groups]
+    return [names for names in ([name for name in group if name.strip()] for group in named) if names]
+
+
+def _text_or_blank(value: Any, what: str) -> str:
+    return value if value == "" else check_text(value, what)

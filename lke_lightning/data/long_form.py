@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lke_lightning.data.records import Record, RecordFile
-from lke_lightning.edits import SLOT, EditRequest, Probe
+from lke_lightning.data.fields import Fields
+from lke_lightning.data.records import RecordFile
+from lke_lightning.edits import SLOT, EditError, EditRequest, Probe
 
 
 class UnKE(RecordFile):
@@ -19,15 +20,17 @@ class UnKE(RecordFile):
     become portability.
     """
 
-    def edits(self, record: Record) -> Iterator[EditRequest]:
+    def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Read a record."""
-        parts = zip(record["sub_question"], record["sub_answer"], strict=True)
+        questions, answers = record.texts("sub_question", needed=True), record.texts("sub_answer", needed=True)
+        if len(questions) != len(answers):
+            raise EditError(f"there are {len(questions)} of 'sub_question' and {len(answers)} of 'sub_answer'")
         yield EditRequest(
-            id=str(record["id"]),
-            prompt=record["question"],
-            target=record["answer"],
-            paraphrases=(record["para_question"],),
-            portability=tuple(Probe(question, answer) for question, answer in parts),
+            id=record.name("id"),
+            prompt=record.text("question"),
+            target=record.text("answer"),
+            paraphrases=(record.text("para_question"),),
+            portability=tuple(map(Probe, questions, answers)),
         )
 
 
@@ -50,24 +53,26 @@ class AKEW(RecordFile):
             known.add((request.text, request.target))
             yield request
 
-    def edits(self, record: Record) -> Iterator[EditRequest]:
+    def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Read a case."""
-        for i, edit in enumerate(record["requested_rewrite"]):
-            subject = edit["subject"] if edit["question"].count(edit["subject"]) == 1 else None
-            if subject is None:
+        for i, edit in enumerate(record.parts("requested_rewrite", needed=True)):
+            question, subject = edit.text("question"), edit.text("subject")
+            is_clear = question.count(subject) == 1
+            if not is_clear:
                 self.note("the subject is not in the question just once: edited at the question's last token")
             yield EditRequest.about(
-                edit["question"],
-                subject,
-                id=f"{record['case_id']}.{i}",
-                target=edit["fact_new_uns"],
+                question,
+                subject if is_clear else None,
+                id=f"{record.name('case_id')}.{i}",
+                target=edit.text("fact_new_uns"),
                 portability=tuple(self._statements(edit)),
             )
 
-    def _statements(self, edit: Record) -> Iterator[Probe]:
-        for told in edit.get("unsfact_triplets_GPT") or ():
-            if told["prompt"].count(SLOT) == 1 and told["target"].strip():
-                yield Probe(told["prompt"].replace(SLOT, told["subject"]), told["target"])
+    def _statements(self, edit: Fields) -> Iterator[Probe]:
+        for told in edit.parts("unsfact_triplets_GPT"):
+            prompt, target = told.find("prompt") or "", told.find("target")
+            if prompt.count(SLOT) == 1 and target:
+                yield Probe(prompt.replace(SLOT, told.text("subject")), target)
             else:
                 self.note("a statement has no place for its subject, or no end: left out")
 
@@ -79,9 +84,9 @@ class EditEverything(RecordFile):
     out, because braces mark subjects; of questions that occur again, the last answer stands.
     """
 
-    def edits(self, record: Record) -> Iterator[EditRequest]:
+    def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Read a record."""
-        if set("{}") & set(record["question"]):
+        if set("{}") & set(record.text("question")):
             self.note("the question has braces: left out")
             return
-        yield EditRequest(id=str(record["id"]), prompt=record["question"], target=record["answer"])
+        yield EditRequest(id=record.name("id"), prompt=record.text("question"), target=record.text("answer"))

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from lke_lightning.data.records import Record, RecordFile, naming, present, records
-from lke_lightning.edits import EditRequest, Probe
+from lke_lightning.data.fields import Fields
+from lke_lightning.data.records import RecordFile, naming, records
+from lke_lightning.edits import EditError, EditRequest, Probe, check_list, check_text
 
 Fact = tuple[str, str]
 """Subject and relation."""
+Triple = tuple[str, ...]
+"""Subject, relation and object."""
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What a case asks, the facts that it edits, and those that its reasoning passes through."""
+
+    questions: tuple[Probe, ...]
+    changes: list[Triple]
+    chain: list[Triple]
 
 
 class MQuAKE(RecordFile):
@@ -29,12 +41,12 @@ class MQuAKE(RecordFile):
     def read(self) -> Iterator[EditRequest]:
         """Yield the edits of all cases; the whole file is read first."""
         made: dict[Fact, EditRequest] = {}
-        cases: list[tuple[Record, list[Fact]]] = []
+        cases: list[tuple[_Case, list[Fact]]] = []
         for index, record in enumerate(records(self.path)):
-            case = present(index, record)
-            with naming(self.path, index, record):
-                edits = list(self.edits(case))
-                questions = _questions(case)
+            with naming(self.path, index):
+                fields = Fields(record, index=index)
+                edits = list(self.edits(fields))
+                case = _Case(_questions(fields), _triples(fields, "edit"), _triples(fields, "new"))
             if any(made.get(edit.fact, edit).target != edit.target for edit in edits):
                 self.note("an earlier case edits a fact of this case in another way: the case is left out")
                 continue
@@ -42,42 +54,50 @@ class MQuAKE(RecordFile):
                 if edit.fact in made:
                     self.note("an earlier case makes the same edit: made once")
                 made.setdefault(edit.fact, edit)
-            cases.append((case | {"probes": questions}, [edit.fact for edit in edits]))
+            cases.append((case, [edit.fact for edit in edits]))
 
-        changed = {(subject, relation): new for case, _ in cases for subject, relation, new in _triples(case, "edit")}
+        changed = {(subject, relation): new for case, _ in cases for subject, relation, new in case.changes}
         place = {fact: number for number, fact in enumerate(made)}
         asked: dict[Fact, tuple[Probe, ...]] = {}
         for case, facts in cases:
-            if any(changed.get((subject, relation), new) != new for subject, relation, new in _triples(case, "new")):
+            if any(changed.get((subject, relation), new) != new for subject, relation, new in case.chain):
                 self.note("another case changes a fact that this case's questions need: the questions are left out")
                 continue
             last = max(facts, key=place.__getitem__)
-            asked[last] = asked.get(last, ()) + case["probes"]
+            asked[last] = asked.get(last, ()) + case.questions
         self.tell()
         for fact, edit in made.items():
-            yield dataclasses.replace(edit, two_hop=asked.get(fact, ()))
+            yield replace(edit, two_hop=asked.get(fact, ()))
 
-    def edits(self, record: Record) -> Iterator[EditRequest]:
+    def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Yield the edits of one case, without its multi-hop questions."""
-        aliases = {hop["question"]: tuple(hop["answer_alias"]) for hop in record.get("new_single_hops") or ()}
-        for i, edit in enumerate(record["requested_rewrite"]):
+        aliases = {hop.text("question"): hop.texts("answer_alias") for hop in record.parts("new_single_hops")}
+        for i, edit in enumerate(record.parts("requested_rewrite", needed=True)):
             yield EditRequest(
-                id=f"{record['case_id']}.{i}",
-                prompt=edit["prompt"],
-                subject=edit["subject"],
-                target=edit["target_new"]["str"],
-                original=edit["target_true"]["str"],
-                relation=edit["relation_id"],
-                paraphrases=(edit["question"],),
-                aliases=aliases.get(edit["question"], ()),
+                id=f"{record.name('case_id')}.{i}",
+                prompt=edit.text("prompt"),
+                subject=edit.text("subject"),
+                target=edit.part("target_new").text("str"),
+                original=edit.part("target_true").text("str"),
+                relation=edit.text("relation_id"),
+                paraphrases=(edit.text("question"),),
+                aliases=aliases.get(edit.text("question"), ()),
             )
 
 
-def _questions(case: Record) -> tuple[Probe, ...]:
-    answer, aliases = case["new_answer"], tuple(case["new_answer_alias"])
-    return tuple(Probe(question, answer, aliases) for question in case["questions"])
+def _questions(case: Fields) -> tuple[Probe, ...]:
+    answer, aliases = case.text("new_answer"), case.texts("new_answer_alias", needed=True)
+    return tuple(Probe(question, answer, aliases) for question in case.texts("questions", needed=True))
 
 
-def _triples(case: Record, kind: str) -> list[list[str]]:
+def _triples(case: Fields, kind: str) -> list[Triple]:
     """Return subject, relation and object of a case's `edit`s, or its `new` chain of facts, as Wikidata names them."""
-    return (case.get("orig") or {}).get(f"{kind}_triples") or []
+    if "orig" not in case:
+        return []
+    found = []
+    for entry, path in case.part("orig").entries(f"{kind}_triples"):
+        triple = check_list(entry, f"field {path!r}", check_text)
+        if len(triple) != 3:
+            raise EditError(f"field {path!r} has {len(triple)} entries, not subject, relation and object")
+        found.append(triple)
+    return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lke_lightning.data.records import Record, RecordFile, marked, nested
+from lke_lightning.data.fields import Fields
+from lke_lightning.data.records import RecordFile, marked
 from lke_lightning.edits import EditRequest, Probe
 
 
@@ -15,19 +16,21 @@ class QAEdit(RecordFile):
     counts. Irregular: a subject that occurs in its question more than once is marked where it stands last.
     """
 
-    def edits(self, record: Record) -> Iterator[EditRequest]:
+    def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Read a record; its id is the set and the number in the set, which alone repeats."""
-        prompt, subject = record["prompt"], record["subject"]
+        prompt, subject = record.text("prompt"), record.text("subject")
         if prompt.count(subject) > 1:
             self.note("the subject occurs several times: marked where it stands last")
             prompt = marked(prompt, subject)
         yield EditRequest.about(
             prompt,
             subject,
-            id=f"{record['source']}-{record['id']}",
-            target=record["target"],
-            paraphrases=(record["rephrase"],),
-            neighborhood=tuple(Probe(other["loc"], other["loc_ans"]) for other in nested(record["locality"])),
+            id=f"{record.name('source')}-{record.name('id')}",
+            target=record.text("target"),
+            paraphrases=(record.text("rephrase"),),
+            neighborhood=tuple(
+                Probe(other.text("loc"), other.text("loc_ans")) for other in record.parts("locality", needed=True)
+            ),
         )
 
 
@@ -39,25 +42,26 @@ class WikiBigEdit(RecordFile):
     left out; where the subject is not spelled in the question just once, the edit is made at the question's last token.
     """
 
-    def edits(self, record: Record) -> Iterator[EditRequest]:
+    def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Read a record."""
-        if not (record.get("update", "").strip() and record.get("ans", "").strip()):
+        prompt, answer, subject = record.find("update"), record.find("ans"), record.find("subject")
+        if prompt is None or answer is None:
             self.note("no question or no answer: left out")
             return
-        prompt, subject = record["update"], record.get("subject", "")
-        if not subject or prompt.count(subject) != 1:
+        if subject is None or prompt.count(subject) != 1:
             self.note("the subject is not in the question just once: edited at the question's last token")
-            subject = ""
+            subject = None
         yield EditRequest.about(
             prompt,
-            subject or None,
-            id=str(record["index"]),
-            target=record["ans"],
-            paraphrases=tuple(record[name] for name in ("rephrase", "personas") if record.get(name)),
+            subject,
+            id=str(record.index),
+            target=answer,
+            paraphrases=tuple(filter(None, (record.find("rephrase"), record.find("personas")))),
             neighborhood=_asked(record, "loc", "loc_ans"),
             two_hop=_asked(record, "mhop", "mhop_ans"),
         )
 
 
-def _asked(record: Record, question: str, answer: str) -> tuple[Probe, ...]:
-    return (Probe(record[question], record[answer]),) if record.get(question) and record.get(answer) else ()
+def _asked(record: Fields, question: str, answer: str) -> tuple[Probe, ...]:
+    asked, said = record.find(question), record.find(answer)
+    return (Probe(asked, said),) if asked and said else ()

@@ -1,20 +1,26 @@
-"""Records of a file or a hub dataset, in order, through `datasets`; what is wrong with one is said with its number."""
+"""Records of a file or a hub dataset, in order; what is wrong with one is said with its number."""
 
 from __future__ import annotations
 
+import bz2
+import codecs
+import gzip
 import json
+import lzma
 import re
+import zlib
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from lke_lightning.data.fields import Fields
 from lke_lightning.data.stream import EditStream
-from lke_lightning.edits import SLOT, EditError, EditRequest
+from lke_lightning.edits import SLOT, EditError, EditRequest, kind
 
 Record = dict[str, Any]
 
@@ -26,7 +32,8 @@ class RecordFile(EditStream):
     printed once the file is read; anything else that is wrong is an error that names the record.
 
     Args:
-        path: the file, or the name of a hub dataset with the same fields.
+        path: a file, JSON or JSON Lines, plain or compressed (gzip, bzip2, xz); or the name of a hub dataset with the
+            same fields.
         batch_size: edits of one training step.
         limit: edit only this many, from the start.
         shuffle_seed: shuffle with this seed first.
@@ -41,21 +48,21 @@ class RecordFile(EditStream):
         """What was done with irregular records, and how often."""
 
     def read(self) -> Iterator[EditRequest]:
-        """Yield the file's edits; a record's fields that are null count as absent.
+        """Yield the file's edits.
 
         Raises:
             EditError: the file cannot be read, or a record cannot be edited with.
         """
         try:
             for index, record in enumerate(records(self.path)):
-                with naming(self.path, index, record):
-                    yield from self.edits(present(index, record))
+                with naming(self.path, index):
+                    yield from self.edits(Fields(record, index=index))
         finally:
             self.tell()
 
     @abstractmethod
-    def edits(self, record: Record) -> Iterator[EditRequest]:
-        """Yield the edits of a record, which has its position under `index`; mostly one."""
+    def edits(self, record: Fields) -> Iterator[EditRequest]:
+        """Yield the edits of a record; mostly one."""
 
     def note(self, what: str) -> None:
         """Count something irregular, and what was done about it."""
@@ -67,13 +74,8 @@ class RecordFile(EditStream):
             rank_zero_info(f"{self.path}: {count} x {what}")
 
 
-def present(index: int, record: Record) -> Record:
-    """Return what a record has, with its position under `index`."""
-    return {"index": index, **{name: value for name, value in record.items() if value is not None}}
-
-
 @contextmanager
-def naming(path: str, index: int, record: Record) -> Iterator[None]:
+def naming(path: str, index: int) -> Iterator[None]:
     """Let what goes wrong with a record name it.
 
     Raises:
@@ -84,13 +86,7 @@ def naming(path: str, index: int, record: Record) -> Iterator[None]:
     except EditError as error:
         raise EditError(f"{path}, record {index}: {error}") from error
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        missing = f"field {error} is missing" if isinstance(error, KeyError) else f"it has another form ({error})"
-        raise EditError(f"{path}, record {index}: {missing}; it has {sorted(record)}") from error
-
-
-def nested(value: Any) -> Any:
-    """Return a nested field; where its form differs between records, `datasets` hands it over as JSON text."""
-    return json.loads(value) if isinstance(value, str) else value
+        raise EditError(f"{path}, record {index}: it has another form ({error})") from error
 
 
 def marked(prompt: str, subject: str) -> str:
@@ -100,46 +96,113 @@ def marked(prompt: str, subject: str) -> str:
 
 
 def records(path: str) -> Iterator[Record]:
-    """Yield the records of a JSON or JSON Lines file, or of a hub dataset's training split.
+    """Yield the records of a file, or of a hub dataset's training split.
+
+    A file is read with `json`, not through `datasets`, which infers one type for all values of a field: numbers as
+    names would lose digits, and null could not be told from what is missing.
+
+    Args:
+        path: a file with one JSON list of objects, or with one object per line; or the name of a hub dataset.
 
     Raises:
         EditError: there is no such file or dataset, or it cannot be read; a malformed line is named.
     """
+    file = Path(path)
+    if file.is_file():
+        yield from _of_file(file)
+    elif not path.strip() or file.exists():
+        raise EditError(f"{path!r} is no file (data.path): name a JSON or JSON Lines file, or a hub dataset")
+    elif {".json", ".jsonl"} & set(file.suffixes):
+        raise EditError(f"no file {path!r} (data.path)")
+    else:
+        yield from _of_hub(path)
+
+
+def _of_hub(name: str) -> Iterator[Record]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
-    is_file = Path(path).suffix in (".json", ".jsonl") or Path(path).exists()
-    if is_file and not Path(path).is_file():
-        raise EditError(f"no file {path!r} (data.path)")
     try:
-        if is_file:
-            source = load_dataset("json", data_files=path, split="train", streaming=True)
-        else:
-            source = load_dataset(path, split="train", streaming=True)
-        yield from source
-    except EditError:
-        raise
+        yield from load_dataset(name, split="train", streaming=True)
     except (DatasetGenerationError, OSError, ValueError, StopIteration) as error:
-        if is_file:
-            raise EditError(f"{path}: {_what_is_wrong(Path(path)) or error}") from error
-        raise EditError(f"{path!r} is neither a file nor a hub dataset that can be reached: {error}") from error
+        raise EditError(f"{name!r} is neither a file nor a hub dataset that can be reached: {error}") from error
 
 
-def _what_is_wrong(path: Path) -> str:
-    """Find the line at which a JSON or JSON Lines file stops being one."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if not text.strip():
-        return "the file is empty"
-    if path.suffix == ".json":
-        try:
-            json.loads(text)
-        except json.JSONDecodeError as error:
-            return f"line {error.lineno}, column {error.colno}: {error.msg}"
-        return ""
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            if line.strip() and not isinstance(json.loads(line), dict):
-                return f"line {number}: a record must be a JSON object"
-        except json.JSONDecodeError as error:
-            return f"line {number}: {error.msg}"
-    return ""
+def _of_file(file: Path) -> Iterator[Record]:
+    """Yield the objects of a file, read line by line where it has one per line."""
+    is_empty = True
+    try:
+        with _opened(file) as lines:
+            _skip_mark(lines, file)
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                is_empty = False
+                if line.lstrip()[:1] == b"[":
+                    parsed = _parsed(line + lines.read(), file, number)
+                    yield from (_object(entry, f"{file}, record {i}") for i, entry in enumerate(parsed))
+                    return
+                yield _object(_parsed(line, file, number), f"{file}, line {number}")
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise EditError(f"{file} cannot be read, is it whole? {getattr(error, 'strerror', None) or error}") from error
+    if is_empty:
+        raise EditError(f"{file}: the file is empty")
+
+
+_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+"""What opens a file that begins so."""
+
+
+def _opened(file: Path) -> IO[bytes]:
+    """Open a file for reading; compression is told from how it begins."""
+    with file.open("rb") as stream:
+        head = stream.read(8)
+    return next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), open)(file, "rb")
+
+
+def _skip_mark(lines: IO[bytes], file: Path) -> None:
+    """Go behind a byte order mark, if there is one, and refuse that of another encoding."""
+    head = lines.read(3)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise EditError(f"{file} is in UTF-16: convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8")
+    lines.seek(len(head) if head == codecs.BOM_UTF8 else 0)
+
+
+def _parsed(line: bytes, file: Path, number: int) -> Any:
+    """Parse the JSON text that begins in a line.
+
+    Raises:
+        EditError: it is not JSON in UTF-8; the message names line and column.
+    """
+    try:
+        return json.loads(line.decode(), object_pairs_hook=_unambiguous)
+    except UnicodeDecodeError as error:
+        number += line.count(b"\n", 0, error.start)
+        raise EditError(
+            f"{file}, line {number}: the byte 0x{line[error.start]:02x} is not UTF-8, the encoding of JSON: convert "
+            "the file, for example with iconv -f WINDOWS-1252 -t UTF-8"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise EditError(
+            f"{file}, line {number + error.lineno - 1}, column {error.colno}: {error.msg}; a file is one JSON list of "
+            "objects, or has one object per line"
+        ) from error
+    except RecursionError as error:
+        raise EditError(f"{file}, line {number}: nested too deeply") from error
+    except ValueError as error:  # ours, or a number of thousands of digits
+        raise EditError(f"{file}, line {number}: {error}") from error
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> Record:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                raise EditError(f"field {name!r} stands twice in one object, with different values")
+    return found
+
+
+def _object(value: Any, where: str) -> Record:
+    if not isinstance(value, dict):
+        raise EditError(f"{where}: a record must be a JSON object, this is {kind(value)}")
+    return value

@@ -90,6 +90,11 @@ class EditStream(LightningDataModule):
         if twice:
             raise EditError(f"{self.name} has several records with the id {twice[0]!r}: ids must differ")
         self.requests = requests
+        repeated = len(requests) - len({request.fact for request in requests})
+        if repeated:
+            rank_zero_info(
+                f"{self.name}: {repeated} edits state a fact anew: the later one takes the earlier one's place"
+            )
 
     @property
     def batches(self) -> list[range]:

@@ -23,9 +23,9 @@ from lke_lightning.edits import EditRequest
 from lke_lightning.evaluation.teacher_forced import Question, Scores, check_fits, questions
 from lke_lightning.metrics import TextSimilarity, digest, match, ngram_entropy
 from lke_lightning.model.batching import within_memory
+from lke_lightning.model.cache import Padded, PrefixCache
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.prefix import PrefixCache, Prefixes
-from lke_lightning.model.tokens import Padded
+from lke_lightning.model.prefix import Prefixes
 
 GENERATED, SAID, TEXTS = "/generated", "neighborhood/said", "texts"
 """Names in `Scores`.

@@ -40,6 +40,8 @@ class Architecture:
     matrix_name: str
     """Path of the edited matrix inside a block."""
     hidden_size: int
+    context: int | None = None
+    """Tokens that a text may have, by the configuration."""
 
     @classmethod
     def of(cls, network: nn.Module, matrix: str | None = None) -> Architecture:
@@ -56,7 +58,8 @@ class Architecture:
         check_kind(network)
         config = network.config.get_text_config()
         blocks = _find_blocks(network, config.num_hidden_layers)
-        return cls(blocks, _find_matrix(blocks, config.hidden_size, matrix), config.hidden_size)
+        context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)  # MPT's name
+        return cls(blocks, _find_matrix(blocks, config.hidden_size, matrix), config.hidden_size, context)
 
     def matrix(self, layer: int) -> nn.Module:
         """Return the MLP output matrix of a layer."""

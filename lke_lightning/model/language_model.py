@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from lke_lightning.edits import EditError
 from lke_lightning.model.activations import before_head, capture, in_rows, into_head, only_blocks
 from lke_lightning.model.architecture import Architecture
-from lke_lightning.model.refusals import check_whole
-from lke_lightning.model.tokens import Padded, TextEncoder
+from lke_lightning.model.cache import Padded
+from lke_lightning.model.refusals import check_complete, check_numbers, check_vocabulary, check_whole, why
+from lke_lightning.model.tokens import TextEncoder
 from lke_lightning.model.weights import EditedWeight
 
 DEMO = "demo"
@@ -36,21 +37,19 @@ def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = Fals
         trust_remote_code: run code that comes with the checkpoint.
 
     Raises:
-        EditError: there is no such model, or it cannot be read.
+        EditError: there is no such model, it cannot be read, or some of its weights are not there.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = resolve(pretrained)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
-        network = AutoModelForCausalLM.from_pretrained(
-            where, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+        network, report = AutoModelForCausalLM.from_pretrained(
+            where, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
-        raise EditError(
-            f"cannot load a causal language model from {pretrained!r}: neither a folder with a model nor a hub name "
-            f"that can be reached. {error}"
-        ) from error
+    except Exception as error:  # a dozen kinds of transformers, safetensors, the hub's client and pickle
+        raise EditError(f"cannot load a causal language model from {pretrained!r}: {why(where, error)}") from error
+    check_complete(report, pretrained)
     return network.eval(), tokenizer
 
 
@@ -71,6 +70,27 @@ def _plain_tensors(weight: Tensor) -> Iterator[Tensor]:
         return
     for name in weight.__tensor_flatten__()[0]:
         yield from _plain_tensors(getattr(weight, name))
+
+
+@torch.no_grad()
+def _check_causal(network: nn.Module, architecture: Architecture) -> None:
+    """Raise `EditError` where a token sees what comes after it, by what a block makes of two texts that end unlike."""
+    ids = torch.tensor([[0, 1], [0, 2]], device=network.device)
+    nowhere = ids.new_zeros(0)
+    with (
+        only_blocks(network, architecture, 0, 1),
+        before_head(network, nowhere, nowhere),
+        capture(architecture.blocks[0]) as block,
+    ):
+        network(input_ids=ids, use_cache=False)
+    one, other = in_rows(block.output, 2)
+    before, last = (one - other).abs().amax(-1).tolist()
+    rounding = 8 * torch.finfo(one.dtype).eps * one.abs().max().item()
+    if before > 1e-3 * last + rounding:
+        raise EditError(
+            f"{type(network).__name__} is an encoder, in which tokens see what comes after them: only decoder-only "
+            "causal models can be edited"
+        )
 
 
 class LanguageModel(nn.Module):
@@ -103,9 +123,12 @@ class LanguageModel(nn.Module):
         architecture = Architecture.of(network, matrix)
         architecture.check_layers(list(layers))
         architecture.check_matrices(list(layers))
+        check_vocabulary(network, tokenizer)
+        check_numbers(network)
+        _check_causal(network.eval(), architecture)
         self.base_hash = content_hash(network)
         self.network = network.requires_grad_(False).eval()
-        self.text = TextEncoder(tokenizer, chat, system)
+        self.text = TextEncoder(tokenizer, chat, system, architecture.context)
         self._architecture = (architecture,)  # holds modules of the network: not to be registered a second time
         self.layers = list(layers)
         self.edited = nn.ModuleDict({str(layer): EditedWeight(architecture.matrix(layer)) for layer in layers})

@@ -9,86 +9,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
 
 from lke_lightning.model.batching import by_length
+from lke_lightning.model.cache import Padded, PrefixCache, PrefixLayer
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.tokens import Padded
 
 Ids = tuple[int, ...]
-
-
-class _WriteBehind(torch.autograd.Function):
-    """Write new states behind the prefix, into the same memory at every pass, and return the whole."""
-
-    @staticmethod
-    def forward(ctx: Any, room: Tensor, states: Tensor) -> Tensor:
-        ctx.width = states.shape[-2]
-        room[..., -ctx.width :, :] = states
-        return room.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        return None, gradients[0][..., -ctx.width :, :]
-
-
-class _PrefixLayer(DynamicLayer):
-    """Keys and values of one block: the first `length` columns stay, those behind are written by every forward.
-
-    One forward at a time: its backward has to be done before the next one overwrites what it saw.
-    """
-
-    def __init__(self, keys: Tensor | None, values: Tensor | None, length: int) -> None:
-        super().__init__()
-        self.keys, self.values, self.length = keys, values, length
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        self.keys = self._with_room(self.keys, key_states)
-        self.values = self._with_room(self.values, value_states)
-        return _WriteBehind.apply(self.keys, key_states), _WriteBehind.apply(self.values, value_states)
-
-    def _with_room(self, states: Tensor | None, new: Tensor) -> Tensor:
-        length = self.length + new.shape[-2]
-        if states is not None and states.shape[-2] == length:
-            return states
-        room = torch.empty((*new.shape[:-2], length, new.shape[-1]), dtype=new.dtype, device=new.device)
-        if states is not None:
-            room[..., : self.length, :] = states[..., : self.length, :]
-        return room
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-
-class PrefixCache(Cache):
-    """Keys and values of the rows' prefixes, for all blocks of a network.
-
-    Args:
-        layers: one per block; blocks that will not run may hold nothing.
-        mask: 1 for real tokens, 0 for padding on the left, (rows, prefix length), int64.
-    """
-
-    def __init__(self, layers: list[_PrefixLayer], mask: Tensor) -> None:
-        super().__init__(layers=layers)
-        self.mask = mask
-
-    def select(self, rows: Tensor) -> PrefixCache:
-        """Keep some rows."""
-        kept = [
-            layer if layer.keys is None else _PrefixLayer(layer.keys[rows], layer.values[rows], layer.length)
-            for layer in self.layers
-        ]
-        return PrefixCache(kept, self.mask[rows])
-
-    def above(self, start: int) -> PrefixCache:
-        """Let go of the blocks below `start`."""
-        kept = [layer if i >= start else _PrefixLayer(None, None, layer.length) for i, layer in enumerate(self.layers)]
-        return PrefixCache(kept, self.mask)
 
 
 @dataclass(frozen=True)
@@ -126,9 +55,9 @@ class Prefixes:
         longest = int(lengths.max())
         real = torch.arange(longest, device=ids.device) >= (longest - lengths).unsqueeze(1)
         layers = [
-            _PrefixLayer(states[0][chosen, :, -longest:], states[1][chosen, :, -longest:], longest)
+            PrefixLayer(states[0][chosen, :, -longest:], states[1][chosen, :, -longest:], longest)
             if states is not None and longest
-            else _PrefixLayer(None, None, longest)
+            else PrefixLayer(None, None, longest)
             for states in self.blocks
         ]
         return Padded(ids, mask, torch.zeros_like(lengths), positions, PrefixCache(layers, real.long()))

@@ -1,7 +1,10 @@
-"""Which networks cannot be edited, and why: decided from structure and configuration, never from a name."""
+"""Which models cannot be loaded or edited, and why: decided from structure and configuration, never from a name."""
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +14,58 @@ from lke_lightning.edits import EditError
 
 ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Kinds of layers whose past is keys and values of tokens, which can be cached and continued anywhere."""
+
+
+def why(where: str, error: Exception) -> str:
+    """Say in a sentence why a model cannot be loaded.
+
+    Args:
+        where: a folder, or a hub name.
+        error: what loading it raised.
+    """
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    if not Path(where).is_dir():
+        return f"neither a folder with a model nor a hub name that can be reached ({said})"
+    if not (Path(where) / "config.json").is_file():
+        return "neither a folder with a model nor a hub name: the folder has no config.json"
+    if isinstance(error, pickle.UnpicklingError):
+        return "its weights are a pickle of more than tensors, which is not opened: convert them to safetensors"
+    if "ignore_mismatched_sizes" in said:
+        return "its weights have other shapes than config.json says"
+    if "trust_remote_code" in str(error):
+        return "it comes with code of its own: --model.trust_remote_code true runs it, if you trust its authors"
+    return said
+
+
+def check_complete(report: Mapping[str, Any], name: str) -> None:
+    """Raise `EditError` where weights were not in the files, so that they are random.
+
+    Args:
+        report: `output_loading_info` of transformers; weights tied to others are not missing there.
+        name: what the message calls the model.
+    """
+    missing = sorted(report["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise EditError(f"the files of {name!r} lack the weights {missing[0]}{more}: they would be random")
+
+
+def check_numbers(network: nn.Module) -> None:
+    """Raise `EditError` where a weight has entries that are no finite numbers."""
+    for name, weight in network.named_parameters():
+        is_plain = type(weight.data) is torch.Tensor and weight.is_floating_point() and weight.itemsize > 1
+        if is_plain and weight.numel() and not all(bound.isfinite() for bound in weight.aminmax()):
+            raise EditError(f"the weights {name} of this model have entries that are infinite or no numbers (NaN)")
+
+
+def check_vocabulary(network: nn.Module, tokenizer: Any) -> None:
+    """Raise `EditError` where a tokenizer has tokens that the network has no embedding of."""
+    highest, rows = max(tokenizer.get_vocab().values(), default=-1), network.get_input_embeddings().weight.shape[0]
+    if highest >= rows:
+        raise EditError(
+            f"the tokenizer's tokens go up to number {highest}, and the model has embeddings of {rows}: take the "
+            "tokenizer that belongs to it, or resize its embeddings (resize_token_embeddings)"
+        )
 
 
 def check_whole(network: nn.Module) -> None:

@@ -16,10 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lke_lightning.model.activations import change_output
 from lke_lightning.model.batching import by_length
+from lke_lightning.model.cache import Padded
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.prefix import Prefixes
 from lke_lightning.model.targets import Site
-from lke_lightning.model.tokens import Padded, Row
+from lke_lightning.model.tokens import Row
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,16 @@ text for key statistics and perplexity) does not go through the template.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lke_lightning.edits import EditError
-
-if TYPE_CHECKING:
-    from lke_lightning.model.prefix import PrefixCache
+from lke_lightning.model.cache import Padded
 
 MOST_KNOWN = 200_000
 """Prompts whose ids are kept: both stages and every evaluation ask for the same ones."""
@@ -47,37 +46,6 @@ class Row:
     """Index of the token where keys are read and targets are written."""
 
 
-@dataclass(frozen=True)
-class Padded:
-    """Rows as one right-padded batch, possibly continuing prefixes that were run before."""
-
-    ids: Tensor
-    """(rows, length), int64."""
-    mask: Tensor
-    """1 for real tokens, 0 for padding, (rows, length), int64."""
-    slots: Tensor
-    """Index of each row's slot in `ids`, (rows,), int64."""
-    positions: Tensor | None = None
-    """Position of every token, (rows, length), int64; `None`: counted from 0."""
-    past: PrefixCache | None = None
-    """Keys and values of the prefixes."""
-
-    def __len__(self) -> int:
-        """Count the rows."""
-        return len(self.slots)
-
-    def select(self, rows: Tensor) -> Padded:
-        """Keep some rows, in the order given, without the columns that are padding in all of them."""
-        width = int(self.mask[rows].sum(1).max())
-        return Padded(
-            self.ids[rows, :width],
-            self.mask[rows, :width],
-            self.slots[rows],
-            None if self.positions is None else self.positions[rows, :width],
-            None if self.past is None else self.past.select(rows),
-        )
-
-
 class TextEncoder:
     """A Hugging Face tokenizer behind the rule of this module.
 
@@ -85,15 +53,18 @@ class TextEncoder:
         tokenizer: what `AutoTokenizer` returns; its padding side does not matter.
         chat: put every prompt into the tokenizer's chat template, as a user's message that is answered.
         system: system prompt of the chat.
+        longest: tokens that the model's context holds; `None`: any number.
 
     Raises:
         EditError: a chat is asked for and the tokenizer has no chat template, or one that changes what it is given.
     """
 
-    def __init__(self, tokenizer: Any, chat: bool = False, system: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, chat: bool = False, system: str | None = None, longest: int | None = None
+    ) -> None:
         if system is not None and not chat:
             raise EditError("a system prompt (model.system) needs the chat template: set model.chat as well")
-        self.tokenizer, self.chat, self.system = tokenizer, chat, system
+        self.tokenizer, self.chat, self.system, self.longest = tokenizer, chat, system, longest
         self._frame = _chat_frame(tokenizer, system) if chat else _Frame()
         plain = tokenizer("a", add_special_tokens=False)["input_ids"]
         special = tokenizer("a")["input_ids"]
@@ -127,9 +98,15 @@ class TextEncoder:
         return [self._known[text] for text in texts]
 
     def rows(self, texts: Sequence[tuple[str, str]]) -> list[Row]:
-        """Encode pairs (whole prompt, prompt up to the slot's end)."""
+        """Encode pairs (whole prompt, prompt up to the slot's end).
+
+        Raises:
+            EditError: a prompt is longer than the model's context, or empty.
+        """
         whole = self._recall([self._frame.prompt(text) for text, _ in texts])
         upto = self._recall([self._frame.head + part for _, part in texts])
+        for ids, (text, _) in zip(whole, texts, strict=True):
+            self._check_length(len(ids), text)
         return [Row(ids, self._slot(ids, part, text)) for ids, part, (text, _) in zip(whole, upto, texts, strict=True)]
 
     def _slot(self, ids: tuple[int, ...], upto: tuple[int, ...], text: str) -> int:
@@ -153,17 +130,19 @@ class TextEncoder:
         """Encode pairs (prompt, target) into the prompt's ids and the target's ids after it.
 
         Raises:
-            EditError: a target has no ids, or an unknown or special token among them.
+            EditError: a target has no ids, or an unknown or special token among them; prompt and target together are
+                longer than the model's context.
         """
         asked = [self._frame.prompt(prompt.rstrip()) for prompt, _ in pairs]
         said = [self._frame.lead + target.strip() for _, target in pairs]
         prompts = self._recall(asked)
         wholes = self._recall([prompt + target for prompt, target in zip(asked, said, strict=True)])
         found = []
-        for prompt_ids, whole, target in zip(prompts, wholes, said, strict=True):
+        for prompt, prompt_ids, whole, target in zip(asked, prompts, wholes, said, strict=True):
             fits = whole[: len(prompt_ids)] == prompt_ids
             ids = whole[len(prompt_ids) :] if fits else self._behind_another_text(target)
             self._check_target(ids, target.strip())
+            self._check_length(len(prompt_ids) + len(ids) - 1, prompt + target)
             found.append((prompt_ids, ids))
         return found
 
@@ -185,6 +164,12 @@ class TextEncoder:
             )
         if unknown is not None and unknown in ids:
             raise EditError(f"the target {target!r} has a token unknown to this vocabulary: it cannot be generated")
+
+    def _check_length(self, length: int, text: str) -> None:
+        if self.longest is not None and length > self.longest:
+            raise EditError(
+                f"{reprlib.repr(text)} takes {length} tokens, and the model's context holds {self.longest}: shorten it"
+            )
 
     def pad(self, rows: Sequence[Row], device: torch.device | str = "cpu") -> Padded:
         """Pad rows on the right into one batch on `device`."""

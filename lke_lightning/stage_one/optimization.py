@@ -16,14 +16,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lke_lightning.distributed import Team
-from lke_lightning.edits import SLOT, EditBatch, EditError, EditRequest, check_number
+from lke_lightning.edits import EditBatch, EditError, EditRequest, check_number
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Site, Targets
 from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Objective, StepView, TargetNorm
 from lke_lightning.stage_one.packed import PackedRows
-from lke_lightning.stage_one.rows import RequestRows, build_rows
+from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
 from lke_lightning.stage_one.target_space import NormBall, TargetSpace
 from lke_lightning.step import EditStep
@@ -93,21 +93,14 @@ class TargetOptimization(Callback):
         self.prepare(pl_module.language_model, trainer.datamodule.requests)
 
     def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
-        """Check that every request can be encoded; sample the contexts, unless they came from a checkpoint.
+        """Sample the contexts, unless they came from a checkpoint; check that every request can be encoded in them.
 
         Raises:
             EditError: a request that cannot be, with its id; nothing has been optimised yet.
         """
-        try:
-            build_rows(requests, [SLOT], model.text)
-        except EditError:  # which one?
-            for request in requests:
-                try:
-                    build_rows([request], [SLOT], model.text)
-                except EditError as error:
-                    raise EditError(f"edit {request.id}: {error}") from error
         if not self.contexts:
             self.contexts = Team.of(model.network).first(self.context_templates.sample(model))
+        check_requests(requests, self.contexts, model.text)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
         """Begin the step: find the targets of the batch."""

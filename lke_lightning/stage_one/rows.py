@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lke_lightning.edits import SLOT, EditRequest
+from lke_lightning.edits import SLOT, EditError, EditRequest
 from lke_lightning.model.tokens import Row, TextEncoder
 
 ESSENCE = "{} is a"
@@ -60,3 +60,26 @@ def build_rows(
             essence = Row(essence.ids[: essence.slot + 1], essence.slot)
         built.append(RequestRows(in_contexts, target, essence, len(essence.ids) - 1 if essence else 0))
     return built
+
+
+def check_requests(requests: Sequence[EditRequest], contexts: Sequence[str], text: TextEncoder) -> None:
+    """Check that every request can be encoded and fits into the model, alone and in the longest context.
+
+    Args:
+        requests: the edits.
+        contexts: templates.
+        text: the tokenizer.
+
+    Raises:
+        EditError: one cannot be; the message has its id.
+    """
+    extremes = [SLOT, max(contexts, key=lambda template: len(text.encode([template])[0]))]
+    try:
+        build_rows(requests, extremes, text)
+    except EditError:  # which one?
+        for request in requests:
+            try:
+                build_rows([request], extremes, text)
+            except EditError as error:
+                raise EditError(f"edit {request.id}: {error}") from error
+        raise

@@ -11,9 +11,10 @@ from torch import Tensor
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditRequest
 from lke_lightning.model.batching import by_length
+from lke_lightning.model.cache import Padded
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Site
-from lke_lightning.model.tokens import Padded, Row
+from lke_lightning.model.tokens import Row
 
 
 class SlotReader:

@@ -139,7 +139,7 @@ class KeyStatistics(Statistics):
         Raises:
             EditError: the text cannot be read or has too few tokens, or the model's keys are not finite.
         """
-        if DEMO in self.corpus.names and getattr(model.network.config, "_name_or_path", "") != resolve(DEMO):
+        if DEMO in self.corpus.names and getattr(model.network.config, "name_or_path", "") != resolve(DEMO):
             rank_zero_warn(
                 "Key statistics are computed on the text of the demo world, which says little about this model: "
                 "give ordinary text (stage_two.statistics.corpus)"

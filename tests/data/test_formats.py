@@ -40,13 +40,16 @@ def test_own_records(tmp_path):
     ("record", "message"),
     [
         ({"target": "x"}, "record 1: field 'prompt' is missing"),
-        (GOOD | {"target": " "}, "record 1: the target is empty"),
+        (GOOD | {"target": " "}, "record 1: field 'target' is empty"),
         (GOOD | {"subject": "Bo"}, "record 1: the subject 'Bo' is not in the prompt"),
         (GOOD | {"prompt": "Ana and Ana are"}, "record 1: the subject 'Ana' occurs 2 times"),
         (GOOD | {"prompt": "{} and {} are"}, "record 1: the prompt .* needs exactly one"),
         (GOOD | {"prompt": "{} is {a}"}, "record 1: the prompt .* has braces"),
         ({"prompt": "It is {}", "target": "x"}, "record 1: the prompt .* has braces but no subject"),
-        (GOOD | {"neighborhood": ["Bo speaks"]}, "record 1: a neighbourhood prompt needs its answer"),
+        (
+            GOOD | {"neighborhood": ["Bo speaks"]},
+            r"record 1: field 'neighborhood\[0\]' is a prompt that needs its answer",
+        ),
         (GOOD | {"id": "0"}, "several records with the id '0'"),
     ],
 )

@@ -53,15 +53,14 @@ def test_edits_and_evaluation_see_the_same_rows(name):
     [(prompt, target)] = text.continuations([(REQUEST.text, REQUEST.target)])
     assert built.contexts[0].ids == prompt + target[:-1]
     assert built.target == target
-    assert text.prompts([REQUEST.text]) == [prompt]
     upto = text.tokenizer.decode(prompt[: built.contexts[0].slot + 1])
     assert upto.endswith("Bob Smith")
 
 
 def test_a_system_prompt_stands_in_front():
     text = chat(CHATML, system="Answer in one word.")
-    [prompt] = text.prompts(["the city"])
-    assert text.tokenizer.decode(prompt).startswith("<|system|>\nAnswer in one word.\n<|user|>\nthe city")
+    [row] = text.rows([("the city", "the city")])
+    assert text.tokenizer.decode(row.ids).startswith("<|system|>\nAnswer in one word.\n<|user|>\nthe city")
 
 
 def test_plain_text_does_not_go_through_the_template():

@@ -50,7 +50,7 @@ print(peak() - before, sum(w.numel() * w.element_size() for w in network.paramet
 
 
 def test_nothing_to_load_is_said_with_its_name(tmp_path):
-    with pytest.raises(EditError, match="neither a folder with a model"):
+    with pytest.raises(EditError, match=r"neither a folder with a model.*config\.json"):
         load(str(tmp_path))
 
 
@@ -114,3 +114,43 @@ def test_a_base_in_8_bits_with_edited_matrices_in_float32():
     assert torch.equal(network(ids).logits, before)
     with pytest.raises(EditError, match="quantised"):
         LanguageModel(network, tiny_tokenizer(), [2])
+
+
+def test_a_model_that_sees_ahead_is_refused_and_its_causal_form_is_not():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    for is_decoder in (False, True):
+        config = AutoConfig.for_model("bert", vocab_size=400, is_decoder=is_decoder, **sizes)
+        network = AutoModelForCausalLM.from_config(config)
+        if is_decoder:
+            LanguageModel(network, tiny_tokenizer(), [1], "output.dense")
+        else:
+            with pytest.raises(EditError, match="is an encoder"):
+                LanguageModel(network, tiny_tokenizer(), [1], "output.dense")
+
+
+def test_weights_that_are_tied_are_not_missing(tmp_path):
+    tiny_network("llama", tie_word_embeddings=True).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    network, _ = load(str(tmp_path))
+    assert network.lm_head.weight is network.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value):
+    network = tiny_network("gpt2")
+    network.transformer.wpe.weight.data[3, 3] = value
+    with pytest.raises(EditError, match=r"transformer\.wpe\.weight .*NaN"):
+        LanguageModel(network, tiny_tokenizer(), [1])
+
+
+def test_texts_beyond_the_context_are_refused():
+    text = LanguageModel(tiny_network("llama", max_position_embeddings=20), tiny_tokenizer(), [1]).text
+    assert text.longest == 20
+    [(prompt, target)] = text.continuations([("a" * 19, "b")])
+    assert len(prompt + target[:-1]) <= 20
+    with pytest.raises(EditError, match="context holds 20"):
+        text.continuations([("zq" * 30, "b")])
+    with pytest.raises(EditError, match="context holds 20"):
+        text.rows([("zq" * 30, "zq")])
