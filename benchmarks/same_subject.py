@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
-from lke_lightning.evaluation.scorecard import summarize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import harness
@@ -20,6 +19,7 @@ from lke_lightning.api import edit
 from lke_lightning.configuration import configs
 from lke_lightning.data.formats import CounterFact, DemoWorld
 from lke_lightning.edits import SLOT, EditRequest
+from lke_lightning.evaluation.summary import summarize
 from lke_lightning.evaluation.teacher_forced import score
 from lke_lightning.model.language_model import resolve
 

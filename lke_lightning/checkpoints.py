@@ -34,7 +34,7 @@ CONTENTS = {
         "base_hash": str,
         "layers": list,
         "chat": dict,
-        "register": {"ids": list, "facts": list, "replaces": list, "states": list},
+        "register": {"ids": list, "facts": list, "replaces": list, "groups": list, "states": list},
         "seconds": dict,
         "configuration": dict,
         "stream": {"batch_size": int, "digests": torch.Tensor, "ends": list},

@@ -104,6 +104,9 @@ def _edit(step: EditStep, batch: int, i: int, register: Register) -> Entry:
         "batch": batch,
         **_fields(request),
         "replaces": None if older is None else register.ids[older],
+        "shares_target_with": [
+            other.id for j, other in enumerate(step.requests) if j != i and targets.groups[j] == targets.groups[i]
+        ],
         "steps": targets.steps[i],
         "stopped_by": targets.reasons[i],
         "first_loss": targets.first_losses[i],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,8 @@ class Targets:
     """Name of the rule that stopped the request, or `"MaxSteps"`."""
     site: Site
     """Where the targets live."""
+    groups: list[int]
+    """Which target each request has; requests with one key share one."""
 
     def are_finite(self) -> list[bool]:
         """Tell for each request whether its optimisation gave finite numbers."""
@@ -37,7 +40,8 @@ class Targets:
     def chosen(self, numbers: Sequence[int]) -> Targets:
         """Return the targets of some requests only."""
         lists = (self.steps, self.losses, self.first_losses, self.reasons)
-        return Targets(self.vectors[list(numbers)], *([part[i] for i in numbers] for part in lists), self.site)
+        kept = ([part[i] for i in numbers] for part in lists)
+        return Targets(self.vectors[list(numbers)], *kept, self.site, [self.groups[i] for i in numbers])
 
     @classmethod
     def joined(cls, parts: Sequence[Targets]) -> Targets:
@@ -49,4 +53,10 @@ class Targets:
             [loss for part in parts for loss in part.first_losses],
             [reason for part in parts for reason in part.reasons],
             parts[0].site,
+            [start + group for start, part in zip(_starts(parts), parts, strict=True) for group in part.groups],
         )
+
+
+def _starts(parts: Sequence[Targets]) -> Iterator[int]:
+    """Yield for each part how many targets the parts before it may have."""
+    return itertools.accumulate((max(part.groups, default=-1) + 1 for part in parts[:-1]), initial=0)

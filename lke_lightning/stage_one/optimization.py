@@ -6,6 +6,7 @@ batch does not matter, because Adam works element by element and losses are neve
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from lke_lightning.model.targets import Site, Targets
 from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Objective, StepView, TargetNorm
 from lke_lightning.stage_one.packed import PackedRows
-from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests
+from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests, grouped_by_key
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
 from lke_lightning.stage_one.target_space import NormBall, TargetSpace
 from lke_lightning.step import EditStep
@@ -47,6 +48,9 @@ class TargetOptimization(Callback):
             depend on it.
         check_every: after how many steps finished requests are looked for and dropped. Results do not depend on it.
             `None`: every step on a CPU, every fourth on a GPU, which has to wait for the answer.
+        share_targets: find one target for requests whose prompts are alike up to the subject's end, and so have one
+            key: their losses are averaged, and it stops when all of them may (MEMIT-Merge, arXiv 2502.07322). Without
+            it each has its own, as in the other published codes, and the solve writes their mean.
         reference_quirks: do as the published code where it differs from the paper (`MostProbable`, `EssenceKL`).
     """
 
@@ -61,6 +65,7 @@ class TargetOptimization(Callback):
         site: Site = "block",
         max_tokens: int = 32768,
         check_every: int | None = None,
+        share_targets: bool = True,
         reference_quirks: bool = False,
     ) -> None:
         if objectives is not None and not objectives:
@@ -76,7 +81,8 @@ class TargetOptimization(Callback):
         self.space = space or NormBall()
         self.context_templates = contexts or ContextTemplates()
         self.lr, self.max_steps, self.site = lr, max_steps, site
-        self.max_tokens, self.check_every, self.reference_quirks = max_tokens, check_every, reference_quirks
+        self.max_tokens, self.check_every = max_tokens, check_every
+        self.share_targets, self.reference_quirks = share_targets, reference_quirks
         self.contexts: list[str] = []
         """Contexts of this run, `"{}"` first; sampled once by the unedited model, kept in checkpoints."""
 
@@ -122,16 +128,22 @@ class TargetOptimization(Callback):
             requests: the edits.
             contexts: templates, `"{}"` first.
         """
+        built = build_rows(requests, contexts, model.text, self.reference_quirks)
+        groups = grouped_by_key(built) if self.share_targets else [[place] for place in range(len(built))]
         team = Team.of(model.network)
-        share = team.share(requests)
-        found = [self.descend(model, build_rows(share, contexts, model.text, self.reference_quirks))] if share else []
-        if team.size == 1:
-            return found[0]
-        targets = Targets.joined(team.gather([replace(part, vectors=part.vectors.cpu()) for part in found]))
-        return replace(targets, vectors=targets.vectors.to(model.device))
+        found = [
+            self.descend(model, [RequestRows.together([built[place] for place in group]) for group in groups_of_a_size])
+            for _, groups_of_a_size in itertools.groupby(team.share(groups), key=len)
+        ]
+        if team.size > 1:
+            found = team.gather([replace(part, vectors=part.vectors.cpu()) for part in found])
+        targets = Targets.joined(found)
+        number_of = {place: number for number, group in enumerate(groups) for place in group}
+        chosen = targets.chosen([number_of[place] for place in range(len(built))])
+        return replace(chosen, vectors=chosen.vectors.to(model.device))
 
     def descend(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
-        """Find the targets of requests that are already rows, all in as many contexts."""
+        """Find the targets of requests that are already rows, as many of each."""
         found, self.max_tokens = within_memory(
             lambda part: self._descend_together(model, part), built, RequestRows.count_tokens, self.max_tokens
         )
@@ -216,5 +228,11 @@ class _Outcome:
         """Return the result, with the rules' names."""
         reasons = [names[i] for i in self.reasons.tolist()]
         return Targets(
-            self.vectors, self.steps.tolist(), self.losses.tolist(), self.first_losses.tolist(), reasons, site
+            self.vectors,
+            self.steps.tolist(),
+            self.losses.tolist(),
+            self.first_losses.tolist(),
+            reasons,
+            site,
+            list(range(len(reasons))),
         )

@@ -35,11 +35,11 @@ class PackedRows:
         rows, row_requests, reads, labels, cells, essence_reads, essences = [], [], [], [], [], [], []
         contexts = len(built[0].contexts)
         for i, request in enumerate(built):
-            for c, row in enumerate(request.contexts):
-                first = len(row.ids) - len(request.target)
-                reads += [Read(len(rows), first + j) for j in range(len(request.target))]
-                labels += request.target
-                cells += [i * contexts + c] * len(request.target)
+            for c, (row, target) in enumerate(zip(request.contexts, request.targets, strict=True)):
+                first = len(row.ids) - len(target)
+                reads += [Read(len(rows), first + j) for j in range(len(target))]
+                labels += target
+                cells += [i * contexts + c] * len(target)
                 rows.append(row)
             if request.essence is not None:
                 essence_reads.append(Read(len(rows), request.essence_read))

@@ -14,15 +14,28 @@ ESSENCE = "{} is a"
 
 @dataclass(frozen=True)
 class RequestRows:
-    """The rows of one request. The bare prompt is the first of `contexts`."""
+    """The rows of one request, or of requests that share a target. A bare prompt is the first of `contexts`."""
 
     contexts: tuple[Row, ...]
-    """Prompt in context, followed by all target tokens but the last; the last `len(target)` positions predict it."""
-    target: tuple[int, ...]
+    """Prompt in context, followed by all tokens of its target but the last; the last positions predict the target."""
+    targets: tuple[tuple[int, ...], ...]
+    """The target of each of them."""
     essence: Row | None
     """The essence prompt, or `None` where no subject is marked."""
     essence_read: int
     """Position in the essence row whose prediction is preserved."""
+
+    @classmethod
+    def together(cls, members: Sequence[RequestRows]) -> RequestRows:
+        """Put the rows of requests with one key together: one target shall serve them all."""
+        contexts = tuple(row for member in members for row in member.contexts)
+        targets = tuple(target for member in members for target in member.targets)
+        return cls(contexts, targets, members[0].essence, members[0].essence_read)
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], ...]:
+        """What the keys of a request follow from: the tokens up to the slot, in every context."""
+        return tuple(row.ids[: row.slot + 1] for row in self.contexts)
 
     def count_tokens(self) -> int:
         """Count the tokens of all rows."""
@@ -58,8 +71,20 @@ def build_rows(
         essence = next(essence_rows) if request.subject else None
         if essence and reference_quirks:
             essence = Row(essence.ids[: essence.slot + 1], essence.slot)
-        built.append(RequestRows(in_contexts, target, essence, len(essence.ids) - 1 if essence else 0))
+        built.append(RequestRows(in_contexts, (target,) * len(contexts), essence, len(essence.ids) - 1 if essence else 0))
     return built
+
+
+def grouped_by_key(built: Sequence[RequestRows]) -> list[list[int]]:
+    """Group requests that have one key, by their places; groups of one come first, in the order of the requests.
+
+    Two edits whose prompts are alike up to the subject's end ask one key for different values, and a least-squares
+    solve would give it their mean, which states neither (MEMIT-Merge, arXiv 2502.07322).
+    """
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for place, rows in enumerate(built):
+        groups.setdefault(rows.key, []).append(place)
+    return sorted(groups.values(), key=len)
 
 
 def check_requests(requests: Sequence[EditRequest], contexts: Sequence[str], text: TextEncoder) -> None:

@@ -25,6 +25,8 @@ class Register:
         self.facts: list[Fact] = []
         self.replaces: list[int | None] = []
         """For each edit, the number of the one that it took the place of."""
+        self.groups: list[int] = []
+        """For each edit, the number of the first one that it shares its target with; its own where it shares none."""
         self.states: list[State] = []
         self._holding: dict[Fact, int] = {}
 
@@ -40,11 +42,14 @@ class Register:
     def state_dict(self) -> dict[str, Any]:
         """Return plain lists."""
         facts = [list(fact) for fact in self.facts]
-        return {"ids": self.ids, "facts": facts, "replaces": self.replaces, "states": self.states}
+        return {
+            "ids": self.ids, "facts": facts, "replaces": self.replaces, "groups": self.groups, "states": self.states,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what `state_dict` returned."""
         self.ids, self.replaces, self.states = list(state["ids"]), list(state["replaces"]), list(state["states"])
+        self.groups = list(state["groups"])
         self.facts = [(subject, relation) for subject, relation in state["facts"]]
         self._holding = {fact: i for i, fact in enumerate(self.facts) if self.states[i] == HOLDS}
 
@@ -52,9 +57,16 @@ class Register:
         """Return the number of the edit that states a fact today."""
         return self._holding.get(fact)
 
-    def enter(self, requests: Sequence[EditRequest]) -> None:
-        """Add edits behind the others; each takes the place of the one that states its fact."""
-        for request in requests:
+    def enter(self, requests: Sequence[EditRequest], groups: Sequence[int]) -> None:
+        """Add edits behind the others; each takes the place of the one that states its fact.
+
+        Args:
+            requests: the edits.
+            groups: which target each of them has.
+        """
+        first: dict[int, int] = {}
+        for request, group in zip(requests, groups, strict=True):
+            self.groups.append(first.setdefault(group, len(self.ids)))
             older = self._holding.get(request.fact)
             if older is not None:
                 self.states[older] = REPLACED
@@ -71,7 +83,7 @@ class Register:
                 self.deactivate([number], UNDONE)
                 if self.replaces[number] is not None:
                     self.activate([self.replaces[number]])
-        for part in (self.ids, self.facts, self.replaces, self.states):
+        for part in (self.ids, self.facts, self.replaces, self.groups, self.states):
             del part[count:]
 
     def deactivate(self, numbers: Sequence[int], state: State) -> None:
@@ -86,11 +98,26 @@ class Register:
             self.states[number] = HOLDS
             self._holding[self.facts[number]] = number
 
+    def sharing(self, number: int) -> list[int]:
+        """Return the numbers of the other edits that have the target of an edit."""
+        return [other for other, group in enumerate(self.groups) if group == self.groups[number] and other != number]
+
+    def _check_whole(self, numbers: Sequence[int], state: State, event: str) -> None:
+        """Raise `EditError` where edits that share a target would part: it states all of their facts."""
+        for number in numbers:
+            left = [o for o in self.sharing(number) if self.states[o] == state and o not in numbers]
+            if left:
+                names = ", ".join(self.ids[other] for other in left)
+                raise EditError(
+                    f"edit {self.ids[number]} shares its target with {names} (one subject, one batch): "
+                    f"{event} them together"
+                )
+
     def to_undo(self, ids: Sequence[str]) -> list[int]:
         """Return the numbers of edits that hold.
 
         Raises:
-            EditError: one was never made, or does not hold; the message says why.
+            EditError: one was never made, does not hold, or shares its target with one that is not to be undone.
         """
         numbers = [self._latest(name) for name in ids]
         for name, number in zip(ids, numbers, strict=True):
@@ -98,13 +125,15 @@ class Register:
                 now = self._holding.get(self.facts[number])
                 why = "it was undone before" if now is None else f"edit {self.ids[now]} states the same fact instead"
                 raise EditError(f"edit {name} is not in the weights: {why}")
+        self._check_whole(numbers, HOLDS, "undo")
         return numbers
 
     def to_redo(self, ids: Sequence[str]) -> list[int]:
         """Return the numbers of edits that were made once and do not hold.
 
         Raises:
-            EditError: one was never made, or holds; or two of them state the same fact.
+            EditError: one was never made, holds, or shares its target with one that is to stay undone; or two of them
+                state the same fact.
         """
         numbers = [self._latest(name) for name in ids]
         for name, number in zip(ids, numbers, strict=True):
@@ -112,6 +141,7 @@ class Register:
                 raise EditError(f"edit {name} is in the weights already")
         if len({self.facts[number] for number in numbers}) < len(numbers):
             raise EditError("two of these edits state the same fact: redo one of them")
+        self._check_whole(numbers, UNDONE, "redo")
         return numbers
 
     def _latest(self, name: str) -> int:

@@ -166,7 +166,7 @@ class WeightUpdate(Callback):
             if self.transform is not None:
                 update = self.transform(weight.live(), update)
             self._write(model, layer, update)
-        register.enter(step.requests)
+        register.enter(step.requests, step.targets.groups)
         return systems
 
     def why_not_exact(self) -> str | None:

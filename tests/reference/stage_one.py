@@ -1,4 +1,4 @@
-"""The descent as plainly as it can be written: one request, whole sequences, every layer at every step, autograd."""
+"""The descent as plainly as it can be written: one request (or group of requests with one target), whole sequences, every layer at every step, autograd."""
 
 import torch
 
@@ -9,7 +9,6 @@ def descend(model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, ex
     """Return (target, steps, losses by step) for one `RequestRows`."""
     network, layer = model.network, model.target_layer
     module = model.architecture.blocks[layer] if site == "block" else model.architecture.matrix(layer)
-    rows = [*built.contexts, *([built.essence] if built.essence else [])]
     delta = torch.zeros(model.architecture.hidden_size, dtype=model.wide_dtype, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=lr)
     initial, essence_before, successes, losses = [], None, 0, []
@@ -28,10 +27,10 @@ def descend(model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, ex
 
     for step in range(1, max_steps + 1):
         nlls, firsts = [], []
-        for row in rows[: len(built.contexts)]:
-            read = logits_of(row)[len(row.ids) - len(built.target) :].log_softmax(-1)
-            nlls.append(-read[range(len(built.target)), built.target].mean())
-            firsts.append(read.argmax(-1).tolist() == list(built.target))
+        for row, target in zip(built.contexts, built.targets, strict=True):
+            read = logits_of(row)[len(row.ids) - len(target) :].log_softmax(-1)
+            nlls.append(-read[range(len(target)), target].mean())
+            firsts.append(read.argmax(-1).tolist() == list(target))
         norm = initial[0].norm()
         loss = torch.stack(nlls).mean() + decay * delta.norm() / norm**2
         if built.essence:

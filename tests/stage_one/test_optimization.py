@@ -8,7 +8,7 @@ from lke_lightning.edits import EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, TargetNorm
 from lke_lightning.stage_one.optimization import TargetOptimization
-from lke_lightning.stage_one.rows import build_rows
+from lke_lightning.stage_one.rows import RequestRows, build_rows, grouped_by_key
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable
 from lke_lightning.stage_one.target_space import NormBall
 from lke_lightning.testing import tiny_network, tiny_tokenizer
@@ -107,6 +107,45 @@ def test_result_does_not_depend_on_the_batch():
     assert alone.reasons == together.reasons
 
 
+def test_requests_with_one_key_share_a_target_that_serves_them_all():
+    """Against the oracle on the rows of the group; requests of another key are found as if alone."""
+    model, stage = make_model("llama"), make_stage(extra_steps=0)
+    shared = [
+        request("a", "{} was born in", "the city", "Anna of the river"),
+        request("b", "{} speaks", "guitar", "Anna of the river"),
+        request("c", "{} plays the sport of", "a", "Anna of the river"),
+    ]
+    batch = [shared[0], REQUESTS[1], shared[1], REQUESTS[4], shared[2]]
+    targets = stage.optimize(model, batch, CONTEXTS)
+    assert targets.groups[0] == targets.groups[2] == targets.groups[4]
+    assert len(set(targets.groups)) == 3
+    group = RequestRows.together(build_rows(shared, CONTEXTS, model.text))
+    expected, steps, losses = descend(
+        model, group, lr=stage.lr, max_steps=stage.max_steps,
+        extra_steps=0, loss_threshold=0.05, clamp=3.0, kl=0.0625, decay=0.5,
+    )  # fmt: skip
+    for i in (0, 2, 4):
+        assert (targets.vectors[i] - expected).norm() < 1e-6 * expected.norm()
+        assert (targets.steps[i], targets.losses[i]) == (steps, pytest.approx(losses[-1], rel=1e-6))
+    alone = stage.optimize(model, [REQUESTS[1], REQUESTS[4]], CONTEXTS)
+    torch.testing.assert_close(targets.vectors[[1, 3]], alone.vectors, rtol=1e-9, atol=1e-12)
+    stage.share_targets = False
+    each = stage.optimize(model, batch, CONTEXTS)
+    assert each.groups == [0, 1, 2, 3, 4]
+    assert not torch.allclose(each.vectors[0], each.vectors[2])
+
+
+def test_a_key_is_shared_only_where_all_that_it_follows_from_is_alike():
+    """Another text in front of the subject is another key, in at least one context."""
+    model = make_model("llama")
+    built = build_rows(
+        [request("a", "{} speaks", "guitar", "Bob"), request("b", "the {} speaks", "city", "Bob"),
+         request("c", "{} plays", "piano", "Bob"), request("d", "{} plays", "piano", "Bo")],
+        CONTEXTS, model.text,
+    )  # fmt: skip
+    assert grouped_by_key(built) == [[1], [3], [0, 2]]
+
+
 def test_stops_n_steps_after_the_first_success_and_keeps_the_vector_that_passed():
     model = make_model("llama")
     first = make_stage(extra_steps=0, loss_threshold=0).optimize(model, REQUESTS, CONTEXTS)
@@ -120,10 +159,10 @@ def test_an_edit_that_already_holds_changes_nothing():
     model = make_model("llama")
     known = [request("known", "{} was born in", "sport", "Bob Smith")]
     [rows] = build_rows(known, ["{}"], model.text)
-    assert len(rows.target) == 1
+    assert len(rows.targets[0]) == 1
     with torch.no_grad():  # make the target win before any step
         hidden = model.network.model(input_ids=torch.tensor([rows.contexts[0].ids])).last_hidden_state[0, -1]
-        model.network.lm_head.weight[rows.target[0]] = 10 * hidden
+        model.network.lm_head.weight[rows.targets[0][0]] = 10 * hidden
     at_start = make_stage(max_steps=1, extra_steps=9).optimize(model, known, ["{}"])
     found = make_stage(extra_steps=0).optimize(model, known, ["{}"])
     assert found.steps == [1]

@@ -1,5 +1,7 @@
 """Edits taken back and written again, against solutions computed from scratch; rolling back."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -37,7 +39,7 @@ def request(i, subject=None, weight=1.0):
 
 def targets(count, seed):
     vectors = torch.randn(count, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Targets(vectors, [1] * count, [0.0] * count, [0.0] * count, [""] * count, "block")
+    return Targets(vectors, [1] * count, [0.0] * count, [0.0] * count, [""] * count, "block", list(range(count)))
 
 
 def run(solver, batches, **options):
@@ -181,6 +183,24 @@ def test_edits_of_one_fact_stay_bounded_where_they_cannot_be_retired_exactly():
         assert model.weight(layer).delta.norm() < 10 * once.weight(layer).delta.norm()
 
 
+def test_edits_that_share_a_target_are_undone_together():
+    model, stage, register = run(SOLVERS["least squares"](), [[request(0)]])
+    shared = [EditRequest(id=name, prompt=f"{{}} {name}s the", subject="Bob", target="piano") for name in ("a", "b", "c")]
+    found = replace(targets(3, 1), groups=[0, 1, 0])
+    stage.write(model, EditStep(tuple(shared), found, ["{}"]), register)
+    assert register.groups == [0, 1, 2, 1]
+    before = model.weight(0).delta.clone()
+    for ids in (["a"], ["c", "0"]):
+        with pytest.raises(EditError, match="shares its target with [ac] .*undo them together"):
+            stage.undo(model, register, ids)
+    assert torch.equal(model.weight(0).delta, before)
+    stage.undo(model, register, ["a", "c"])
+    with pytest.raises(EditError, match="shares its target with c .*redo them together"):
+        stage.redo(model, register, ["a"])
+    stage.redo(model, register, ["c", "a"])
+    assert relative(model.weight(0).delta, before) < 1e-8
+
+
 class Counting(LeastSquares):
     """A solver of somebody's own, with a memory of another kind."""
 
@@ -228,7 +248,7 @@ def test_the_register_knows_who_states_a_fact(moves):
         assert len(standing) <= 1
         assert register.number_of(fact) == (standing[0] if standing else None)
         if move == "edit":
-            register.enter([request(made, subject)])
+            register.enter([request(made, subject)], [0])
             assert register.replaces[-1] == (standing[0] if standing else None)
             assert register.number_of(fact) == made
             made += 1

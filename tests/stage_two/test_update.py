@@ -80,7 +80,7 @@ def test_all_that_is_missing_is_written_when_one_layer_may():
     reader = SlotReader(model, REQUESTS, ["{}"])
     reader.keys(1, [torch.ones(1)])
     wanted = reader.outputs("block", torch.ones(1)) + torch.randn(2, 32, dtype=torch.float64)
-    write(stage, model, Targets(wanted, [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block"), contexts=["{}"])
+    write(stage, model, Targets(wanted, [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block", [0, 1]), contexts=["{}"])
     after = SlotReader(model, REQUESTS, ["{}"])
     after.keys(1, [torch.ones(1)])
     torch.testing.assert_close(after.outputs("block", torch.ones(1)), wanted, rtol=1e-6, atol=1e-6)
@@ -90,7 +90,7 @@ def test_residuals_are_spread_evenly_over_what_is_left():
     model = make_model()
     stage = WeightUpdate(LeastSquares([NormPenalty(1e12)]), statistics=Unit())  # nothing is written
     stage.prepare(model)
-    targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block")
+    targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block", [0, 1])
     systems = write(stage, model, targets, contexts=CONTEXTS)
     first, second, third = (systems[layer].residuals for layer in model.layers)
     torch.testing.assert_close(first * 3, third, rtol=1e-6, atol=1e-8)
@@ -101,7 +101,7 @@ def test_a_root_spread_asks_more_of_early_layers():
     model = make_model()
     stage = WeightUpdate(LeastSquares([NormPenalty(1e12)]), statistics=Unit(), spread="root")
     stage.prepare(model)
-    targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block")
+    targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block", [0, 1])
     systems = write(stage, model, targets, contexts=CONTEXTS)
     first, _, third = (systems[layer].residuals for layer in model.layers)
     torch.testing.assert_close(first * 3**0.5, third, rtol=1e-6, atol=1e-8)
@@ -114,7 +114,7 @@ def write(stage, model, targets, contexts=CONTEXTS, register=None):
 
 def some_targets(seed):
     vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Targets(vectors, [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block")
+    return Targets(vectors, [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block", [0, 1])
 
 
 @pytest.mark.parametrize("on_host", [False, True])
