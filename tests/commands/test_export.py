@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 IDS = torch.tensor([[5, 6, 7, 8], [9, 3, 2, 4]])
 # peft asks the network by a name that transformers has announced to remove.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-CAP = {"class_path": "SpectralCap", "init_args": {"base": 1.2}}
+CAP = {"class_path": "lke_lightning.stage_two.transforms.SpectralCap", "init_args": {"base": 1.2}}
 
 
 def page_function():
