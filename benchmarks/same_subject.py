@@ -1,4 +1,4 @@
-"""Several edits of one subject: in one batch, with a shared target or one each, or apart. `python -m benchmarks.same_subject`.
+"""Several edits of one subject, in one batch or in separate ones. `python -m benchmarks.same_subject`.
 
 They have one key wherever the text up to the subject's end is the same, and ask it for different outputs: with a
 target each, a least-squares update gives all of them their mean.
@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import seed_everything
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import harness
-from lke_lightning.api import edit
 from lke_lightning.composition import compose
 from lke_lightning.configuration import find, read
 from lke_lightning.data.formats import CounterFact, DemoWorld
-from lke_lightning.edits import SLOT, EditRequest
+from lke_lightning.editor import Editor
+from lke_lightning.edits import SLOT, EditBatch, EditRequest
 from lke_lightning.evaluation.summary import summarize
 from lke_lightning.evaluation.teacher_forced import score
 from lke_lightning.model.language_model import resolve
 from lke_lightning.published import Published
+from lke_lightning.stage_two.register import Register
 
 Group = tuple[EditRequest, ...]
 """Edits of one subject, each of another relation."""
@@ -81,41 +82,45 @@ def apart(groups: Sequence[Group]) -> list[EditRequest]:
     return [request for relation in zip(*groups, strict=True) for request in relation]
 
 
-ARMS: dict[str, tuple[Callable[[Sequence[Group]], list[EditRequest]], bool]] = {
-    "one batch, shared targets": (together, True),
-    "one batch, a target each": (together, False),
-    "separate batches": (apart, True),
+ARMS: dict[str, tuple[Callable[[Sequence[Group]], list[EditRequest]], Literal["key", "subject"] | None]] = {
+    "one batch, targets shared by key": (together, "key"),
+    "one batch, targets shared by subject": (together, "subject"),
+    "one batch, a target each": (together, None),
+    "separate batches": (apart, None),
 }
-"""The order of the edits, and whether those with one key share a target."""
+"""The order of the edits, and which of them share a target."""
 
 
 def run(name: str, pretrained: str, configuration: Mapping[str, Any], groups: Sequence[Group]) -> dict[str, Any]:
-    """Edit a fresh model in each way, in batches of as many edits as there are subjects; score all edits at the end."""
-    size = len(groups[0])
+    """Edit a fresh model in each way, in batches of as many edits as there are subjects; score all edits at the end.
+
+    Where two ways make the same groups, of whole subjects or of single edits, the second is left out.
+    """
+    size, count = len(groups[0]), len(groups)
     one_key = sum(len({request.in_context(SLOT)[1] for request in group}) == 1 for group in groups)
     row: dict[str, Any] = {
-        "model": name, "subjects": len(groups), "relations": size, "batch_size": len(groups),
-        "subjects_with_one_key": one_key,
+        "model": name, "subjects": count, "relations": size, "batch_size": count, "subjects_with_one_key": one_key,
     }  # fmt: skip
+    same = {count: "one batch, targets shared by subject", 0: "one batch, targets shared by key"}.get(one_key)
     for arm, (arrange, share_targets) in ARMS.items():
+        if arm == same:
+            continue
         seed_everything(0, verbose=False)
         folder, requests = resolve(pretrained), arrange(groups)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        layers = configuration.get("model", {}).get("layers")
+        model = Editor.around(network, AutoTokenizer.from_pretrained(folder), layers).language_model
+        if "unedited" not in row:
+            row["unedited"] = summarize(score(model, requests))
         stages, _ = compose(configuration)
         stages.one.share_targets = share_targets
-        result = edit(
-            model,
-            AutoTokenizer.from_pretrained(folder),
-            requests,
-            configuration.get("model", {}).get("layers"),
-            stages.one,
-            stages.two,
-            batch_size=len(groups),
-        )
-        scored = dict(zip([r.id for r in requests], score(result.editor.language_model, requests), strict=True))
+        stages.prepare(model, requests)
+        register = Register()
+        for start in range(0, len(requests), count):
+            stages.edit(model, EditBatch.of(requests[start : start + count]), register)
+        scored = dict(zip([r.id for r in requests], score(model, requests), strict=True))
         holds = [all(bool(scored[request.id]["efficacy"][0, 2]) for request in group) for group in groups]
-        row.setdefault("unedited", result.before)
-        row[arm] = {**summarize(scored.values()), "subjects_with_all_first_choice": round(sum(holds) / len(holds), 4)}
+        row[arm] = {**summarize(scored.values()), "subjects_with_all_first_choice": round(sum(holds) / count, 4)}
         print(name, size, arm, row[arm], flush=True)
     return row
 
@@ -128,7 +133,7 @@ def main(subjects: int = 18, pretrained: str | None = None, facts: str | None = 
         pretrained: cf-llama-9m, beside the demo model, with the hyperparameters of tests/conf/cf-llama-9m.yaml.
         facts: a file of CounterFact records that it knows.
     """
-    demo, runs, world = read(find("method/encore.yaml")), [], DemoWorld()
+    demo, runs, world = read(find("method/encore.yaml")), [], DemoWorld(limit=1800)
     world.setup("fit")
     for size in (2, 3):
         runs.append(run("demo", "demo", demo, groups_of(world.requests, size, subjects)))

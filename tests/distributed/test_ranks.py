@@ -51,8 +51,10 @@ def test_several_ranks_end_like_one(method, strategy, ranks, job, play, tmp_path
 def test_facts_that_share_a_target_are_found_by_one_rank(job, play, tmp_path):
     """The first batch has more targets than ranks, of which one serves the ends of both halves; the second has one."""
     one, several = tmp_path / "one", tmp_path / "several"
-    said_of = [("Ana", "was born in", "city"), ("Bob", "speaks the", "guitar"), ("Cyd", "plays the", "piano"),
-               ("Ana", "plays the", "guitar"), ("Dan", "plays the", "guitar"), ("Dan", "was born in", "city")]  # fmt: skip
+    said_of = [
+        ("Ana", "was born in", "city"), ("Bob", "speaks the", "guitar"), ("Cyd", "plays the", "piano"),
+        ("Ana", "plays the", "guitar"), ("Dan", "plays the", "guitar"), ("Dan", "was born in", "city"),
+    ]  # fmt: skip
     facts = [{"prompt": f"{name} {verb}", "subject": name, "target": target} for name, verb, target in said_of]
     (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))
     data = ["--data.path", str(tmp_path / "facts.jsonl")]

@@ -1,4 +1,4 @@
-"""The descent as plainly as it can be written: one request (or group of requests with one target), whole sequences, every layer at every step, autograd."""
+"""The descent as plainly as it can be written, for one request or one group: whole sequences, every layer, autograd."""
 
 import torch
 
