@@ -78,6 +78,8 @@ class TargetOptimization(Callback):
         check_number("stage_one.max_steps", max_steps, at_least=1)
         check_number("stage_one.max_tokens", max_tokens, at_least=1)
         check_number("stage_one.check_every", 1 if check_every is None else check_every, at_least=1)
+        if share_targets not in ("key", "subject", None):
+            raise EditError(f"stage_one.share_targets is {share_targets!r}: choose key, subject or null")
         self.objectives = objectives or [NegativeLogLikelihood(), EssenceKL(), TargetNorm()]
         self.stopping = [MostProbable(), LossBelow()] if stopping is None else stopping
         self.space = space or NormBall()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 
-from lke_lightning.edits import EditRequest
+from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, TargetNorm
 from lke_lightning.stage_one.optimization import TargetOptimization
@@ -156,6 +156,11 @@ def test_requests_of_one_subject_share_a_change_of_their_own_activations():
     assert (start[1] - start[3]).norm() > 1e-3 * expected.norm()
     alone = stage.optimize(model, [batch[0], batch[2]], CONTEXTS)
     torch.testing.assert_close(targets.vectors[[0, 2]], alone.vectors, rtol=1e-9, atol=1e-12)
+
+
+def test_a_rule_of_sharing_that_does_not_exist_is_refused():
+    with pytest.raises(EditError, match="share_targets is False: choose key, subject or null"):
+        TargetOptimization(share_targets=False)
 
 
 def test_a_key_is_shared_only_where_all_that_it_follows_from_is_alike():
