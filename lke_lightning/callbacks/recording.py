@@ -84,15 +84,18 @@ def entries_of(editor: Editor, batch: int) -> list[Entry]:
     """Return what the ledger should hold of the present batch, of that number, and of the events before it."""
     step, events = editor.step, editor.events
     editor.events = []
+    sharing: dict[int, list[str]] = {}
+    for request, group in zip(step.requests, step.targets.groups, strict=True):
+        sharing.setdefault(group, []).append(request.id)
     return [
         *events,
         *(_left_out(batch, *left) for left in step.left_out),
-        *(_edit(step, batch, i, editor.register) for i in range(len(step))),
+        *(_edit(step, batch, i, editor.register, sharing[group]) for i, group in enumerate(step.targets.groups)),
         _batch(editor, batch),
     ]
 
 
-def _edit(step: EditStep, batch: int, i: int, register: Register) -> Entry:
+def _edit(step: EditStep, batch: int, i: int, register: Register, sharing: list[str]) -> Entry:
     request, targets = step.requests[i], step.targets
     scores = step.scores.get(request.id)
     number = len(register) - len(step) + i
@@ -104,9 +107,7 @@ def _edit(step: EditStep, batch: int, i: int, register: Register) -> Entry:
         "batch": batch,
         **_fields(request),
         "replaces": None if older is None else register.ids[older],
-        "shares_target_with": [
-            other.id for j, other in enumerate(step.requests) if j != i and targets.groups[j] == targets.groups[i]
-        ],
+        "shares_target_with": [name for name in sharing if name != request.id],
         "steps": targets.steps[i],
         "stopped_by": targets.reasons[i],
         "first_loss": targets.first_losses[i],

@@ -31,7 +31,7 @@ class Targets:
     site: Site
     """Where the targets live."""
     groups: list[int]
-    """Which target each request has; requests with one key share one."""
+    """Which change each request has; requests with one key share one."""
 
     def are_finite(self) -> list[bool]:
         """Tell for each request whether its optimisation gave finite numbers."""

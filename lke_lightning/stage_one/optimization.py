@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,7 +24,7 @@ from lke_lightning.model.targets import Site, Targets
 from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Objective, StepView, TargetNorm
 from lke_lightning.stage_one.packed import PackedRows
-from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests, grouped_by_key
+from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests, grouped
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
 from lke_lightning.stage_one.target_space import NormBall, TargetSpace
 from lke_lightning.step import EditStep
@@ -48,9 +48,11 @@ class TargetOptimization(Callback):
             depend on it.
         check_every: after how many steps finished requests are looked for and dropped. Results do not depend on it.
             `None`: every step on a CPU, every fourth on a GPU, which has to wait for the answer.
-        share_targets: find one target for requests whose prompts are alike up to the subject's end, and so have one
-            key: their losses are averaged, and it stops when all of them may (MEMIT-Merge, arXiv 2502.07322). Without
-            it each has its own, and the solve writes their mean.
+        share_targets: which requests of a batch share one change, found for the mean of their losses, that stops when
+            all of them may. `key`: those alike up to the subject's end, which have one key and so can have but one
+            value. `subject`: those of one subject (MEMIT-Merge, arXiv 2502.07322), whose keys are like each other
+            where the words before it differ. `None`: none, as in the other published codes; the solve then writes
+            the mean of what a key is asked for.
         reference_quirks: do as the published code where it differs from the paper (`MostProbable`, `EssenceKL`), and
             share no targets, whatever `share_targets` says.
     """
@@ -66,7 +68,7 @@ class TargetOptimization(Callback):
         site: Site = "block",
         max_tokens: int = 32768,
         check_every: int | None = None,
-        share_targets: bool = True,
+        share_targets: Literal["key", "subject"] | None = "key",
         reference_quirks: bool = False,
     ) -> None:
         if objectives is not None and not objectives:
@@ -77,6 +79,8 @@ class TargetOptimization(Callback):
         check_number("stage_one.max_steps", max_steps, at_least=1)
         check_number("stage_one.max_tokens", max_tokens, at_least=1)
         check_number("stage_one.check_every", 1 if check_every is None else check_every, at_least=1)
+        if share_targets not in ("key", "subject", None):
+            raise EditError(f"stage_one.share_targets is {share_targets!r}: choose key, subject or null")
         self.objectives = objectives or [NegativeLogLikelihood(), EssenceKL(), TargetNorm()]
         self.stopping = [MostProbable(), LossBelow()] if stopping is None else stopping
         self.space = space or NormBall()
@@ -130,7 +134,7 @@ class TargetOptimization(Callback):
             contexts: templates, `"{}"` first.
         """
         built = build_rows(requests, contexts, model.text, self.reference_quirks)
-        groups = grouped_by_key(built) if self.share_targets else [[place] for place in range(len(built))]
+        groups = self._groups(requests, built)
         team = Team.of(model.network)
         found = [
             self.descend(model, [RequestRows.together([built[place] for place in group]) for group in groups_of_a_size])
@@ -139,9 +143,17 @@ class TargetOptimization(Callback):
         if team.size > 1:
             found = team.gather([replace(part, vectors=part.vectors.cpu()) for part in found])
         targets = Targets.joined(found)
-        number_of = {place: number for number, group in enumerate(groups) for place in group}
-        chosen = targets.chosen([number_of[place] for place in range(len(built))])
+        places = [place for group in groups for place in group]
+        chosen = targets.chosen(sorted(range(len(places)), key=places.__getitem__))
         return replace(chosen, vectors=chosen.vectors.to(model.device))
+
+    def _groups(self, requests: Sequence[EditRequest], built: Sequence[RequestRows]) -> list[list[int]]:
+        if self.share_targets is None:
+            return grouped(range(len(built)))
+        keys = [rows.key for rows in built]
+        if self.share_targets == "key":
+            return grouped(keys)
+        return grouped([request.subject or key for request, key in zip(requests, keys, strict=True)])
 
     def descend(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
         """Find the targets of requests that are already rows, as many of each."""
@@ -153,12 +165,15 @@ class TargetOptimization(Callback):
     @torch.enable_grad()
     def _descend_together(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
         rows = PackedRows.build(model, built, self.site, self.max_tokens)
-        initial = rows.initial
+        starts = rows.initial
+        initial = starts[:, 0]
         initial_norm = initial.norm(dim=1)
         device = initial.device
         change = torch.zeros_like(initial, requires_grad=True)
         optimizer = torch.optim.Adam([change], lr=self.lr)
-        outcome = _Outcome(initial.clone(), *(torch.zeros(len(built), dtype=t, device=device) for t in _Outcome.DTYPES))
+        outcome = _Outcome(
+            torch.zeros_like(initial), *(torch.zeros(len(built), dtype=t, device=device) for t in _Outcome.DTYPES)
+        )
         active = torch.arange(len(built), device=device)  # the requests that still have rows
         going = torch.ones_like(active, dtype=torch.bool)  # those of them that have not stopped
         history = torch.zeros((0, len(built), rows.contexts), dtype=torch.bool, device=device)
@@ -177,7 +192,7 @@ class TargetOptimization(Callback):
             # a request that stopped on one process only would leave the others waiting in a sharded network
             reason = team.alike(self._reasons(view, loss, is_last=step == self.max_steps))
             stopped = going & (reason >= 0)
-            outcome.record(active, stopped, (initial + change)[active], step, loss, reason)
+            outcome.record(active, stopped, change[active], step, loss, reason)
             going = going & ~stopped
             if step == self.max_steps:
                 break
@@ -193,7 +208,7 @@ class TargetOptimization(Callback):
             if left < len(active):  # finished requests cost nothing from here on
                 active, history, essence_before = active[going], history[:, going], essence_before[going]
                 rows, going = rows.keep(going), going[going]
-        return outcome.targets([type(rule).__name__ for rule in self.stopping] + ["MaxSteps"], self.site)
+        return outcome.targets(starts, [type(rule).__name__ for rule in self.stopping] + ["MaxSteps"], self.site)
 
     def _reasons(self, view: StepView, loss: Tensor, is_last: bool) -> Tensor:
         """Return the index of the first rule that fires for each request, -1 for none."""
@@ -207,7 +222,7 @@ class TargetOptimization(Callback):
 class _Outcome:
     """What was found so far, on the device: nothing waits for it until the descent is over."""
 
-    vectors: Tensor
+    changes: Tensor
     steps: Tensor
     reasons: Tensor
     losses: Tensor
@@ -216,24 +231,33 @@ class _Outcome:
     DTYPES: ClassVar = (torch.long, torch.long, torch.float64, torch.float64)
 
     @torch.no_grad()
-    def record(self, active: Tensor, stopped: Tensor, vectors: Tensor, step: int, loss: Tensor, reason: Tensor) -> None:
+    def record(self, active: Tensor, stopped: Tensor, change: Tensor, step: int, loss: Tensor, reason: Tensor) -> None:
         """Freeze requests that just stopped at the vector that passed; all tensors are (active requests, ...)."""
         if step == 1:
             self.first_losses.copy_(loss)
-        self.vectors[active] = torch.where(stopped.unsqueeze(1), vectors, self.vectors[active])
+        self.changes[active] = torch.where(stopped.unsqueeze(1), change, self.changes[active])
         self.steps[active] = torch.where(stopped, step, self.steps[active])
         self.losses[active] = torch.where(stopped, loss.to(self.losses), self.losses[active])
         self.reasons[active] = torch.where(stopped, reason, self.reasons[active])
 
-    def targets(self, names: Sequence[str], site: Site) -> Targets:
-        """Return the result, with the rules' names."""
-        reasons = [names[i] for i in self.reasons.tolist()]
+    def targets(self, starts: Tensor, names: Sequence[str], site: Site) -> Targets:
+        """Return the result for each member of each group, with the rules' names.
+
+        Args:
+            starts: the unchanged activations, (groups, members, hidden size).
+            names: of the rules.
+            site: where the targets live.
+        """
+        members = starts.shape[1]
+        groups = range(len(starts))
+        lists = (self.steps, self.losses, self.first_losses, self.reasons)
+        steps, losses, first_losses, reasons = (part.repeat_interleave(members).tolist() for part in lists)
         return Targets(
-            self.vectors,
-            self.steps.tolist(),
-            self.losses.tolist(),
-            self.first_losses.tolist(),
-            reasons,
+            (starts + self.changes.unsqueeze(1)).flatten(0, 1),
+            steps,
+            losses,
+            first_losses,
+            [names[i] for i in reasons],
             site,
-            list(range(len(reasons))),
+            [group for group in groups for _ in range(members)],
         )

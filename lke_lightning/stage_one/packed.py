@@ -20,6 +20,8 @@ class PackedRows:
 
     replay: Replay
     contexts: int
+    members: int
+    """How many requests share each change; it counts as one request in what follows."""
     row_requests: Tensor
     """Which request each row belongs to, (rows,)."""
     labels: Tensor
@@ -48,14 +50,15 @@ class PackedRows:
             row_requests += [i] * (len(rows) - len(row_requests))
         replay = Replay.record(model, rows, reads + essence_reads, site, max_tokens)
         numbers = (torch.tensor(part, dtype=torch.long) for part in (row_requests, labels, cells, essences))
-        return cls(replay, contexts, *(part.to(model.device) for part in numbers))
+        return cls(replay, contexts, built[0].members, *(part.to(model.device) for part in numbers))
 
     @property
     def initial(self) -> Tensor:
-        """The unchanged activation on the bare prompt, (requests, hidden size)."""
-        first = torch.ones_like(self.row_requests, dtype=torch.bool)
-        first[1:] = self.row_requests[1:] != self.row_requests[:-1]
-        return self.replay.initial[first]
+        """The unchanged activations on the bare prompts, (requests, members, hidden size)."""
+        is_first = torch.ones_like(self.row_requests, dtype=torch.bool)
+        is_first[1:] = self.row_requests[1:] != self.row_requests[:-1]
+        bare = torch.arange(0, self.contexts, self.contexts // self.members, device=is_first.device)
+        return self.replay.initial[is_first.nonzero() + bare]
 
     def predict(self, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Run all rows with delta (requests, hidden size) at their slots.
@@ -85,6 +88,7 @@ class PackedRows:
         return PackedRows(
             self.replay.keep(rows_kept, torch.cat([targets_kept, essences_kept])),
             self.contexts,
+            self.members,
             requests[self.row_requests[rows_kept]],
             self.labels[targets_kept],
             cells[self.cells[targets_kept]],

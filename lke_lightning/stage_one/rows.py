@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from lke_lightning.edits import SLOT, EditError, EditRequest
@@ -24,13 +24,15 @@ class RequestRows:
     """The essence prompt, or `None` where no subject is marked."""
     essence_read: int
     """Position in the essence row whose prediction is preserved."""
+    members: int = 1
+    """How many requests share the change; each has as many of `contexts`."""
 
     @classmethod
     def together(cls, members: Sequence[RequestRows]) -> RequestRows:
-        """Put the rows of requests with one key together: one target shall serve them all."""
+        """Put the rows of requests together whose activations one change shall serve."""
         contexts = tuple(row for member in members for row in member.contexts)
         targets = tuple(target for member in members for target in member.targets)
-        return cls(contexts, targets, members[0].essence, members[0].essence_read)
+        return cls(contexts, targets, members[0].essence, members[0].essence_read, len(members))
 
     @property
     def key(self) -> tuple[tuple[int, ...], ...]:
@@ -77,15 +79,11 @@ def build_rows(
     return built
 
 
-def grouped_by_key(built: Sequence[RequestRows]) -> list[list[int]]:
-    """Group requests that have one key, by their places; groups of one come first, in the order of the requests.
-
-    Two edits whose prompts are alike up to the subject's end ask one key for different values, and a least-squares
-    solve would give it their mean, which states neither (MEMIT-Merge, arXiv 2502.07322).
-    """
-    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-    for place, rows in enumerate(built):
-        groups.setdefault(rows.key, []).append(place)
+def grouped(marks: Sequence[Hashable]) -> list[list[int]]:
+    """Group requests that have one mark, by their places; groups of one come first, in the order of the requests."""
+    groups: dict[Hashable, list[int]] = {}
+    for place, mark in enumerate(marks):
+        groups.setdefault(mark, []).append(place)
     return sorted(groups.values(), key=len)
 
 

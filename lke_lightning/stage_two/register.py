@@ -98,20 +98,18 @@ class Register:
             self.states[number] = HOLDS
             self._holding[self.facts[number]] = number
 
-    def sharing(self, number: int) -> list[int]:
-        """Return the numbers of the other edits that have the target of an edit."""
-        return [other for other, group in enumerate(self.groups) if group == self.groups[number] and other != number]
-
     def _check_whole(self, numbers: Sequence[int], state: State, event: str) -> None:
         """Raise `EditError` where edits that share a target would part: it states all of their facts."""
-        for number in numbers:
-            left = [o for o in self.sharing(number) if self.states[o] == state and o not in numbers]
-            if left:
-                names = ", ".join(self.ids[other] for other in left)
-                raise EditError(
-                    f"edit {self.ids[number]} shares its target with {names} (one subject, one batch): "
-                    f"{event} them together"
-                )
+        asked, of_group = set(numbers), {self.groups[number]: number for number in numbers}
+        left: dict[int, list[str]] = {}
+        for other, group in enumerate(self.groups):
+            if group in of_group and self.states[other] == state and other not in asked:
+                left.setdefault(group, []).append(self.ids[other])
+        for group, names in left.items():
+            raise EditError(
+                f"edit {self.ids[of_group[group]]} shares its target with {', '.join(names)} (one subject, one batch): "
+                f"{event} them together"
+            )
 
     def to_undo(self, ids: Sequence[str]) -> list[int]:
         """Return the numbers of edits that hold.

@@ -19,14 +19,21 @@ def test_groups_are_subjects_with_enough_relations():
     assert [[r.id for r in group] for group in groups_of(STREAM, 3, 10)] == [["b r1", "b r2", "b r3"]]
 
 
-def test_made_groups_are_one_subject_with_other_relations():
-    groups = groups_from_templates(STREAM, 3, 4)
-    for group, own in zip(groups, STREAM, strict=False):
-        assert {r.subject for r in group} == {own.subject}
-        assert len({r.relation for r in group}) == 3
-        assert group[0].prompt == own.prompt
-        assert not any(r.paraphrases for r in group)
-    assert len({r.id for group in groups for r in group}) == 12
+def test_made_groups_are_one_subject_with_other_relations_and_targets():
+    """Prompts that begin with the subject have one key; the others are alike nowhere before it."""
+    prompts = ["{} r1", "The r2 of {} is", "{} r3", "{} r3", "The r4 of {} is", "In {}", "The r2 of {} was", "{} r7"]
+    stream = [
+        EditRequest(id=str(i), prompt=prompt, subject=name, target=f"t{i % 7}", relation=prompt.replace("was", "is"),
+                    paraphrases=(f"So {name} is", "it"))
+        for i, (prompt, name) in enumerate(zip(prompts, "abcdefgh", strict=True))
+    ]  # fmt: skip
+    alike = groups_from_templates(stream, 2, 2, one_key=True)
+    assert [[r.id for r in group] for group in alike] == [["0/0", "0/2"], ["2/2", "2/7"]]
+    other = groups_from_templates(stream, 3, 9, one_key=False)
+    assert [[r.id for r in group] for group in other] == [
+        ["1/1", "1/4", "1/5"], ["4/4", "4/5", "4/6"], ["5/5", "5/6", "5/4"], ["6/6", "6/4", "6/5"],
+    ]  # fmt: skip
+    assert {(r.subject, r.paraphrases) for r in other[0]} == {("b", ("So b is",))}
 
 
 def test_a_batch_holds_all_of_a_subject_or_one():

@@ -130,6 +130,29 @@ def test_a_method_without_memory_says_so(small_run, tmp_path):
     assert "keeps no memory of past edits" in refused("undo", tmp_path, "--edit", "0")
 
 
+def test_facts_that_share_a_target_are_undone_together(small_run, tmp_path):
+    """Two facts of one subject in one batch, a third in a batch of its own."""
+    facts = [("a", "Ana was born in the", "city"), ("b", "Ana plays the", "guitar"), ("c", "Ana speaks the", "piano")]
+    lines = [{"id": i, "prompt": prompt, "subject": "Ana", "target": target} for i, prompt, target in facts]
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run = tmp_path / "run"
+    main([*small_run, "--data.path", str(tmp_path / "facts.jsonl"), "--trainer.default_root_dir", str(run)])
+    shared = {entry["id"]: entry["shares_target_with"] for entry in entries_of(run, "edit")}
+    assert shared == {"a": ["b"], "b": ["a"], "c": []}
+    before, made = deltas(run), checkpoints.newest(run).read_bytes()
+    assert "edit a shares its target with b (one subject, one batch): undo them together" in refused(
+        "undo", run, "--edit", "a"
+    )
+    assert checkpoints.newest(run).read_bytes() == made
+    main(["undo", str(run), "--edit", "b", "a"])
+    assert holding(run) == ["c"]
+    assert "edit b shares its target with a (one subject, one batch): redo them together" in refused(
+        "redo", run, "--edit", "b"
+    )
+    main(["redo", str(run), "--edit", "a", "b"])
+    assert all((one - other).norm() < 1e-5 * other.norm() for one, other in zip(deltas(run), before, strict=True))
+
+
 def test_log_filters_and_show_tells_all(finished, capsys):
     def listed(*options):
         main(["log", str(finished), "--as_json", "true", *options])

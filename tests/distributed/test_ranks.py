@@ -48,6 +48,25 @@ def test_several_ranks_end_like_one(method, strategy, ranks, job, play, tmp_path
     assert differences(expected, end_of(several)) == []
 
 
+def test_facts_that_share_a_target_are_found_by_one_rank(job, play, tmp_path):
+    """The first batch has more targets than ranks, of which one serves the ends of both halves; the second has one."""
+    one, several = tmp_path / "one", tmp_path / "several"
+    said_of = [
+        ("Ana", "was born in", "city"), ("Bob", "speaks the", "guitar"), ("Cyd", "plays the", "piano"),
+        ("Ana", "plays the", "guitar"), ("Dan", "plays the", "guitar"), ("Dan", "was born in", "city"),
+    ]  # fmt: skip
+    facts = [{"prompt": f"{name} {verb}", "subject": name, "target": target} for name, verb, target in said_of]
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))
+    data = ["--data.path", str(tmp_path / "facts.jsonl")]
+    ends, said = play(job(one, 1, *data), job(several, 2, *data))
+    assert ends == [[0], [0, 0]], said
+    expected = end_of(one)
+    edits = [entry for entry in expected["ledger"] if entry["event"] == "edit"]
+    assert [entry["shares_target_with"] for entry in edits] == [["3"], [], [], ["0"], ["5"], ["4"]]
+    assert edits[0]["target_norm"] == edits[3]["target_norm"]
+    assert differences(expected, end_of(several)) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(4, 2), (4, 1), (1, 2), (2, 4)])
 def test_a_run_goes_on_with_another_number_of_ranks(before, after, job, play, tmp_path):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 
-from lke_lightning.edits import EditRequest
+from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, TargetNorm
 from lke_lightning.stage_one.optimization import TargetOptimization
-from lke_lightning.stage_one.rows import RequestRows, build_rows, grouped_by_key
+from lke_lightning.stage_one.rows import RequestRows, build_rows, grouped
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable
 from lke_lightning.stage_one.target_space import NormBall
 from lke_lightning.testing import tiny_network, tiny_tokenizer
@@ -129,7 +129,7 @@ def test_requests_with_one_key_share_a_target_that_serves_them_all():
         assert (targets.steps[i], targets.losses[i]) == (steps, pytest.approx(losses[-1], rel=1e-6))
     alone = stage.optimize(model, [REQUESTS[1], REQUESTS[4]], CONTEXTS)
     torch.testing.assert_close(targets.vectors[[1, 3]], alone.vectors, rtol=1e-9, atol=1e-12)
-    stage.share_targets = False
+    stage.share_targets = None
     each = stage.optimize(model, batch, CONTEXTS)
     assert each.groups == [0, 1, 2, 3, 4]
     assert not torch.allclose(each.vectors[0], each.vectors[2])
@@ -145,6 +145,34 @@ def test_the_published_code_shares_no_targets():
         torch.testing.assert_close(together.vectors[i : i + 1], alone.vectors, rtol=1e-9, atol=1e-12)
 
 
+def test_requests_of_one_subject_share_a_change_of_their_own_activations():
+    """Words before the subject make other keys; the change, found for all rows, is added to each one's activation."""
+    model, stage = make_model("llama"), make_stage(extra_steps=0)
+    stage.share_targets = "subject"
+    of_subject = [request("a", "{} was born in", "the city", "Bob Smith"), REQUESTS[1]]
+    batch = [REQUESTS[2], of_subject[0], REQUESTS[0], of_subject[1]]
+    targets = stage.optimize(model, batch, CONTEXTS)
+    assert targets.groups[1] == targets.groups[3]
+    assert len(set(targets.groups)) == 3
+    group = RequestRows.together(build_rows(of_subject, CONTEXTS, model.text))
+    expected, steps, losses = descend(
+        model, group, lr=stage.lr, max_steps=stage.max_steps,
+        extra_steps=0, loss_threshold=0.05, clamp=3.0, kl=0.0625, decay=0.5,
+    )  # fmt: skip
+    start = make_stage(max_steps=1).optimize(model, batch, CONTEXTS).vectors  # before any step
+    for i in (1, 3):
+        assert (targets.vectors[i] - (expected - start[1] + start[i])).norm() < 1e-6 * expected.norm()
+        assert (targets.steps[i], targets.losses[i]) == (steps, pytest.approx(losses[-1], rel=1e-6))
+    assert (start[1] - start[3]).norm() > 1e-3 * expected.norm()
+    alone = stage.optimize(model, [batch[0], batch[2]], CONTEXTS)
+    torch.testing.assert_close(targets.vectors[[0, 2]], alone.vectors, rtol=1e-9, atol=1e-12)
+
+
+def test_a_rule_of_sharing_that_does_not_exist_is_refused():
+    with pytest.raises(EditError, match="share_targets is False: choose key, subject or null"):
+        TargetOptimization(share_targets=False)
+
+
 def test_a_key_is_shared_only_where_all_that_it_follows_from_is_alike():
     """Another text in front of the subject is another key, in at least one context."""
     model = make_model("llama")
@@ -153,7 +181,7 @@ def test_a_key_is_shared_only_where_all_that_it_follows_from_is_alike():
          request("c", "{} plays", "piano", "Bob"), request("d", "{} plays", "piano", "Bo")],
         CONTEXTS, model.text,
     )  # fmt: skip
-    assert grouped_by_key(built) == [[1], [3], [0, 2]]
+    assert grouped([rows.key for rows in built]) == [[1], [3], [0, 2]]
 
 
 def test_stops_n_steps_after_the_first_success_and_keeps_the_vector_that_passed():

@@ -185,9 +185,7 @@ def test_edits_of_one_fact_stay_bounded_where_they_cannot_be_retired_exactly():
 
 def test_edits_that_share_a_target_are_undone_together():
     model, stage, register = run(SOLVERS["least squares"](), [[request(0)]])
-    shared = [
-        EditRequest(id=name, prompt=f"{{}} {name}s the", subject="Bob", target="piano") for name in ("a", "b", "c")
-    ]
+    shared = [EditRequest(id=name, prompt=f"{{}} {name}s the", subject="Bob", target="piano") for name in "abc"]
     found = replace(targets(3, 1), groups=[0, 1, 0])
     stage.write(model, EditStep(tuple(shared), found, ["{}"]), register)
     assert register.groups == [0, 1, 2, 1]
