@@ -87,7 +87,7 @@ class TargetOptimization(Callback):
         self.context_templates = contexts or ContextTemplates()
         self.lr, self.max_steps, self.site = lr, max_steps, site
         self.max_tokens, self.check_every = max_tokens, check_every
-        self.share_targets, self.reference_quirks = share_targets and not reference_quirks, reference_quirks
+        self.share_targets, self.reference_quirks = None if reference_quirks else share_targets, reference_quirks
         self.contexts: list[str] = []
         """Contexts of this run, `"{}"` first; sampled once by the unedited model, kept in checkpoints."""
 
