@@ -338,8 +338,9 @@ def opened(
     stages = Stages(stage_one, stage_two) if stage_one and stage_two else run.stages(trust)
     stages = Stages(stage_one or stages.one, stage_two or stages.two)
     callbacks = run.checkpoint["callbacks"]
-    stages.one.load_state_dict(callbacks["TargetOptimization"])
-    stages.two.load_state_dict(callbacks["WeightUpdate"])
+    with checkpoints.understood("the state of the stages"):
+        stages.one.load_state_dict(callbacks["TargetOptimization"])
+        stages.two.load_state_dict(callbacks["WeightUpdate"])
     moved = {} if pretrained is None else {"pretrained": pretrained}
     editor = Editor.restored(run.checkpoint, trust_remote_code=trust_remote_code, **moved)
     editor.readout = stages.two.readout

@@ -130,6 +130,8 @@ class EditCLI(LightningCLI):
                 raise EditError(f"{root} holds a run, and {given.ckpt_path} is of another: name another folder")
         elif fits_alone and checkpoints.newest(root):
             raise EditError(f"{root} holds a run: continue it with --ckpt_path last, or name another folder")
+        if given.ckpt_path is not None:
+            checkpoints.peek(given.ckpt_path)  # before the model is loaded, which may take minutes
         given.ckpt_path, given.weights_only = given.ckpt_path and str(given.ckpt_path), True
 
     def fit(self, **options: Any) -> None:
