@@ -75,20 +75,19 @@ class EditCLI(LightningCLI):
     """Lightning's command line with a section for each callback of a run.
 
     Args:
+        command: `fit` or `validate`; the parser of no other is made.
         held: the lock on the run's folder enters here.
         instead: called with trainer, editor and stream in the place of `fit`; then no folder is needed.
         options: see `LightningCLI`.
     """
 
-    def __init__(self, held: ExitStack, instead: Instead | None, **options: Any) -> None:
-        self._held, self._instead = held, instead
+    def __init__(self, command: str, held: ExitStack, instead: Instead | None, **options: Any) -> None:
+        self._command, self._held, self._instead = command, held, instead
         super().__init__(**options)
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Offer what makes sense for an editor."""
-        given = LightningCLI.subcommands()
-        return {name: given[name] for name in ("fit", "validate")}
+    def subcommands(self) -> dict[str, set[str]]:
+        """Offer the one command."""
+        return {self._command: LightningCLI.subcommands()[self._command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections, in the order in which the callbacks act."""
@@ -110,7 +109,7 @@ class EditCLI(LightningCLI):
             raise EditError(f"seed_everything is {given.seed_everything}: a seed is 0 or more")
         if self._instead is not None:
             return
-        _check_strengths(given)
+        _check_hyperparameters(given)
         if given.trainer.default_root_dir == "":
             raise EditError("trainer.default_root_dir is empty: name a folder, or leave the option out")
         if given.trainer.default_root_dir is None:
@@ -196,6 +195,7 @@ def run(args: list[str], instead: Instead | None = None) -> None:
     try:
         with ExitStack() as held:
             EditCLI(
+                args[0],
                 held,
                 instead,
                 model_class=Editor,
@@ -206,21 +206,21 @@ def run(args: list[str], instead: Instead | None = None) -> None:
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 save_config_kwargs={"overwrite": True},
-                parser_kwargs={name: {"default_config_files": defaults} for name in ("fit", "validate")},
+                parser_kwargs={args[0]: {"default_config_files": defaults}},
                 trainer_defaults={**SETTINGS, "callbacks": [BatchLine()]},
             )
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
 
 
-def _check_strengths(given: Namespace) -> None:
-    """Say so where another model is about to be edited with the demo model's strengths."""
+def _check_hyperparameters(given: Namespace) -> None:
+    """Say so where another model is about to be edited with the demo model's hyperparameters."""
     demos = read(configs() / METHOD)["stage_one"]
     is_same = all(given.stage_one[name] == demos[name] for name in ("lr", "max_steps"))
     if is_same and given.model.pretrained != DEMO:
         rank_zero_info(
-            f"The strengths are those of the demo model, not of {given.model.pretrained}: find its own with `python -m "
-            "lke_lightning tune`, or see `published --help` for those that papers give"
+            f"The hyperparameters are those of the demo model, not of {given.model.pretrained}: find its own with "
+            "`python -m lke_lightning tune`, or see `published --help` for those that papers give"
         )
 
 

@@ -26,17 +26,19 @@ from torch import Tensor, nn
 
 from lke_lightning.callbacks.checkpoint import RunCheckpoint
 from lke_lightning.callbacks.guard import Guard
+from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.data import EditStream, RequestList
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
-from lke_lightning.evaluation.scorecard import Scorecard
 from lke_lightning.model.architecture import Architecture, matrix_shape
 from lke_lightning.model.language_model import LanguageModel, resolve
 from lke_lightning.results import write
 from lke_lightning.stage_one.optimization import TargetOptimization
-from lke_lightning.stage_two.solvers import ROOM, EditSystem, Solver
+from lke_lightning.stage_two.solvers import EditSystem, Solver
+from lke_lightning.stage_two.solvers.growing import ROOM
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.trainer import SETTINGS
 
 INVERTING = 6
 """How many float64 matrices of d_key^2 entries the first inverse of a layer holds at its peak, about."""
@@ -261,16 +263,13 @@ class Sample(Statistics):
         """Read the sample, or what is there."""
         given = self.given
         if isinstance(given, KeyStatistics) and not given.is_cached(model):
-            d_key = max(model.weight(layer).delta.shape[1] for layer in model.layers)
-            wanted, there = given.tokens or 100 * d_key, 0
-            for document in given.documents():
-                there += min(given.length, len(model.text.encode([document])[0]))
-                if there >= wanted:
-                    break
-            self.given = given = copy.copy(given)
-            given.tokens, given.cache_dir = min(wanted, there, SAMPLE * d_key), Path(self.folder)
-            self.times = min(wanted, there) / max(1, given.tokens)
-            self.note = f"Key statistics: {given.tokens:,} of {min(wanted, there):,} tokens were read."
+            wanted = given.wanted(model)
+            few = min(wanted, SAMPLE * max(model.weight(layer).delta.shape[1] for layer in model.layers))
+            given = KeyStatistics(given.corpus.names, few, given.length, given.batch_tokens, self.folder)
+            self.times = wanted / few
+            self.note = (
+                f"Key statistics: {few:,} tokens were read, of {wanted:,} that the run reads if there are as many."
+            )
         start = time.perf_counter()
         found = given.second_moments(model)
         self.seconds = time.perf_counter() - start
@@ -337,8 +336,7 @@ def _short_trainer(trainer: Trainer, replaced: list[Any], folder: str) -> Traine
         callbacks=[new.get(type(part), part) for part in parts], default_root_dir=folder,
         accelerator=device.type, devices=1 if device.index is None else [device.index], precision=trainer.precision,
         limit_val_batches=0 if trainer.limit_val_batches == 0 else None,
-        max_epochs=1, num_sanity_val_steps=0, inference_mode=False, logger=False,
-        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, **SETTINGS,
     )  # fmt: skip
 
 

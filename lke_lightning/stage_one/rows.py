@@ -71,7 +71,9 @@ def build_rows(
         essence = next(essence_rows) if request.subject else None
         if essence and reference_quirks:
             essence = Row(essence.ids[: essence.slot + 1], essence.slot)
-        built.append(RequestRows(in_contexts, (target,) * len(contexts), essence, len(essence.ids) - 1 if essence else 0))
+        built.append(
+            RequestRows(in_contexts, (target,) * len(contexts), essence, len(essence.ids) - 1 if essence else 0)
+        )
     return built
 
 

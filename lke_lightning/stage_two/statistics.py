@@ -144,7 +144,7 @@ class KeyStatistics(Statistics):
                 "Key statistics are computed on the text of the demo world, which says little about this model: "
                 "give ordinary text (stage_two.statistics.corpus)"
             )
-        tokens = self.tokens or 100 * max(weight.delta.shape[1] for weight in model.edited.values())
+        tokens = self.wanted(model)
         team, found = Team.of(model.network), {}
         keys = self.keys(model, tokens) if team.is_first else {}
         for layer, key in keys.items():
@@ -163,10 +163,15 @@ class KeyStatistics(Statistics):
             found[layer] = team.first_tensor(own)
         return {layer: found[layer] for layer in model.layers}
 
+    def wanted(self, model: LanguageModel) -> int:
+        """Return how many tokens are read for a model."""
+        return self.tokens or 100 * max(weight.delta.shape[1] for weight in model.edited.values())
+
     def is_cached(self, model: LanguageModel) -> bool:
         """Tell whether the cache has the statistics of all edited layers."""
-        tokens = self.tokens or 100 * max(weight.delta.shape[1] for weight in model.edited.values())
-        return all(self._file(self.key(model, layer, tokens)).is_file() for layer in model.layers)
+        return all(
+            self.cache.file("statistics", key).is_file() for key in self.keys(model, self.wanted(model)).values()
+        )
 
     def eigen(self, moment: Tensor) -> tuple[Tensor, Tensor]:
         """Decompose a second moment once: the cache keeps what was found, by the content of the matrix."""
