@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
@@ -18,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lke_lightning.configuration import NODES, unfolded
 from lke_lightning.edits import EditError
 from lke_lightning.results import UNFINISHED, replace
+from lke_lightning.shapes import lacking
 
 FOLDER, LAST, PATTERN = "checkpoints", "last.ckpt", "batch-*.ckpt"
 
@@ -80,11 +80,14 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def peek(path: Path) -> dict[str, Any]:
-    """Load a checkpoint without reading its tensors into memory, and without comparing checksums.
+    """Load a checkpoint without reading its tensors into memory or comparing their checksums.
 
     Raises:
         EditError: as for `read`, as far as can be seen without reading everything.
     """
+    damage = damage_of(path, with_tensors=False)
+    if damage:
+        raise _damaged(path, damage)
     return _load(path, mmap=True)
 
 
@@ -119,58 +122,20 @@ def _load(path: Path, mmap: bool) -> dict[str, Any]:
 def check_agrees(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Raise `EditError` where parts of a checkpoint, each of the right type, cannot be of one run."""
     editing, callbacks = checkpoint["editing"], checkpoint["callbacks"]
+    random, generator = editing["random"], torch.get_rng_state()
     sound = {
         "the layers of its memory": {*callbacks["WeightUpdate"]["memory"]} == {*map(str, editing["layers"])},
         "the length of its ledger": callbacks["Recorder"]["size"] >= 0,
         "its number of batches": checkpoint["global_step"] >= 0,
+        "its random numbers": (random["torch"].shape, len(random["python"])) == (generator.shape, 3),
         "its settings": unfolded(checkpoint["hyper_parameters"]) <= NODES,  # that hold themselves, or unfold endlessly
         "its stages": unfolded(editing["configuration"]) <= NODES,
     }
     wrong = [name for name, is_sound in sound.items() if not is_sound]
     if wrong:
-        raise EditError(f"{wrong[0]} in the checkpoint {path} cannot be: it was changed by another program; use another")
-
-
-def lacking(found: Any, wanted: Any, name: str = "") -> str | None:
-    """Name the first part of a checkpoint that is not there or of another type.
-
-    Args:
-        found: the checkpoint, or a part of it.
-        wanted: a type, or a dict of what is wanted by name; what else there is does not matter.
-        name: of the part.
-    """
-    if not isinstance(wanted, dict):
-        return None if fits(found, wanted) else name
-    if not isinstance(found, dict):
-        return name
-    parts = ((f"{name}.{part}".lstrip("."), part, kind) for part, kind in wanted.items())
-    problems = (path if part not in found else lacking(found[part], kind, path) for path, part, kind in parts)
-    return next((problem for problem in problems if problem), None)
-
-
-def types_of(state: Any) -> Any:
-    """Return what `lacking` wants of a state like this one; where it holds nothing yet, anything will do."""
-    if isinstance(state, Mapping) and state:
-        return {name: types_of(part) for name, part in state.items()}
-    return Any if state is None else float if type(state) is int else type(state)
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Tell whether a value is what a type hint says; hints are classes, unions, literals, sequences and mappings."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (Union, UnionType):
-        return any(fits(value, part) for part in parts)
-    if origin is Literal:
-        return value in parts
-    if origin in (list, Sequence):
-        return isinstance(value, list) and all(fits(part, parts[0]) for part in value)
-    if origin in (dict, Mapping):
-        return isinstance(value, dict) and all(fits(n, parts[0]) and fits(v, parts[1]) for n, v in value.items())
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, int | float if hint is float else hint)
+        raise EditError(
+            f"{wrong[0]} in the checkpoint {path} cannot be: it was changed by another program; use another"
+        )
 
 
 @contextmanager
@@ -197,12 +162,20 @@ def _damaged(path: Path, damage: str) -> EditError:
     return EditError(f"the checkpoint {path} is damaged ({damage}): {offer}")
 
 
-def damage_of(path: Path) -> str | None:
-    """Say what is wrong with the bytes of a checkpoint; `None`: every record has its checksum (CRC-32)."""
+def damage_of(path: Path, with_tensors: bool = True) -> str | None:
+    """Say what is wrong with the bytes of a checkpoint; `None`: its records have their checksums (CRC-32).
+
+    Args:
+        path: the checkpoint.
+        with_tensors: read all of it; otherwise the plain values alone, which are small.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
+            if not with_tensors:
+                archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+                return None
             record = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+    except Exception as error:  # bytes that are no archive raise whatever comes first
         return f"cut short or overwritten: {error}"
     return None if record is None else f"the checksum of {record} is wrong"
 

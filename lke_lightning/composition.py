@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, get_type_hints
 
-from lke_lightning.checkpoints import fits
 from lke_lightning.edits import EditError
+from lke_lightning.shapes import fits
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.transforms import ReadoutTransform
 from lke_lightning.stage_two.update import WeightUpdate

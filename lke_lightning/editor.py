@@ -19,6 +19,7 @@ from lke_lightning.distributed import Team
 from lke_lightning.edits import EditBatch, EditError
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
 from lke_lightning.results import replace_folder
+from lke_lightning.shapes import fits, lacking, types_of
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.transforms import ReadoutTransform
 from lke_lightning.stages import Stages
@@ -251,7 +252,7 @@ class Editor(lightning.LightningModule):
         states = {callback.state_key: callback.state_dict() for callback in self.trainer.callbacks}
         known = {name: state for name, state in states.items() if name in checkpoint["callbacks"]}
         present = {"callbacks": known, "loops": {"fit_loop": self.trainer.fit_loop.state_dict()}}
-        missing = checkpoints.lacking(checkpoint, checkpoints.types_of(present))
+        missing = lacking(checkpoint, types_of(present))
         if missing:
             raise EditError(f"the checkpoint lacks {missing}, or holds something else there: use another one")
         stream = checkpoint["editing"]["stream"]
@@ -276,7 +277,7 @@ class Editor(lightning.LightningModule):
         """
         saved = {name: value for name, value in checkpoint["hyper_parameters"].items() if not name.startswith("_")}
         hints = get_type_hints(cls.__init__)
-        wrong = [name for name, value in saved.items() if not checkpoints.fits(value, hints.get(name, type[None]))]
+        wrong = [name for name, value in saved.items() if name not in hints or not fits(value, hints[name])]
         if wrong:
             raise EditError(f"the checkpoint sets {wrong} of the model as this version cannot: use another checkpoint")
         editor = cls(**{**saved, "trust_remote_code": False, **present})

@@ -17,7 +17,7 @@ def section(success, **more):
 
 
 def edit(number, batch, success, **more):
-    return {"event": "edit", "id": str(number), "batch": batch, "steps": 3, "stopped_by": "MaxSteps",
+    return {**EDIT, "number": number, "id": str(number), "batch": batch, "steps": 3, "stopped_by": "MaxSteps",
             "success_just_after": success, **more}  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Bad checkpoints: damaged, changed by other programs, older, of something else; for every command that reads one."""
 
+import io
 import os
 import pickle
 import shutil
@@ -91,7 +92,7 @@ def flipped(data):
 
 def flipped_tensor(data):
     """Change one bit of the largest tensor."""
-    with zipfile.ZipFile(__import__("io").BytesIO(data)) as archive:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
         largest = max(archive.infolist(), key=lambda entry: entry.file_size)
     place = largest.header_offset + 200 + largest.file_size // 2
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
@@ -182,7 +183,7 @@ CASES = [
     Bad("fit-memory-lacks-a-part",
         run_with("fit", having(MEMORY, lambda memory: {layer: {} for layer in memory})), "memory of past edits", True),
     Bad("checkpoint-random-numbers-of-no-generator",
-        run_with("fit", having("editing.random.torch", torch.zeros(3, dtype=torch.uint8))), "random numbers", True),
+        run_with("fit", having("editing.random.torch", torch.zeros(3, dtype=torch.uint8))), "random numbers"),
     Bad("checkpoint-loops-of-another-program", run_with("fit", having("loops", {"x": 1})), r"lacks loops\.fit", True),
     Bad("checkpoint-scorecard-lacks-a-part", run_with("fit", without("callbacks.Scorecard.said")), "Scorecard", True),
     Bad("checkpoint-digests-of-no-list", run_with("fit", having("editing.stream.digests", torch.tensor(1))),
