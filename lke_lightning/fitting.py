@@ -105,8 +105,8 @@ class EditCLI(LightningCLI):
         super().parse_arguments(parser, args)
         given = self.config[self.config.subcommand]
         check_settings(given.trainer)
-        if not isinstance(given.seed_everything, bool) and given.seed_everything < 0:
-            raise EditError(f"seed_everything is {given.seed_everything}: a seed is 0 or more")
+        if not isinstance(given.seed_everything, bool) and not 0 <= given.seed_everything < 2**32:
+            raise EditError(f"seed_everything is {given.seed_everything}: a seed is 0 or more, and below 2^32")
         if self._instead is not None:
             return
         _check_hyperparameters(given)
@@ -156,12 +156,12 @@ class EditCLI(LightningCLI):
             kwargs["logger"] = self._instead is None and CSVLogger(trainer["default_root_dir"])
         plugins = trainer["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
+        more = trainer["callbacks"] if isinstance(trainer["callbacks"], list) else [trainer["callbacks"]]
+        check_order([*(self._get(self.config_init, section) for section in CALLBACKS), *more])
         try:
-            made = super().instantiate_trainer(**kwargs, plugins=[*plugins, checkpoints.SafeCheckpointIO()])
-        except (MisconfigurationException, ValueError, TypeError) as error:
+            return super().instantiate_trainer(**kwargs, plugins=[*plugins, checkpoints.SafeCheckpointIO()])
+        except (MisconfigurationException, ImportError, RuntimeError, ValueError, TypeError) as error:
             raise EditError(f"no trainer can be made of these arguments (trainer): {error}") from error
-        check_order(made.callbacks)
-        return made
 
 
 def run(args: list[str], instead: Instead | None = None) -> None:

@@ -5,6 +5,7 @@ import pytest
 from lke_lightning.edits import EditError
 from lke_lightning.report.reading import read_all
 
+EDIT = {"event": "edit", "prompt": "A is", "subject": "A", "target": "b", "weight": 1.0}
 KINDS = ("efficacy", "paraphrase", "neighborhood")
 
 

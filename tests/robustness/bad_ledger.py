@@ -85,6 +85,4 @@ CASES = [
     *(Bad(f"ledger-{command}-gone", run_with(command, lambda _: None), "ledger") for command in ("log", "show", "undo")),
     Bad("ledger-undo-without-the-edit", run_with("undo", lambda lines: [line.replace(b'"id": "3"', b'"id": "x"')
                                                                         for line in lines]), "does not tell of edit 3"),
-    Bad("ledger-undo-prompt-empty", run_with("undo", lambda lines: [
-        line.replace(b'"Dan was born in the"', b'"                   "') for line in lines]), "prompt"),
 ]  # fmt: skip
