@@ -153,7 +153,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_function_arguments(function, as_group=False, skip={*words, *lists})
     for name in dict.fromkeys((*words, *lists)):
         is_required = parameters[name].default is inspect.Parameter.empty
-        nargs = {"nargs": "+" if is_required else "*"} if name in lists else {}
+        nargs = {"nargs": "+" if is_required else "*"} if name in lists else {} if is_required else {"nargs": "?"}
         if name in words and COMMANDS[command].is_named:
             either = parser.add_mutually_exclusive_group(required=True)
             either.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=help_of[name])

@@ -11,12 +11,12 @@ import uuid
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
-
-import safetensors.torch
-from torch import Tensor
+from typing import IO, TYPE_CHECKING, Any
 
 from lke_lightning.edits import EditError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNFINISHED = ".tmp"
 """How the hidden name of a file or folder ends that is being written."""
@@ -125,6 +125,8 @@ def check_writable(path: Path) -> None:
 
 def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file whose bytes follow from what is in it: the library writes metadata in any order."""
+    import safetensors.torch  # which imports torch; commands that write text alone need not wait for it
+
     data = memoryview(safetensors.torch.save({name: t.cpu().contiguous() for name, t in tensors.items()}))
     begin = 8 + int.from_bytes(data[:8], "little")
     header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(bytes(data[8:begin]))}

@@ -5,11 +5,13 @@ import torch
 
 from lke_lightning import checkpoints
 from lke_lightning.edits import EditError
+from tests import blank
 
 
 def written(folder, batches):
     path = folder / checkpoints.FOLDER / checkpoints.file_name(batches)
-    checkpoints.SafeCheckpointIO().save_checkpoint({"batches": batches, "values": torch.arange(1000.0)}, path)
+    saved = blank.checkpoint(global_step=batches, state_dict={"delta": torch.arange(1000.0)})
+    checkpoints.SafeCheckpointIO().save_checkpoint(saved, path)
     return path
 
 
@@ -20,7 +22,7 @@ def test_the_newest_is_the_one_with_the_most_batches_whatever_the_clock_says(tmp
     os.utime(paths[0], (4e9, 4e9))  # far in the future
     assert checkpoints.newest(tmp_path) == paths[2]
     assert checkpoints.find(tmp_path) == paths[2]
-    assert checkpoints.read(paths[2])["batches"] == 200
+    assert checkpoints.read(paths[2])["global_step"] == 200
     checkpoints.keep_newest(paths[0].parent, 1, spared=paths[1])
     assert sorted(path.name for path in paths[0].parent.iterdir()) == [paths[1].name, paths[2].name]
 
@@ -62,7 +64,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
 
     with pytest.raises(EditError, match="No space left"):
         checkpoints.replace(path, breaks_off)
-    assert checkpoints.read(path)["batches"] == 1
+    assert checkpoints.read(path)["global_step"] == 1
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 

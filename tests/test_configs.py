@@ -12,7 +12,7 @@ import yaml
 import lke_lightning.data
 from lke_lightning import published
 from lke_lightning.cli import main
-from lke_lightning.sweeps.compare import Plan
+from lke_lightning.sweeps.compare import Comparison
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FOLDERS = ("method", "model", "data")
@@ -82,8 +82,8 @@ def test_a_methods_batch_size_holds_for_any_data_and_the_commands_for_any_method
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("compare/*.yaml")), ids=lambda path: path.stem)
 def test_plan_names_files_that_are_there_or_says_how_they_are_made(path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
-    for run in Plan.read(str(path)).runs:
-        for file in run.configurations():
+    for job in Comparison.read(str(path)).jobs:
+        for file in job.configurations():
             if file.parts[0] == "runs":
                 assert f"published $method {file.parent.name} counterfact --output {file.parent}" in path.read_text()
                 assert (file.stem, file.parent.name, "counterfact") in published.combinations()

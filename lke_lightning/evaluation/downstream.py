@@ -184,7 +184,7 @@ class FewShot(Task):
         found: dict[int, list[tuple[Item, Ids]]] = {}
         waiting = list(items)
         for count in range(len(shown), -1, -1):
-            encoded = model.text.prompts(["".join(shown[:count]) + item.question for item in waiting])
+            encoded = model.text.prompts(["".join(shown[:count]) + item.question for item in waiting], may_exceed=True)
             fits = [len(ids) <= room for ids in encoded]
             if any(fits):
                 found[count] = [(item, ids) for item, ids in zip(waiting, encoded, strict=True) if len(ids) <= room]

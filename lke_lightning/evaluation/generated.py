@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lke_lightning.edits import EditRequest
-from lke_lightning.evaluation.teacher_forced import Question, Scores, check_fits, questions
+from lke_lightning.evaluation.teacher_forced import Question, Scores, questions
 from lke_lightning.metrics import TextSimilarity, digest, match, ngram_entropy
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.cache import Padded, PrefixCache
@@ -128,7 +128,7 @@ def complete(model: LanguageModel, prompts: Sequence[str], new_tokens: int, max_
         What was generated before the end, without the prompt; it usually begins with a blank.
     """
     ends, lines = end_tokens(model), _LineBreaks(model)
-    rows = _asked(model, prompts)
+    rows = model.text.prompts(prompts)
 
     def over(token: int) -> bool:
         return token in ends or lines(token)
@@ -152,7 +152,7 @@ def continue_freely(
     Returns:
         What was generated, without the prompt and without special tokens.
     """
-    rows = _asked(model, prompts)
+    rows = model.text.prompts(prompts)
     noise = torch.stack([_noise(prompt, seed, total_tokens, top_k) for prompt in prompts]) if rows else torch.zeros(0)
 
     def choose(logits: Tensor, numbers: Tensor, step: int) -> Tensor:
@@ -163,18 +163,6 @@ def continue_freely(
     written = model.text.encode([prompt.rstrip() for prompt in prompts])  # without what a chat puts around them
     limits = [max(0, total_tokens - len(ids)) for ids in written]
     return _texts(model, rows, decode(model, rows, limits, choose, lambda token: False, max_tokens))
-
-
-def _asked(model: LanguageModel, prompts: Sequence[str]) -> list[Ids]:
-    """Encode prompts as they are asked, in the chat template where there is one.
-
-    Raises:
-        EditError: one is longer than the model's context.
-    """
-    rows = model.text.prompts([prompt.rstrip() for prompt in prompts])
-    for prompt, row in zip(prompts, rows, strict=True):
-        check_fits(model, prompt, len(row))
-    return rows
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lke_lightning.edits import KINDS, EditError, EditRequest, Probe
+from lke_lightning.edits import KINDS, EditRequest, Probe
 from lke_lightning.model.batching import by_length, within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.prefix import Prefixes, shared_beginnings
@@ -106,15 +106,6 @@ def score(model: LanguageModel, requests: Sequence[EditRequest], max_tokens: int
     return scored
 
 
-def check_fits(model: LanguageModel, prompt: str, tokens: int) -> None:
-    """Raise `EditError` where a model has no positions for all tokens of a question."""
-    if model.context_length is not None and tokens > model.context_length:
-        raise EditError(
-            f"the prompt {prompt[:60]!r}... takes {tokens} tokens, answer included, and the model has positions for "
-            f"{model.context_length}: shorten it or leave it out"
-        )
-
-
 @dataclass(frozen=True)
 class Continuations:
     """What a model thinks of continuations of prompts."""
@@ -157,8 +148,6 @@ def continuations(model: LanguageModel, pairs: Sequence[tuple[str, str]], max_to
         EditError: a prompt and its continuation are longer than the model's context.
     """
     encoded = model.text.continuations(pairs)
-    for (prompt, _), (asked, answer) in zip(pairs, encoded, strict=True):
-        check_fits(model, prompt, len(asked) + len(answer) - 1)  # the last token is predicted, not read
     reads: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}  # row -> (position, label, number of the token)
     count = 0
     for prompt, target in encoded:

@@ -156,8 +156,7 @@ class LanguageModel(nn.Module):
     @property
     def context_length(self) -> int | None:
         """How many tokens the network has positions for; `None`: its configuration names no bound."""
-        config = self.network.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return self.architecture.context
 
     def describe(self) -> str:
         """Say in one line what is edited: the model, its dtype, the layers, the matrix and how many parameters."""

@@ -79,9 +79,16 @@ class TextEncoder:
         """Encode plain texts, the special prefix in front of each."""
         return self._encode(texts, self.prefix)
 
-    def prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Encode prompts as they are asked: behind the special prefix, or in the chat template."""
-        return self._recall([self._frame.prompt(text) for text in texts])
+    def prompts(self, texts: Sequence[str], may_exceed: bool = False) -> list[tuple[int, ...]]:
+        """Encode prompts as they are asked: behind the special prefix, or in the chat template.
+
+        Raises:
+            EditError: one is longer than the model's context, unless they `may_exceed` it.
+        """
+        encoded = self._recall([self._frame.prompt(text.rstrip()) for text in texts])
+        for ids, text in zip(encoded, texts, strict=True) if not may_exceed else ():
+            self._check_length(len(ids), text)
+        return encoded
 
     def _encode(self, texts: Sequence[str], prefix: tuple[int, ...]) -> list[tuple[int, ...]]:
         if not texts:

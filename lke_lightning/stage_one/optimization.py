@@ -50,8 +50,9 @@ class TargetOptimization(Callback):
             `None`: every step on a CPU, every fourth on a GPU, which has to wait for the answer.
         share_targets: find one target for requests whose prompts are alike up to the subject's end, and so have one
             key: their losses are averaged, and it stops when all of them may (MEMIT-Merge, arXiv 2502.07322). Without
-            it each has its own, as in the other published codes, and the solve writes their mean.
-        reference_quirks: do as the published code where it differs from the paper (`MostProbable`, `EssenceKL`).
+            it each has its own, and the solve writes their mean.
+        reference_quirks: do as the published code where it differs from the paper (`MostProbable`, `EssenceKL`), and
+            share no targets, whatever `share_targets` says.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class TargetOptimization(Callback):
         self.context_templates = contexts or ContextTemplates()
         self.lr, self.max_steps, self.site = lr, max_steps, site
         self.max_tokens, self.check_every = max_tokens, check_every
-        self.share_targets, self.reference_quirks = share_targets, reference_quirks
+        self.share_targets, self.reference_quirks = share_targets and not reference_quirks, reference_quirks
         self.contexts: list[str] = []
         """Contexts of this run, `"{}"` first; sampled once by the unedited model, kept in checkpoints."""
 

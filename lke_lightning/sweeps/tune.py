@@ -1,4 +1,4 @@
-"""Strengths for a new model: a search on a slice of the edits, what it trades, and a proposal."""
+"""Hyperparameters for a new model: a search on a slice of the edits, what it trades, and a proposal."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lke_lightning.edits import EditError
 from lke_lightning.results import made_folder, replace, write
 from lke_lightning.sweeps import grid
-from lke_lightning.sweeps.layers import best_window, candidates
-from lke_lightning.sweeps.report import CAPTION, HEADER, cells, circumstances, entry, markdown, number, show
-from lke_lightning.sweeps.runs import Job, call, carry_out, carry_out_all
+from lke_lightning.sweeps.report import CAPTION, HEADER, cells, circumstances, entry, markdown, show
+from lke_lightning.sweeps.runs import Job, call, carry_out
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -40,22 +39,20 @@ def tune(
     sweep: dict[str, list[Any]] | None = None,
     trials: int | None = None,
     edits: int = 50,
-    layers: Literal["configured", "depth", "probe"] = "configured",
     output: str = "runs/tune",
 ) -> None:
-    """Search for strengths on a slice of the edits and propose those with the best S.
+    """Search for hyperparameters on a slice of the edits and propose those with the best S.
 
     Points that are done are not run again.
 
     Args:
-        arguments: after `--`, arguments of `fit`: model, method and data; the model's strengths are where the search
-            starts.
+        arguments: after `--`, arguments of `fit`: model, method and data; the model's hyperparameters are where the
+            search starts.
         sweep: values by name, such as `{"BaseStatistics.weight": [10, 40], "stage_one.lr": [0.1, 0.5]}`; default:
             what is configured times 1/4, 1 and 4, and 0, 2 and 6 extra steps.
         trials: try so many points, chosen by the tree-structured Parzen estimator (TPE) between the least and the
             largest value of each name; default: every combination of the values.
         edits: how many edits to try, from the start of the data; more of them make the choice surer and slower.
-        layers: keep those configured, propose some by the model's `depth`, or `probe` single layers with one batch.
         output: folder of the tables, the pictures, the study, `proposed.yaml` and each point's run.
 
     Raises:
@@ -67,13 +64,12 @@ def tune(
     chosen = sweep or grid.default_sweep(config)
     grid.check_sweep(config, chosen)
     task = _Slice(arguments or [], config, edits, folder)
-    probed = task.choose_layers(layers)
-    options = f"--layers {layers} --edits {edits}" + (f" --trials {trials}" if trials else "")
+    options = f"--edits {edits}" + (f" --trials {trials}" if trials else "")
     command = (
         f"python -m lke_lightning tune {options} --output {shlex.quote(output)} "
         f"--sweep {shlex.quote(json.dumps(chosen))} -- {shlex.join(arguments or [])}"
     )
-    about = {**circumstances(command), "sweep": chosen, "layers": config["model"]["layers"], "probed_layers": probed}
+    about = {**circumstances(command), "sweep": chosen, "layers": config["model"]["layers"]}
 
     said = _search(task, chosen, trials, about)
     named = [("* " * point["front"] + _describe(point["settings"]).replace(", ", "\n"), point) for point in said]
@@ -132,7 +128,7 @@ def _search(
 
     def attempt(trial: Trial) -> tuple[float, ...]:
         settings = {name: _value(trial, name, values, trials is not None) for name, values in sweep.items()}
-        job = task.job("points", grid.name(settings), grid.configured(task.config, settings))
+        job = task.job(settings)
         outcome = carry_out(job, task.folder / "points" / job.name, f"{trial.number + 1}/{total}")
         found = entry(outcome)
         said.append({**found, "settings": settings, "drift": _drift(found, task.drifts), "front": False})
@@ -204,49 +200,21 @@ class _Slice:
         with_text = (self.config.get("scorecard") or {}).get("text")
         return ["largest norm growth", *(["perplexity ratio"] if with_text else [])]
 
-    def job(self, group: str, name: str, config: grid.Config, edits: int | None = None) -> Job:
+    def job(self, settings: grid.Settings) -> Job:
         """Write the YAML file of one run, to be read after all arguments."""
-        path = self.folder / group / f"{name}.yaml"
-        layers = {"model": {"layers": config["model"]["layers"]}}
+        name, config = grid.name(settings), grid.configured(self.config, settings)
+        path = self.folder / "points" / f"{name}.yaml"
         stages = {stage: config[stage] for stage in grid.STAGES}
-        write(path, yaml.safe_dump({**layers, **stages, **NO_CHECKPOINTS}, sort_keys=False))
-        limit = min(edits or self.edits, self.data("limit") or self.edits)
+        write(path, yaml.safe_dump({**stages, **NO_CHECKPOINTS}, sort_keys=False))
+        limit = min(self.edits, (self.config["data"].get("init_args") or {}).get("limit") or self.edits)
         return Job(name, (*self.arguments, "-c", str(path), "--data.limit", str(limit)))
-
-    def data(self, argument: str) -> Any:
-        """Return what is configured of the data."""
-        return (self.config["data"].get("init_args") or {}).get(argument)
-
-    def choose_layers(self, how: str) -> dict[str, float | None]:
-        """Set the layers, and return what was measured of single ones."""
-        if how == "configured":
-            return {}
-        count = _depth(self.config["model"])
-        if how == "depth":
-            from lke_lightning.model.architecture import layers_by_depth
-
-            self.config["model"]["layers"] = layers_by_depth(count)
-            return {}
-        batch = min(self.edits, self.data("batch_size") or self.edits)
-        jobs = []
-        for layer in candidates(count):
-            single = {**self.config, "model": {**self.config["model"], "layers": [layer]}}
-            jobs.append(self.job("layers", f"layer-{layer}", single, batch))
-        outcomes = carry_out_all(jobs, self.folder / "layers", lambda _: None)
-        scores = [((outcome.card or {}).get("final") or {}).get("score") for outcome in outcomes]
-        found = dict(zip(candidates(count), scores, strict=True))
-        proposal = best_window({layer: score for layer, score in found.items() if score is not None}, count)
-        said = ", ".join(f"{layer}: {number(score)}" for layer, score in found.items())
-        print(f"S of one batch by single layer  {said}\nLayers from here on  {proposal}")
-        self.config["model"]["layers"] = proposal
-        return {str(layer): score for layer, score in found.items()}
 
     def write_proposal(self, best: dict[str, Any]) -> None:
         """Write the configuration of the best point, to be named after `-c`."""
         config = grid.configured(self.config, best["settings"])
         drift = ", ".join(f"{name} {value:.3f}" for name, value in best["drift"].items())
         header = (
-            f"# Proposed by `python -m lke_lightning tune`: of all points tried, S was best with these strengths.\n"
+            f"# Proposed by `python -m lke_lightning tune`: of all points tried, S was best with these values.\n"
             f"# Measured on {best['edits']} edits of {best['data']}: S {best['final']['S']:.3f}, {drift}.\n"
         )
         sections = {name: config[name] for name in ("model", *grid.STAGES)}
@@ -264,20 +232,6 @@ def _merged(arguments: Sequence[str]) -> grid.Config:
     if not isinstance(config, dict):
         raise EditError(f"`fit` does not take these arguments: {done.stderr.strip()[-2000:]}")
     return config
-
-
-def _depth(model: dict[str, Any]) -> int:
-    from transformers import AutoConfig
-
-    from lke_lightning.model.language_model import resolve
-
-    try:
-        config = AutoConfig.from_pretrained(
-            resolve(model["pretrained"]), trust_remote_code=bool(model["trust_remote_code"])
-        )
-    except (OSError, ValueError) as error:
-        raise EditError(f"cannot read the configuration of {model['pretrained']!r}: {error}") from error
-    return config.get_text_config().num_hidden_layers
 
 
 def _drift(said: dict[str, Any], names: Sequence[str]) -> dict[str, float] | None:

@@ -25,12 +25,13 @@ from lke_lightning.export import changes, export, load, write_delta, write_lora
 from lke_lightning.low_rank import approximate, errors
 from lke_lightning.stage_two.transforms import SpectralCap
 from lke_lightning.testing import tiny_network, tiny_tokenizer
+from tests import blank
 
 ROOT = Path(__file__).parents[2]
 IDS = torch.tensor([[5, 6, 7, 8], [9, 3, 2, 4]])
 # peft asks the network by a name that transformers has announced to remove.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-CAP = {"class_path": "SpectralCap", "init_args": {"base": 1.2}}
+CAP = {"class_path": "lke_lightning.stage_two.transforms.SpectralCap", "init_args": {"base": 1.2}}
 
 
 def page_function():
@@ -55,7 +56,8 @@ def edited(pretrained, dtype="float32", rank=3, noise=0.0, size=0.05):
     for weight in editor.language_model.edited.values():
         rows, columns = weight.delta.shape
         weight.add(size * torch.randn(rows, rank) @ torch.randn(rank, columns) + noise * torch.randn(rows, columns))
-    editor.mark_edited(EditRequest(str(i), prompt=f"{i} is", target="a") for i in range(7))
+    requests = [EditRequest(str(i), prompt=f"{i} is", target="a") for i in range(7)]
+    editor.register.enter(requests, range(7))
     return editor
 
 
@@ -66,10 +68,11 @@ def save(editor, path, readout=None):
     trainer.strategy.connect(editor)
     trainer._data_connector.attach_datamodule(editor, RequestList([]))
     trainer.save_checkpoint(path, weights_only=False)
+    saved = torch.load(path, weights_only=True)
+    saved["callbacks"] = blank.checkpoint()["callbacks"]
     if readout is not None:
-        checkpoint = torch.load(path, weights_only=True)
-        checkpoint["editing"]["configuration"] = {"stage_one": {}, "stage_two": {"readout": readout}}
-        torch.save(checkpoint, path)
+        saved["editing"]["configuration"] = {"stage_one": {}, "stage_two": {"readout": readout}}
+    torch.save(saved, path)
     return str(path)
 
 

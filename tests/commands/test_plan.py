@@ -101,7 +101,13 @@ def test_one_batch_is_measured_and_taken_back(small_run, small_world, tmp_path, 
     )
     assert held["weights of the model"]["host"] == size(editor.language_model.network.parameters())
     printed = capsys.readouterr().out
-    for words in ("Measured: the first 2 of 9 edits", "Extrapolated", "640 tokens were read; the run reads 2,000", "stage two", "total"):
+    for words in (
+        "Measured: the first 2 of 9 edits",
+        "Extrapolated",
+        "640 tokens were read; the run reads 2,000",
+        "stage two",
+        "total",
+    ):
         assert words in printed
     assert files(small_world) == before
     assert files(tmp_path) == {tmp_path / "plan.json"}

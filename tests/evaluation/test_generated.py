@@ -173,5 +173,5 @@ def test_the_length_of_a_sampled_text_does_not_count_the_template(monkeypatch):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])  # learned positions, and rotary ones
 def test_a_prompt_beyond_the_context_is_refused(family):
-    with pytest.raises(EditError, match=r"'the the .*positions for 128: shorten it"):
+    with pytest.raises(EditError, match=r"'the the .*context holds 128: shorten it"):
         complete(build(family), ["the " * 200], 5)

@@ -1,4 +1,4 @@
-"""The descent as plainly as it can be written: one request (or group of requests with one target), whole sequences, every layer at every step, autograd."""
+"""The descent as plainly as it can be written: one request or group, whole sequences, all layers, autograd."""
 
 import torch
 

@@ -155,7 +155,6 @@ CASES = [
     Bad("tune-no-edits", tune("--edits 0"), "--edits is 0"),
     Bad("tune-negative-edits", tune("--edits -3"), "--edits is -3"),
     Bad("tune-no-trials", tune("--trials 0"), "--trials is 0"),
-    Bad("tune-layers-nonsense", tune("--layers deep"), "layers.*depth.*deep"),
     Bad("tune-arguments-before-the-dashes", tune("-c x"), "unrecognized arguments: -c"),
     Bad("tune-into-a-file", at("file", "tune --output RUN", a_file), "cannot write into"),
     Bad("probe-no-facts", probe("--facts 0"), "--facts is 0"),

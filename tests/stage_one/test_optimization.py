@@ -135,6 +135,16 @@ def test_requests_with_one_key_share_a_target_that_serves_them_all():
     assert not torch.allclose(each.vectors[0], each.vectors[2])
 
 
+def test_the_published_code_shares_no_targets():
+    model, stage = make_model("gpt2"), make_stage(quirks=True)
+    batch = [request("a", "{} was born in", "the city", "Bob Smith"), request("b", "{} speaks", "guitar", "Bob Smith")]
+    together = stage.optimize(model, batch, CONTEXTS)
+    assert together.groups == [0, 1]
+    for i in range(2):
+        alone = stage.optimize(model, [batch[i]], CONTEXTS)
+        torch.testing.assert_close(together.vectors[i : i + 1], alone.vectors, rtol=1e-9, atol=1e-12)
+
+
 def test_a_key_is_shared_only_where_all_that_it_follows_from_is_alike():
     """Another text in front of the subject is another key, in at least one context."""
     model = make_model("llama")

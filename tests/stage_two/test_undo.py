@@ -185,17 +185,19 @@ def test_edits_of_one_fact_stay_bounded_where_they_cannot_be_retired_exactly():
 
 def test_edits_that_share_a_target_are_undone_together():
     model, stage, register = run(SOLVERS["least squares"](), [[request(0)]])
-    shared = [EditRequest(id=name, prompt=f"{{}} {name}s the", subject="Bob", target="piano") for name in ("a", "b", "c")]
+    shared = [
+        EditRequest(id=name, prompt=f"{{}} {name}s the", subject="Bob", target="piano") for name in ("a", "b", "c")
+    ]
     found = replace(targets(3, 1), groups=[0, 1, 0])
     stage.write(model, EditStep(tuple(shared), found, ["{}"]), register)
     assert register.groups == [0, 1, 2, 1]
     before = model.weight(0).delta.clone()
     for ids in (["a"], ["c", "0"]):
-        with pytest.raises(EditError, match="shares its target with [ac] .*undo them together"):
+        with pytest.raises(EditError, match=r"shares its target with [ac] .*undo them together"):
             stage.undo(model, register, ids)
     assert torch.equal(model.weight(0).delta, before)
     stage.undo(model, register, ["a", "c"])
-    with pytest.raises(EditError, match="shares its target with c .*redo them together"):
+    with pytest.raises(EditError, match=r"shares its target with c .*redo them together"):
         stage.redo(model, register, ["a"])
     stage.redo(model, register, ["c", "a"])
     assert relative(model.weight(0).delta, before) < 1e-8

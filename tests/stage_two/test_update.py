@@ -90,7 +90,9 @@ def test_residuals_are_spread_evenly_over_what_is_left():
     model = make_model()
     stage = WeightUpdate(LeastSquares([NormPenalty(1e12)]), statistics=Unit())  # nothing is written
     stage.prepare(model)
-    targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block", [0, 1])
+    targets = Targets(
+        torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block", [0, 1]
+    )
     systems = write(stage, model, targets, contexts=CONTEXTS)
     first, second, third = (systems[layer].residuals for layer in model.layers)
     torch.testing.assert_close(first * 3, third, rtol=1e-6, atol=1e-8)
@@ -101,7 +103,9 @@ def test_a_root_spread_asks_more_of_early_layers():
     model = make_model()
     stage = WeightUpdate(LeastSquares([NormPenalty(1e12)]), statistics=Unit(), spread="root")
     stage.prepare(model)
-    targets = Targets(torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block", [0, 1])
+    targets = Targets(
+        torch.randn(2, 32, dtype=torch.float64), [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block", [0, 1]
+    )
     systems = write(stage, model, targets, contexts=CONTEXTS)
     first, _, third = (systems[layer].residuals for layer in model.layers)
     torch.testing.assert_close(first * 3**0.5, third, rtol=1e-6, atol=1e-8)

@@ -11,6 +11,7 @@ from lke_lightning.data import RequestList
 from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.sweeps import probe as probing
+from lke_lightning.sweeps.layers import best_window, candidates
 from lke_lightning.sweeps.tracing import PLACES, _encode, _noise, trace
 from lke_lightning.testing import tiny_network, tiny_tokenizer
 
@@ -129,3 +130,17 @@ def test_a_probe_goes_on_where_it_was_stopped(known, monkeypatch):
     ]  # fmt: skip
     with pytest.raises(EditError, match="another model"):
         probing._Done(folder / "out", {"facts": 2})
+
+
+def test_candidates_are_few_and_low():
+    assert candidates(1) == [0]
+    assert candidates(3) == [0, 1]
+    assert candidates(32) == [0, 4, 8, 13, 17, 21]
+
+
+def test_the_window_is_the_best_on_average():
+    assert best_window({0: 0.1, 4: 0.9, 8: 0.8, 13: 0.2, 17: 0.1, 21: 0.0}, 32) == [4, 5, 6, 7, 8]
+    assert best_window({0: 0.1, 1: 0.4}, 3) == [1]
+    assert best_window({4: 0.3}, 12) == [0, 1, 2, 3]
+    with pytest.raises(EditError, match="no single layer"):
+        best_window({}, 12)

@@ -1,4 +1,4 @@
-"""A search through the command line, its points, its front, and the choice of layers."""
+"""A search through the command line, its points, and its front."""
 
 import copy
 import functools
@@ -16,10 +16,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from lke_lightning.cli import main
 from lke_lightning.edits import EditError
-from lke_lightning.model.architecture import layers_by_depth
 from lke_lightning.sweeps import grid
 from lke_lightning.sweeps import tune as module
-from lke_lightning.sweeps.layers import best_window, candidates
 from lke_lightning.sweeps.runs import Outcome
 from lke_lightning.sweeps.tune import _at_the_edge, _merged, propose
 
@@ -47,11 +45,11 @@ def test_a_sweep_ends_in_a_configuration(tiny, tmp_path, capsys, monkeypatch):
     merged_once = functools.cache(lambda *given: _merged(given))  # it takes seconds, and the sweep is run twice
     monkeypatch.setattr(module, "_merged", lambda given: copy.deepcopy(merged_once(*given)))
     sweep = {"BaseStatistics.weight": [0.1], "stage_one.lr": [0.5]}
-    options = ["--sweep", json.dumps(sweep), "--edits", "2", "--output", str(tmp_path), "--layers", "depth"]
-    main(["tune", *options, "--", *tiny])
+    options = ["--sweep", json.dumps(sweep), "--edits", "2", "--output", str(tmp_path)]
+    main(["tune", *options, "--", *tiny, "--model.layers", "[0,1]"])
     said = json.loads((tmp_path / "tuning.json").read_text())
     [point] = said["points"]
-    assert said["layers"] == layers_by_depth(3)
+    assert said["layers"] == [0, 1]
     assert point["settings"] == {"BaseStatistics.weight": 0.1, "stage_one.lr": 0.5}
     assert point["edits"] == 2
     assert set(point["drift"]) == {"largest norm growth", "perplexity ratio"}
@@ -61,14 +59,14 @@ def test_a_sweep_ends_in_a_configuration(tiny, tmp_path, capsys, monkeypatch):
     assert "| * | 0.1 | 0.5 |" in (tmp_path / "tuning.md").read_text()
     assert not list(tmp_path.glob("points/*/checkpoints/*"))
     proposed = yaml.safe_load((tmp_path / "proposed.yaml").read_text())
-    assert proposed["model"]["layers"] == layers_by_depth(3)
+    assert proposed["model"]["layers"] == [0, 1]
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main(["fit", "-c", str(tmp_path / "proposed.yaml"), "--print_config"])
     assert caught.value.code in (0, None)
     merged = yaml.safe_load(capsys.readouterr().out)
     assert {name: merged[name] for name in proposed} == proposed
-    main(["tune", *options, "--", *tiny])
+    main(["tune", *options, "--", *tiny, "--model.layers", "[0,1]"])
     assert "done before" in capsys.readouterr().out
 
 
@@ -205,38 +203,6 @@ def test_the_edge_is_where_more_could_be_better():
     assert _at_the_edge(tried[0], tried) == ["b"]
     assert _at_the_edge(tried[1], tried) == []
     assert _at_the_edge(tried[2], tried) == ["a", "b"]
-
-
-def test_candidates_are_few_and_low():
-    assert candidates(1) == [0]
-    assert candidates(3) == [0, 1]
-    assert candidates(32) == [0, 4, 8, 13, 17, 21]
-
-
-def test_the_window_is_the_best_on_average():
-    assert best_window({0: 0.1, 4: 0.9, 8: 0.8, 13: 0.2, 17: 0.1, 21: 0.0}, 32) == [4, 5, 6, 7, 8]
-    assert best_window({0: 0.1, 1: 0.4}, 3) == [1]
-    assert best_window({4: 0.3}, 12) == [0, 1, 2, 3]
-    with pytest.raises(EditError, match="no single layer"):
-        best_window({}, 12)
-
-
-def test_probing_proposes_layers(tiny, tmp_path, monkeypatch, capsys):
-    asked = []
-
-    def stand_in(jobs, output, report):
-        asked.extend(jobs)
-        return [Outcome(job, {"final": {"score": 0.1 + 0.5 * (job.name == "layer-1")}}) for job in jobs]
-
-    monkeypatch.setattr(module, "carry_out_all", stand_in)
-    config = {**CONFIG, "model": {"pretrained": tiny[5], "trust_remote_code": False, "layers": None}}
-    config["data"] = {"init_args": {"batch_size": 2, "limit": None}}
-    task = module._Slice(list(tiny), config, 50, tmp_path)
-    assert task.choose_layers("probe") == {"0": 0.1, "1": 0.6}
-    assert task.config["model"]["layers"] == [1]
-    assert [job.arguments[-1] for job in asked] == ["2", "2"]
-    assert yaml.safe_load((tmp_path / "layers" / "layer-0.yaml").read_text())["model"] == {"layers": [0]}
-    assert "1: 0.600" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["compare", "tune"])

@@ -1,7 +1,6 @@
 """What users named is printed as it is."""
 
-from lke_lightning.evaluation.printing import show
-
+from lke_lightning.callbacks.printing import show
 from lke_lightning.sweeps import report
 
 
