@@ -187,6 +187,7 @@ class EditedModel:
         }
         path = root / checkpoints.FOLDER / checkpoints.file_name(batches)
         replace(path, lambda file: torch.save(checkpoint, file))
+        checkpoints.set_newer_aside(path)  # where an earlier checkpoint than the newest was opened
         checkpoints.link_last(path)
         self._run, self._entries = Run(root.resolve(), checkpoint, ledger.size), []
         return path

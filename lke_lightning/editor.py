@@ -196,8 +196,20 @@ class Editor(lightning.LightningModule):
             yield
 
     def setup(self, stage: str) -> None:
-        """Find the two stages among the trainer's callbacks, before the model is loaded."""
+        """Find the two stages among the trainer's callbacks, before the model is loaded.
+
+        Raises:
+            EditError: they are not there, or evaluations are further apart than the stream is long.
+        """
         self.stages = Stages.among(self.trainer.callbacks)
+        interval, is_fit = self.trainer.val_check_interval, stage == "fit"
+        if is_fit and isinstance(interval, int) and self.trainer.check_val_every_n_epoch is not None:
+            batches = len(self.trainer.datamodule.batches)
+            if interval > batches:
+                raise EditError(
+                    f"trainer.val_check_interval is {interval} batches, the stream has {batches}: leave it out, the "
+                    "scorecard scores at the end"
+                )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the change, not the language model; record which model, method and stream it belongs to."""

@@ -54,7 +54,7 @@ def test_a_line_that_is_no_entry_is_named(tmp_path):
     for damage in (b"not json", b"[1]", b'{"id": "2"}', b"\xff\xfe"):
         lines = ledger.path.read_bytes().splitlines(keepends=True)
         ledger.path.write_bytes(lines[0] + damage + b"\n")
-        with pytest.raises(EditError, match=r"line 2 of .*is not an entry"):
+        with pytest.raises(EditError, match="line 2 is not an entry"):
             list(ledger.read())
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lke_lightning import checkpoints
 from lke_lightning.api import resume
@@ -244,7 +245,9 @@ def test_a_script_beside_the_data_is_not_run(small_run, mark, tmp_path):
         assert not mark.exists()
 
 
-@pytest.mark.parametrize("tag", ["object/apply:builtins.open", "object/new:evilmod.X", "name:evilmod.X", "module:evilmod"])
+@pytest.mark.parametrize(
+    "tag", ["object/apply:builtins.open", "object/new:evilmod.X", "name:evilmod.X", "module:evilmod"]
+)
 def test_yaml_makes_no_objects(tag, evil, mark, small_run, tmp_path):
     (tmp_path / "evil.yaml").write_text(f"model:\n  method: !!python/{tag} [{mark}, w]\n")
     with pytest.raises(SystemExit, match="is not YAML"):
@@ -252,9 +255,21 @@ def test_yaml_makes_no_objects(tag, evil, mark, small_run, tmp_path):
     assert not mark.exists()
 
 
+def test_odd_metadata_of_statistics_is_text(small_run, small_world, tmp_path):
+    tensors = {f"{layer}": torch.eye(64) for layer in (0, 1)}
+    odd = {"format": "!!python/object:evilmod.X", "__class__": "evilmod.X", "sha256": "[/b]\x1b" * 999}
+    save_file(tensors, tmp_path / "c0.safetensors", metadata=odd)
+    with pytest.raises(SystemExit) as left:
+        main([*small_run, "--stage_two.statistics", "StoredStatistics", "--stage_two.statistics.path",
+              str(tmp_path / "c0.safetensors"), "--trainer.default_root_dir", str(tmp_path / "run")])  # fmt: skip
+    assert "Traceback" not in str(left.value.code)
+
+
 def test_a_chat_template_is_sandboxed(small_world, mark, tmp_path, small_run):
     shutil.copytree(small_world / "model", tmp_path / "model")
-    payload = "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ cycler.__init__.__globals__.os.system('touch " + str(mark)
+    payload = "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ cycler.__init__.__globals__.os.system('touch " + str(
+        mark
+    )
     (tmp_path / "model" / "chat_template.jinja").write_text(payload + "') }}{{ messages[0].content }}")
     with pytest.raises(SystemExit) as left:
         main([*small_run, "--model.pretrained", str(tmp_path / "model"), "--model.chat", "true",
@@ -266,11 +281,16 @@ def test_a_chat_template_is_sandboxed(small_world, mark, tmp_path, small_run):
 def test_a_ledger_cannot_write_to_the_terminal(run, capsys):
     path = run / "ledger.jsonl"
     first, *others = path.read_text().splitlines()
-    entry = json.loads(first) | {"prompt": "\x1b]0;pwned\x07\x1b[2J\x9b31m[/b][link=http://x]", "\x1b[5m": "x", "batch": 10**40}
+    entry = json.loads(first) | {
+        "prompt": "\x1b]0;pwned\x07\x1b[2J\x9b31m[/b][link=http://x]",
+        "\x1b[5m": "x",
+        "batch": 10**40,
+    }
     path.write_text("\n".join([json.dumps(entry), *others]) + "\n")
     for command in (["log", str(run)], ["show", str(run), "0"]):
         main(command)
         said = capsys.readouterr().out
         assert "\\x1b]0;pwned" in said
         assert not {"\x1b", "\x07", "\x9b"} & set(said)
-        assert "[/b][link=http://x]" in said.replace("\n", "")
+    main(["log", str(run), "--as_json", "true"])
+    assert not {"\x1b", "\x07"} & set(capsys.readouterr().out)

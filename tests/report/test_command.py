@@ -109,8 +109,15 @@ def test_several_runs_side_by_side(finished, written, tmp_path):
 
 def test_an_unfinished_run_has_a_page_and_says_so(written, tmp_path):
     entries = [
-        {**EDIT, "number": i, "id": str(i), "batch": i, "steps": 3, "stopped_by": "MaxSteps",
-         "success_just_after": True}
+        {
+            **EDIT,
+            "number": i,
+            "id": str(i),
+            "batch": i,
+            "steps": 3,
+            "stopped_by": "MaxSteps",
+            "success_just_after": True,
+        }
         for i in range(3)
     ] + [
         {"event": "batch", "batch": i, "edits": 1, "norm_growth": {"3": 1.5 + i}, "time": f"2026-01-01T00:00:0{i}"}

@@ -36,7 +36,7 @@ CASES = [
     setting("strategy", "nonsense", "trainer.*nonsense"),
     setting("num_nodes", "0", "num_nodes"),
     setting("val_check_interval", "0", "val_check_interval"),
-    fit("val_check_interval-1000", "val_check_interval.*1000", "--trainer.val_check_interval", "1000", loads_model=True),
+    fit("val_check_interval-1000", "val_check_interval.*1000", "--trainer.val_check_interval", "1000"),
     setting("check_val_every_n_epoch", "0", "check_val_every_n_epoch"),
     setting("limit_val_batches", "-1", "limit_val_batches"),
     setting("log_every_n_steps", "-1", "log_every_n_steps"),
