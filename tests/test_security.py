@@ -1,4 +1,4 @@
-"""What a run folder, a model or a data file holds runs no code and imports nothing; the command line alone is trusted."""
+"""What a run folder, a model or a data file holds runs and imports nothing; the command line alone is trusted."""
 
 import json
 import shutil

@@ -238,7 +238,7 @@ CASES = [
     *(Bad(f"checkpoint-{command}-with-a-pickle",
           instead(lambda path: torch.save({"editing": Payload()}, path))(command), "holds more than tensors")
       for command in ("fit", "validate", "undo", "export", "log")),
-    *(Bad(f"checkpoint-{command}-a-folder", instead(lambda path: path.mkdir())(command), "damaged|not a file|checkpoint")
+    *(Bad(f"checkpoint-{command}-a-folder", instead(lambda path: path.mkdir())(command), r"batch-00000005\.ckpt")
       for command in ("fit", "undo", "export", "log")),
     Bad("checkpoint-text", instead(lambda path: path.write_text("hello"))("validate"), "damaged"),
     Bad("checkpoint-a-link-to-nowhere", instead(lambda path: path.symlink_to("gone"))("fit"), "checkpoint"),

@@ -58,7 +58,8 @@ CASES = [
       for command in ("log", "show", "undo", "report")
       for name, line in [
           ("words", b"not json"), ("list", b"[1]"), ("number", b"7"), ("without-event", b'{"id": "0"}'),
-          ("not-utf-8", b'{"event": "edit", "id": "\xff\xfe"}'), ("half-a-character", b'{"event": "x", "id": "\\ud800"}'),
+          ("not-utf-8", b'{"event": "edit", "id": "\xff\xfe"}'),
+          ("half-a-character", b'{"event": "x", "id": "\\ud800"}'),
       ]),
     *(Bad(f"ledger-{command}-nested", run_with(command, first(b"[" * 200_000)), DAMAGED)
       for command in ("log", "report")),
@@ -82,7 +83,8 @@ CASES = [
       for command in ("undo",)),
     *(Bad(f"ledger-{command}-cut", run_with(command, lambda lines: lines[:4]), r"ledger\.jsonl has \d+ bytes.*put the",
           loads_model=command == "fit") for command in ("undo", "fit")),
-    *(Bad(f"ledger-{command}-gone", run_with(command, lambda _: None), "ledger") for command in ("log", "show", "undo")),
+    *(Bad(f"ledger-{command}-gone", run_with(command, lambda _: None), "ledger")
+      for command in ("log", "show", "undo")),
     Bad("ledger-undo-without-the-edit", run_with("undo", lambda lines: [line.replace(b'"id": "3"', b'"id": "x"')
                                                                         for line in lines]), "does not tell of edit 3"),
 ]  # fmt: skip

@@ -32,7 +32,8 @@ CASES = [
     setting("num_sanity_val_steps", "2", "num_sanity_val_steps is 2.*unedited"),
     *(setting("devices", value, "trainer.*devices") for value in ("0", "-3", "many")),
     *(setting("accelerator", value, f"trainer.*{says}")
-      for value, says in [("gpu", "GPU|CUDA|gpu"), ("cuda", "CUDA"), ("tpu", "torch_xla"), ("mps", "MPS"), ("abacus", "abacus")]),
+      for value, says in [("gpu", "GPU|CUDA|gpu"), ("cuda", "CUDA"), ("tpu", "torch_xla"), ("mps", "MPS"),
+                          ("abacus", "abacus")]),
     setting("strategy", "nonsense", "trainer.*nonsense"),
     setting("num_nodes", "0", "num_nodes"),
     setting("val_check_interval", "0", "val_check_interval"),
