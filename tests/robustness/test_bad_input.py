@@ -49,7 +49,7 @@ def test_it_is_refused_with_what_to_do(bad, world, small_run, tmp_path, monkeypa
         main(given)
     assert left.value.code not in (0, None)
     said = (left.value.code if isinstance(left.value.code, str) else "") + capsys.readouterr().err
-    message = said.strip().rsplit("error: ", 1)[-1]
+    message = re.split(r"^(?:[\w .-]+: )?error: ", said.strip(), flags=re.MULTILINE)[-1]
     assert "Traceback" not in said
     assert len(message.splitlines()) <= 8, message
     assert re.search(bad.says, message, re.DOTALL), message
