@@ -187,6 +187,7 @@ class EditedModel:
         }
         path = root / checkpoints.FOLDER / checkpoints.file_name(batches)
         replace(path, lambda file: torch.save(checkpoint, file))
+        checkpoints.set_newer_aside(path)  # where an earlier checkpoint than the newest was opened
         checkpoints.link_last(path)
         self._run, self._entries = Run(root.resolve(), checkpoint, ledger.size), []
         return path
@@ -338,8 +339,9 @@ def opened(
     stages = Stages(stage_one, stage_two) if stage_one and stage_two else run.stages(trust)
     stages = Stages(stage_one or stages.one, stage_two or stages.two)
     callbacks = run.checkpoint["callbacks"]
-    stages.one.load_state_dict(callbacks["TargetOptimization"])
-    stages.two.load_state_dict(callbacks["WeightUpdate"])
+    with checkpoints.understood("the state of the stages"):
+        stages.one.load_state_dict(callbacks["TargetOptimization"])
+        stages.two.load_state_dict(callbacks["WeightUpdate"])
     moved = {} if pretrained is None else {"pretrained": pretrained}
     editor = Editor.restored(run.checkpoint, trust_remote_code=trust_remote_code, **moved)
     editor.readout = stages.two.readout

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
+from lke_lightning.configuration import NODES, unfolded
 from lke_lightning.edits import EditError
 from lke_lightning.results import UNFINISHED, replace
+from lke_lightning.shapes import lacking
 
 FOLDER, LAST, PATTERN = "checkpoints", "last.ckpt", "batch-*.ckpt"
 
@@ -21,24 +25,30 @@ FORMAT = 2
 """Of what `Editor.on_save_checkpoint` writes; raised whenever this version cannot continue from earlier ones."""
 
 CONTENTS = {
-    "state_dict": dict,
-    "hyper_parameters": dict,
+    "state_dict": dict[str, torch.Tensor],
+    "hyper_parameters": dict[str, Any],
     "global_step": int,
-    "loops": dict,
+    "loops": dict[str, Any],
     "callbacks": {
-        "TargetOptimization": {"contexts": list},
-        "WeightUpdate": {"memory": dict, "statistics": dict},
+        "TargetOptimization": {"contexts": list[str]},
+        "WeightUpdate": {"memory": dict[str, dict[str, torch.Tensor]], "statistics": dict[str, str]},
         "Recorder": {"size": int},
     },
     "editing": {
         "base_hash": str,
-        "layers": list,
-        "chat": dict,
-        "register": {"ids": list, "facts": list, "replaces": list, "groups": list, "states": list},
-        "seconds": dict,
-        "configuration": dict,
-        "stream": {"batch_size": int, "digests": torch.Tensor, "ends": list},
-        "random": {"torch": torch.Tensor, "python": list},
+        "layers": list[int],
+        "chat": dict[str, Any],
+        "register": {
+            "ids": list[str],
+            "facts": list[list[str]],
+            "replaces": list[int | None],
+            "groups": list[int],
+            "states": list[str],
+        },
+        "seconds": dict[str, float],
+        "configuration": dict[str, dict[str, Any]],
+        "stream": {"batch_size": int, "digests": torch.Tensor, "ends": list[int]},
+        "random": {"torch": torch.Tensor, "python": list[Any]},
     },
 }
 """What a checkpoint of an editing run holds at least, and of which type."""
@@ -70,46 +80,80 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def peek(path: Path) -> dict[str, Any]:
-    """Load a checkpoint without reading its tensors into memory, and without comparing checksums.
+    """Load a checkpoint without reading its tensors into memory or comparing their checksums.
 
     Raises:
         EditError: as for `read`, as far as can be seen without reading everything.
     """
+    damage = damage_of(path, with_tensors=False)
+    if damage:
+        raise _damaged(path, damage)
     return _load(path, mmap=True)
 
 
 def _load(path: Path, mmap: bool) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # bytes that are no pickle raise whatever comes first
+        damage = damage_of(path)
+        if damage or not isinstance(error, pickle.UnpicklingError):
+            raise _damaged(path, damage or (str(error).splitlines() or [type(error).__name__])[0]) from error
         raise EditError(
             f"{path} is no checkpoint of an editing run: it holds more than tensors and plain values"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
     if not isinstance(checkpoint, dict) or "editing" not in checkpoint:
         raise EditError(f"{path} is not a checkpoint of an editing run")
     written = checkpoint["editing"].get("format", 1) if isinstance(checkpoint["editing"], dict) else None
     if written != FORMAT:
         raise EditError(
-            f"{path} has the checkpoint format {written}, this version of lke_lightning reads format {FORMAT}: export "
-            "its edits with the version that wrote it, or edit anew"
+            f"{path} has the checkpoint format {written!s:.20}, this version of lke_lightning reads format {FORMAT}: "
+            "export its edits with the version that wrote it, or edit anew"
         )
-    missing = _missing(checkpoint, CONTENTS)
+    missing = lacking(checkpoint, CONTENTS)
     if missing:
-        raise EditError(f"the checkpoint {path} lacks {missing}: it was changed by another program; use another one")
+        raise EditError(
+            f"the checkpoint {path} lacks {missing}, or holds something else there: it was changed by another program; "
+            "use another one"
+        )
+    check_agrees(checkpoint, path)
     return checkpoint
 
 
-def _missing(found: Any, wanted: Any, name: str = "") -> str | None:
-    """Name the first part of a checkpoint that is not there or of another kind than `CONTENTS` says."""
-    if not isinstance(wanted, dict):
-        return None if isinstance(found, wanted) else name
-    if not isinstance(found, dict):
-        return name
-    parts = ((f"{name}.{part}".lstrip("."), part, kind) for part, kind in wanted.items())
-    problems = (path if part not in found else _missing(found[part], kind, path) for path, part, kind in parts)
-    return next((problem for problem in problems if problem), None)
+def check_agrees(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Raise `EditError` where parts of a checkpoint, each of the right type, cannot be of one run."""
+    editing, callbacks = checkpoint["editing"], checkpoint["callbacks"]
+    random, generator = editing["random"], torch.get_rng_state()
+    sound = {
+        "the layers of its memory": {*callbacks["WeightUpdate"]["memory"]} == {*map(str, editing["layers"])},
+        "the length of its ledger": callbacks["Recorder"]["size"] >= 0,
+        "its number of batches": checkpoint["global_step"] >= 0,
+        "its random numbers": (random["torch"].shape, len(random["python"])) == (generator.shape, 3),
+        "its settings": unfolded(checkpoint["hyper_parameters"]) <= NODES,  # that hold themselves, or unfold endlessly
+        "its stages": unfolded(editing["configuration"]) <= NODES,
+    }
+    wrong = [name for name, is_sound in sound.items() if not is_sound]
+    if wrong:
+        raise EditError(
+            f"{wrong[0]} in the checkpoint {path} cannot be: it was changed by another program; use another"
+        )
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Take whatever goes wrong while a part of a checkpoint is taken over for a change by another program.
+
+    Raises:
+        EditError: something does; its message names what.
+    """
+    try:
+        yield
+    except EditError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EditError(
+            f"{what} in the checkpoint cannot be used ({reason}): it was changed by another program; use another one"
+        ) from error
 
 
 def _damaged(path: Path, damage: str) -> EditError:
@@ -118,12 +162,20 @@ def _damaged(path: Path, damage: str) -> EditError:
     return EditError(f"the checkpoint {path} is damaged ({damage}): {offer}")
 
 
-def damage_of(path: Path) -> str | None:
-    """Say what is wrong with the bytes of a checkpoint; `None`: every record has its checksum (CRC-32)."""
+def damage_of(path: Path, with_tensors: bool = True) -> str | None:
+    """Say what is wrong with the bytes of a checkpoint; `None`: its records have their checksums (CRC-32).
+
+    Args:
+        path: the checkpoint.
+        with_tensors: read all of it; otherwise the plain values alone, which are small.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
+            if not with_tensors:
+                archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+                return None
             record = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+    except Exception as error:  # bytes that are no archive raise whatever comes first
         return f"cut short or overwritten: {error}"
     return None if record is None else f"the checksum of {record} is wrong"
 

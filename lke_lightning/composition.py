@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, get_type_hints
 
 from lke_lightning.edits import EditError
+from lke_lightning.shapes import fits
 from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_two.transforms import ReadoutTransform
 from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.stages import Stages
 
@@ -53,23 +55,30 @@ def rebuild(configuration: Mapping[str, Any], trust: Sequence[str] = ()) -> Stag
             "the checkpoint does not say how its stages were made, because they came from Python: use "
             "lke_lightning.resume(folder, stage_one=..., stage_two=...)"
         )
-    one, two = (rebuilt(configuration.get(name) or {}, trust) for name in ("stage_one", "stage_two"))
+    one, two = (_rebuilt(configuration.get(name) or {}, trust) for name in ("stage_one", "stage_two"))
     return Stages(_made(TargetOptimization, one), _made(WeightUpdate, two))
 
 
-def rebuilt(tree: Any, trust: Sequence[str]) -> Any:
-    """Replace every `class_path` with its `init_args`, in a tree of plain values from a file, by an object.
+def rebuild_readout(configuration: Mapping[str, Any], trust: Sequence[str] = ()) -> ReadoutTransform | None:
+    """Make the readout alone that a checkpoint was written with; arguments and errors are those of `rebuild`.
 
-    Raises:
-        EditError: as for `rebuild`.
+    The rest may name text that is not on this machine.
     """
+    readout = _rebuilt(configuration.get("stage_two", {}).get("readout"), trust)
+    if not isinstance(readout, ReadoutTransform | None):
+        raise EditError(f"the checkpoint's readout is of type {type(readout).__name__}: use another checkpoint")
+    return readout
+
+
+def _rebuilt(tree: Any, trust: Sequence[str]) -> Any:
+    """Replace every `class_path` with its `init_args`, in a tree of plain values from a file, by an object."""
     if isinstance(tree, list):
-        return [rebuilt(part, trust) for part in tree]
+        return [_rebuilt(part, trust) for part in tree]
     if not isinstance(tree, dict):
         return tree
     if "class_path" not in tree:
-        return {name: rebuilt(part, trust) for name, part in tree.items()}
-    return _made(_class(str(tree["class_path"]), trust), rebuilt(tree.get("init_args") or {}, trust))
+        return {name: _rebuilt(part, trust) for name, part in tree.items()}
+    return _made(_class(str(tree["class_path"]), trust), _rebuilt(tree.get("init_args") or {}, trust))
 
 
 def _class(path: str, trust: Sequence[str]) -> type:
@@ -81,7 +90,7 @@ def _class(path: str, trust: Sequence[str]) -> type:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise EditError(f"the checkpoint names the class {path!r}, which is not there: {error}") from error
     if not isinstance(found, type) or not (path in trust or found.__module__.startswith(OURS)):
         raise EditError(f"the checkpoint names {path!r} as a class, and it is none of lke_lightning's")
@@ -89,7 +98,11 @@ def _class(path: str, trust: Sequence[str]) -> type:
 
 
 def _made(kind: type, arguments: Any) -> Any:
+    hints = get_type_hints(kind.__init__) if kind.__module__.startswith("lke_lightning.") else {}
     try:
+        wrong = [name for name, value in arguments.items() if name in hints and not fits(value, hints[name])]
+        if wrong:
+            raise TypeError(f"{wrong[0]} cannot be of type {type(arguments[wrong[0]]).__name__}")
         return kind(**arguments)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise EditError(f"the checkpoint's settings of {kind.__name__} do not fit this version: {error}") from error

@@ -63,17 +63,18 @@ def load(text: str) -> Any:
         yaml.YAMLError: it is not YAML, or too much.
     """
     content = _load_yaml(text)
-    if _unfolded(content, {}) > NODES:
+    if unfolded(content) > NODES:
         raise yaml.YAMLError(f"its aliases (*name) unfold to more than {NODES:,} values, or to themselves")
     return content
 
 
-def _unfolded(value: Any, known: dict[int, float]) -> float:
+def unfolded(value: Any, known: dict[int, float] | None = None) -> float:
     """Count values as if nothing were shared; what holds itself counts as infinite."""
+    known = {} if known is None else known
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
         known[id(value)] = float("inf")
         parts = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_unfolded(part, known) for part in parts)
+        known[id(value)] = 1 + sum(unfolded(part, known) for part in parts)
     return known[id(value)]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import lightning
 import torch
@@ -20,6 +19,7 @@ from lke_lightning.distributed import Team
 from lke_lightning.edits import EditBatch, EditError
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
 from lke_lightning.results import replace_folder
+from lke_lightning.shapes import fits, lacking, types_of
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.transforms import ReadoutTransform
 from lke_lightning.stages import Stages
@@ -196,8 +196,20 @@ class Editor(lightning.LightningModule):
             yield
 
     def setup(self, stage: str) -> None:
-        """Find the two stages among the trainer's callbacks, before the model is loaded."""
+        """Find the two stages among the trainer's callbacks, before the model is loaded.
+
+        Raises:
+            EditError: they are not there, or evaluations are further apart than the stream is long.
+        """
         self.stages = Stages.among(self.trainer.callbacks)
+        interval, is_fit = self.trainer.val_check_interval, stage == "fit"
+        if is_fit and isinstance(interval, int) and self.trainer.check_val_every_n_epoch is not None:
+            batches = len(self.trainer.datamodule.batches)
+            if interval > batches:
+                raise EditError(
+                    f"trainer.val_check_interval is {interval} batches, the stream has {batches}: leave it out, the "
+                    "scorecard scores at the end"
+                )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the change, not the language model; record which model, method and stream it belongs to."""
@@ -225,7 +237,15 @@ class Editor(lightning.LightningModule):
             EditError: it does not, with the difference.
         """
         self.configure_model()
-        saved, model = checkpoint["editing"], self.language_model
+        with checkpoints.understood("the state of the run"):
+            self._check_model(checkpoint["editing"])
+            if self._trainer is not None and self.trainer.state.fn == "fit":
+                self._check_run(checkpoint)
+            self.register.load_state_dict(checkpoint["editing"]["register"])
+        self.seconds, self._random = dict(checkpoint["editing"]["seconds"]), checkpoint["editing"]["random"]
+
+    def _check_model(self, saved: Mapping[str, Any]) -> None:
+        model = self.language_model
         if saved["base_hash"] != model.base_hash:
             raise EditError(
                 f"the checkpoint edits another base model (content hash {saved['base_hash']}, {self.pretrained!r} has "
@@ -236,18 +256,25 @@ class Editor(lightning.LightningModule):
         chat = {"chat": self.chat, "system": self.system}
         if saved["chat"] != chat:
             raise EditError(f"the checkpoint asks its prompts with {saved['chat']}, this model is set to {chat}")
-        if self._trainer is not None and self.trainer.state.fn == "fit":
-            if not checkpoint["loops"]:
-                raise EditError("this run was edited from Python: go on with lke_lightning.resume(folder).edit(facts)")
-            check_same_method(saved["configuration"], self.configuration)
-            self.trainer.datamodule.check_continues(saved["stream"])
-            if len(saved["stream"]["digests"]) < len(self.trainer.datamodule.requests):
-                # a finished run whose stream has grown is in the middle of its one epoch again
-                progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-                for counts in (progress["current"], progress["total"]):
-                    counts.update(processed=0, completed=0)
-        self.register.load_state_dict(saved["register"])
-        self.seconds, self._random = dict(saved["seconds"]), saved["random"]
+
+    def _check_run(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is one of this run, and let a finished run whose stream has grown go on."""
+        if not checkpoint["loops"]:
+            raise EditError("this run was edited from Python: go on with lke_lightning.resume(folder).edit(facts)")
+        states = {callback.state_key: callback.state_dict() for callback in self.trainer.callbacks}
+        known = {name: state for name, state in states.items() if name in checkpoint["callbacks"]}
+        present = {"callbacks": known, "loops": {"fit_loop": self.trainer.fit_loop.state_dict()}}
+        missing = lacking(checkpoint, types_of(present))
+        if missing:
+            raise EditError(f"the checkpoint lacks {missing}, or holds something else there: use another one")
+        stream = checkpoint["editing"]["stream"]
+        check_same_method(checkpoint["editing"]["configuration"], self.configuration)
+        self.trainer.datamodule.check_continues(stream)
+        if len(stream["digests"]) < len(self.trainer.datamodule.requests):
+            # a finished run whose stream has grown is in the middle of its one epoch again
+            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+            for counts in (progress["current"], progress["total"]):
+                counts.update(processed=0, completed=0)
 
     @classmethod
     def restored(cls, checkpoint: Mapping[str, Any], **present: Any) -> Editor:
@@ -261,9 +288,10 @@ class Editor(lightning.LightningModule):
             EditError: the checkpoint does not fit this version or this model.
         """
         saved = {name: value for name, value in checkpoint["hyper_parameters"].items() if not name.startswith("_")}
-        unknown = sorted(set(saved) - set(inspect.signature(cls).parameters))
-        if unknown:
-            raise EditError(f"the checkpoint has settings of a model that this version does not know: {unknown}")
+        hints = get_type_hints(cls.__init__)
+        wrong = [name for name, value in saved.items() if name not in hints or not fits(value, hints[name])]
+        if wrong:
+            raise EditError(f"the checkpoint sets {wrong} of the model as this version cannot: use another checkpoint")
         editor = cls(**{**saved, "trust_remote_code": False, **present})
         editor.configuration = dict(checkpoint["editing"]["configuration"])
         editor.on_load_checkpoint(dict(checkpoint))
@@ -273,17 +301,19 @@ class Editor(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Go on with the random numbers of the interrupted run."""
         if self._random:
-            torch.set_rng_state(self._random["torch"])
-            version, state, gauss = self._random["python"]
-            random.setstate((version, tuple(state), gauss))
+            with checkpoints.understood("the state of the random numbers"):
+                torch.set_rng_state(self._random["torch"])
+                version, state, gauss = self._random["python"]
+                random.setstate((version, tuple(state), gauss))
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take the change; nothing but the language model itself may be missing.
 
         Raises:
-            EditError: a delta is missing or unknown.
+            EditError: a delta is missing or unknown, or has another shape.
         """
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        with checkpoints.understood("the change of the weights"):
+            result = super().load_state_dict(state_dict, strict=False, assign=assign)
         missing = [name for name in result.missing_keys if ".network." not in f".{name}"]
         if missing or result.unexpected_keys:
             raise EditError(f"the checkpoint lacks {missing} and has unknown {result.unexpected_keys}")

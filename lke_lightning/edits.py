@@ -98,6 +98,11 @@ def check_number(
         raise EditError(f"{name} is {value}: it has to be a finite number {allowed}".rstrip())
 
 
+def printable(text: str) -> str:
+    """Return a text with its control characters spelled out: a terminal would obey them."""
+    return "".join(repr(part)[1:-1] if unicodedata.category(part) == "Cc" else part for part in text)
+
+
 @dataclass(frozen=True)
 class Probe:
     """A prompt and the answer it should get: a neighbourhood fact or a question that follows from an edit."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lke_lightning import checkpoints
-from lke_lightning.composition import rebuilt
+from lke_lightning.composition import rebuild_readout
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.low_rank import LowRank, approximate
@@ -74,11 +74,9 @@ def load(ckpt_path: str | Path, trust: Sequence[str] = (), trust_remote_code: bo
         EditError: there is none, it is damaged or of something else, or its base model is not there.
     """
     saved = checkpoints.read(checkpoints.find(ckpt_path))
-    # the readout alone: the rest may name text that is not on this machine
-    readout = (saved["editing"]["configuration"].get("stage_two") or {}).get("readout")
-    made = rebuilt(readout, trust)
+    readout = rebuild_readout(saved["editing"]["configuration"], trust)
     editor = Editor.restored(saved, trust_remote_code=trust_remote_code)
-    editor.readout = made
+    editor.readout = readout
     return editor
 
 

@@ -105,8 +105,8 @@ class EditCLI(LightningCLI):
         super().parse_arguments(parser, args)
         given = self.config[self.config.subcommand]
         check_settings(given.trainer)
-        if not isinstance(given.seed_everything, bool) and given.seed_everything < 0:
-            raise EditError(f"seed_everything is {given.seed_everything}: a seed is 0 or more")
+        if not isinstance(given.seed_everything, bool) and not 0 <= given.seed_everything < 2**32:
+            raise EditError(f"seed_everything is {given.seed_everything}: a seed is 0 or more, and below 2^32")
         if self._instead is not None:
             return
         _check_hyperparameters(given)
@@ -129,6 +129,8 @@ class EditCLI(LightningCLI):
                 raise EditError(f"{root} holds a run, and {given.ckpt_path} is of another: name another folder")
         elif fits_alone and checkpoints.newest(root):
             raise EditError(f"{root} holds a run: continue it with --ckpt_path last, or name another folder")
+        if given.ckpt_path is not None:
+            checkpoints.peek(given.ckpt_path)  # before the model is loaded, which may take minutes
         given.ckpt_path, given.weights_only = given.ckpt_path and str(given.ckpt_path), True
 
     def fit(self, **options: Any) -> None:
@@ -154,12 +156,12 @@ class EditCLI(LightningCLI):
             kwargs["logger"] = self._instead is None and CSVLogger(trainer["default_root_dir"])
         plugins = trainer["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
+        more = trainer["callbacks"] if isinstance(trainer["callbacks"], list) else [trainer["callbacks"]]
+        check_order([*(self._get(self.config_init, section) for section in CALLBACKS), *more])
         try:
-            made = super().instantiate_trainer(**kwargs, plugins=[*plugins, checkpoints.SafeCheckpointIO()])
-        except (MisconfigurationException, ValueError, TypeError) as error:
+            return super().instantiate_trainer(**kwargs, plugins=[*plugins, checkpoints.SafeCheckpointIO()])
+        except (MisconfigurationException, ImportError, RuntimeError, ValueError, TypeError) as error:
             raise EditError(f"no trainer can be made of these arguments (trainer): {error}") from error
-        check_order(made.callbacks)
-        return made
 
 
 def run(args: list[str], instead: Instead | None = None) -> None:

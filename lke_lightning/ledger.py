@@ -14,11 +14,23 @@ from filelock import FileLock, Timeout
 
 from lke_lightning.edits import EditError
 from lke_lightning.results import replace
+from lke_lightning.shapes import lacking
 
 NAME, DISCARDED, LOCK = "ledger.jsonl", "ledger.discarded.jsonl", ".lock"
 
 Entry = dict[str, Any]
 """One event: `event` says of what kind it is, `time` (UTC) when it was written."""
+
+_REQUEST = {"id": str, "prompt": str, "subject": str | None, "target": str}
+CONTENTS = {
+    "edit": {**_REQUEST, "number": int, "batch": int, "weight": float},
+    "left_out": {**_REQUEST, "reason": str},
+    "undo": {"id": str, "other": str | None},
+    "redo": {"id": str, "other": str | None},
+    "guard": {"action": str, "measured": dict[str, float]},
+    "batch": {"batch": int, "edits": int, "norm_growth": dict[str, float]},
+}
+"""What an entry holds at least, by its kind, and of which type."""
 
 
 @contextmanager
@@ -99,11 +111,7 @@ class Ledger:
         Raises:
             EditError: the ledger is shorter than that: part of it is gone.
         """
-        if self.size < size:
-            raise EditError(
-                f"{self.path} has {self.size} bytes, the checkpoint was written when it had {size}: it was changed or "
-                "replaced since; put the original back, or continue from a copy of the run"
-            )
+        self._check_length(size)
         if self.size == size:
             return 0
         with self.path.open("r+b") as file:
@@ -118,8 +126,9 @@ class Ledger:
         """Yield the entries in order, those of the first `size` bytes only if given; an unfinished line is left out.
 
         Raises:
-            EditError: a line is not an entry, with its number.
+            EditError: a line is not an entry, with its number; or the ledger is shorter than `size`.
         """
+        self._check_length(size or 0)
         if not self.path.is_file():
             return
         position = 0
@@ -128,13 +137,30 @@ class Ledger:
                 position += len(line)
                 if not line.endswith(b"\n") or (size is not None and position > size):
                     return
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    entry = None
-                if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
+                entry, wrong = _parsed(line)
+                if wrong is not None:
                     raise EditError(
-                        f"line {number} of {self.path} is not an entry of a ledger: the file was damaged or changed; "
-                        "put the original back"
+                        f"{self.path} is damaged: line {number} is not an entry of a ledger ({wrong}); put a whole "
+                        "copy back"
                     )
                 yield entry
+
+    def _check_length(self, size: int) -> None:
+        if self.size < size:
+            raise EditError(
+                f"{self.path} has {self.size} bytes, the checkpoint was written when it had {size}: it was changed or "
+                "replaced since; put the original back, or continue from a copy of the run"
+            )
+
+
+def _parsed(line: bytes) -> tuple[Entry, str | None]:
+    """Return the entry that a line holds, and what is wrong with it, if anything is."""
+    try:
+        entry = json.loads(line)
+        json.dumps(entry, ensure_ascii=False).encode()  # fails for half a character, which cannot be printed
+    except (ValueError, RecursionError):
+        return {}, "not JSON in UTF-8"
+    if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
+        return {}, "no event"
+    wrong = lacking(entry, CONTENTS.get(entry["event"], {}))
+    return entry, wrong and f"{wrong} is missing or of another type"

@@ -48,6 +48,7 @@ ALLOWED: dict[str, tuple[tuple[Any, ...], str]] = {
     "overfit_batches": ((0, 0.0), "use data.limit"),
     "fast_dev_run": ((False, 0), "use data.limit"),
     "barebones": ((False,), "a run needs its callbacks, ledger and checkpoints"),
+    "enable_checkpointing": ((None, True), "a run without checkpoints is had by checkpoint.keep 0"),
     "use_distributed_sampler": ((False,), "the order of edits is data; processes divide each batch"),
     "inference_mode": ((False,), "edits go on after an evaluation"),
     "num_sanity_val_steps": ((0,), "the scorecard scores the unedited model"),
@@ -58,12 +59,18 @@ ALLOWED: dict[str, tuple[tuple[Any, ...], str]] = {
 }  # fmt: skip
 """Settings of a trainer of which only some mean anything for an editor, and what to do instead of the others."""
 
+AT_LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "val_check_interval": 1e-6}
+"""The smallest values of settings that Lightning refuses only after the model was loaded, or divides by."""
+
 
 def check_settings(given: Mapping[str, Any]) -> None:
     """Raise `EditError` where arguments of a trainer would lose edits, make them twice, or mean nothing."""
     for name, (allowed, instead) in ALLOWED.items():
         if name in given and given[name] not in allowed:
             raise EditError(f"trainer.{name} is {given[name]!r}, which an editing run cannot have: {instead}")
+    for name, least in AT_LEAST.items():
+        if isinstance(given.get(name), int | float) and given[name] < least:
+            raise EditError(f"trainer.{name} is {given[name]!r}: it must be at least {least}")
     if given.get("max_steps", -1) in (0, None):
         raise EditError("trainer.max_steps is 0: no batch would be edited; give a number of batches, or -1 for all")
 

@@ -11,6 +11,7 @@ def checkpoint(**parts: Any) -> dict[str, Any]:
     """Return a checkpoint with all that one must have, empty but for `parts`."""
     made = _blank(checkpoints.CONTENTS)
     made["editing"]["format"] = checkpoints.FORMAT
+    made["editing"]["random"] = {"torch": torch.get_rng_state(), "python": [3, [], None]}
     return {**made, **parts}
 
 

@@ -42,7 +42,7 @@ def test_edit_and_revert(tmp_path):
 def test_a_wrong_request_changes_nothing(tmp_path):
     network = tiny_network("gpt2").float()
     original = network.transformer.h[0].mlp.c_proj.weight.clone()
-    with pytest.raises(EditError, match="target is empty"):
+    with pytest.raises(EditError, match="target' is empty"):
         edit(network, tiny_tokenizer(), [*FACTS, {"prompt": "x", "target": ""}], [0], *stages(tmp_path))
     assert torch.equal(network.transformer.h[0].mlp.c_proj.weight, original)
 

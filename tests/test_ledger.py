@@ -12,9 +12,9 @@ def names(ledger, size=None):
 
 def test_entries_come_back_in_order_with_their_time(tmp_path):
     ledger = Ledger(tmp_path)
-    ledger.append([{"event": "edit", "id": "ä"}, {"event": "edit", "id": "2"}])
+    ledger.append([{"event": "note", "id": "ä"}, {"event": "note", "id": "2"}])
     first = ledger.size
-    ledger.append([{"event": "edit", "id": "3"}])
+    ledger.append([{"event": "note", "id": "3"}])
     assert names(ledger) == ["ä", "2", "3"]
     assert names(ledger, first) == ["ä", "2"]
     assert all(entry["time"].endswith("+00:00") for entry in ledger.read())
@@ -22,9 +22,9 @@ def test_entries_come_back_in_order_with_their_time(tmp_path):
 
 def test_what_no_checkpoint_knows_is_cut_out_and_kept_elsewhere(tmp_path):
     ledger = Ledger(tmp_path)
-    ledger.append([{"event": "edit", "id": "1"}])
+    ledger.append([{"event": "note", "id": "1"}])
     size = ledger.size
-    ledger.append([{"event": "edit", "id": "2"}])
+    ledger.append([{"event": "note", "id": "2"}])
     with ledger.path.open("a") as file:
         file.write('{"event": "edi')  # the process died here
     assert names(ledger) == ["1", "2"]
@@ -38,9 +38,9 @@ def test_what_no_checkpoint_knows_is_cut_out_and_kept_elsewhere(tmp_path):
 
 def test_a_fork_takes_the_past_along(tmp_path):
     ledger, fork = Ledger(tmp_path / "a"), Ledger(tmp_path / "b")
-    ledger.append([{"event": "edit", "id": "1"}])
+    ledger.append([{"event": "note", "id": "1"}])
     size = ledger.size
-    ledger.append([{"event": "edit", "id": "2"}])
+    ledger.append([{"event": "note", "id": "2"}])
     fork.path.parent.mkdir()
     fork.begin_with(ledger, size)
     assert names(fork) == ["1"]
@@ -50,11 +50,11 @@ def test_a_fork_takes_the_past_along(tmp_path):
 
 def test_a_line_that_is_no_entry_is_named(tmp_path):
     ledger = Ledger(tmp_path)
-    ledger.append([{"event": "edit", "id": "1"}, {"event": "edit", "id": "2"}])
+    ledger.append([{"event": "note", "id": "1"}, {"event": "note", "id": "2"}])
     for damage in (b"not json", b"[1]", b'{"id": "2"}', b"\xff\xfe"):
         lines = ledger.path.read_bytes().splitlines(keepends=True)
         ledger.path.write_bytes(lines[0] + damage + b"\n")
-        with pytest.raises(EditError, match=r"line 2 of .*is not an entry"):
+        with pytest.raises(EditError, match="line 2 is not an entry"):
             list(ledger.read())
 
 

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lke_lightning import checkpoints
 from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditError
+from lke_lightning.edits import EditError, check_number
 
 
 class RunCheckpoint(Checkpoint):
@@ -48,6 +48,9 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         if keep not in (-1, 0) and keep < 2:
             raise EditError(f"checkpoint.keep is {keep}: at least 2, or -1 for all, or 0 for none")
+        check_number("checkpoint.every_n_train_steps", every_n_train_steps, at_least=0)
+        if train_time_interval is not None:
+            check_number("checkpoint.train_time_interval in seconds", train_time_interval.total_seconds(), above=0)
         self.every_n_train_steps, self.keep = every_n_train_steps, keep
         self.interval = train_time_interval
         self.last_model_path = ""

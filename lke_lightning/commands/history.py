@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lke_lightning import checkpoints
-from lke_lightning.edits import EditError
+from lke_lightning.edits import EditError, printable
 from lke_lightning.ledger import Entry, Ledger
 from lke_lightning.stage_two.register import HOLDS, REPLACED, UNDONE, Register
 
@@ -56,6 +56,8 @@ def log(
     for value, known, option in ((event, EVENTS, "--event"), (state, STATES, "--state")):
         if value not in (None, *known):
             raise EditError(f"{option} {value!r} is unknown: choose one of {', '.join(known)}")
+    if batch is not None and batch < 0:
+        raise EditError(f"--batch is {batch}: batches are counted from 0")
     if last is not None and last < 1:
         raise EditError(f"--last is {last}: ask for at least one entry")
     ledger, register = _open(run)
@@ -81,7 +83,7 @@ def log(
     for name in ("event", "id", "batch", "what", "steps", "stopped by", "success", "state"):
         table.add_column(name, justify="right" if name in ("batch", "steps") else "left", no_wrap=name != "what")
     for entry, now in chosen:
-        table.add_row(*map(escape, (*_row(entry), now)))
+        table.add_row(*(escape(printable(cell)) for cell in (*_row(entry), now)))
     Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
 
 
@@ -101,11 +103,11 @@ def show(run: str, edit: str) -> None:
         raise EditError(f"the ledger of {run} has no edit {edit!r}; `log {run}` lists them")
     console = Console()
     for entry in found:
-        title = escape(f"{entry['event']} {entry.get('id', '')}")
+        title = escape(printable(f"{entry['event']} {entry.get('id', '')}"))
         table = Table(show_header=False, title=title, title_justify="left")
         for name, value in entry.items():
             if name not in ("event", "id"):
-                table.add_row(escape(name), escape(str(value)))
+                table.add_row(*(escape(printable(str(cell))) for cell in (name, value)))
         now = _state(entry, register)
         if now:
             table.add_row("state", now)
@@ -136,7 +138,7 @@ def _state(entry: Entry, register: Register) -> str:
     if entry["event"] != "edit":
         return ""
     number = entry.get("number")
-    is_known = isinstance(number, int) and number < len(register) and register.ids[number] == entry.get("id")
+    is_known = isinstance(number, int) and 0 <= number < len(register) and register.ids[number] == entry.get("id")
     return register.states[number] if is_known else NOT_SAVED
 
 

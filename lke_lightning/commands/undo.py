@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lke_lightning import checkpoints
 from lke_lightning.api import Run, opened
-from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.edits import EditError, EditRequest, printable
 from lke_lightning.evaluation.teacher_forced import score
 from lke_lightning.ledger import locked
 
@@ -77,6 +77,9 @@ def _change(
         register = saved.register()
         (register.to_undo if event == "undo" else register.to_redo)(ids)
         known = {request.id: request for request in saved.requests()}
+        gone = [name for name in ids if name not in known]
+        if gone:
+            raise EditError(f"the ledger in {root} does not tell of edit {gone[0]}: put a whole copy of it back")
         requests = [known[name] for name in ids]
         model = opened(saved, pretrained=pretrained, trust=trust, trust_remote_code=trust_remote_code)
         before = score(model.editor.language_model, requests)
@@ -99,5 +102,6 @@ def _print(
         table.add_column(name, justify="right" if name in ("before", "now") else "left")
     for request, was, now in zip(requests, before, after, strict=True):
         chances = [f"{scores['efficacy'][0, 0].neg().exp().item():.3f}" for scores in (was, now)]
-        table.add_row(*map(escape, (request.id, request.text, request.target, *chances, others[request.id] or "")))
+        cells = (request.id, request.text, request.target, *chances, others[request.id] or "")
+        table.add_row(*(escape(printable(cell)) for cell in cells))
     Console().print(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def _texts(text: str, cannot: str, *source: str, **options: Any) -> Iterator[str
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # which log what they raise as well
     try:
         for number, record in enumerate(load_dataset(*source, split="train", streaming=True, **options), 1):
             if COLUMN not in record:
@@ -113,7 +115,7 @@ def _texts(text: str, cannot: str, *source: str, **options: Any) -> Iterator[str
         raise
     except UnicodeDecodeError as error:
         raise EditError(f"{cannot}: it is not UTF-8 ({error.reason} {error.object[error.start]:#x})") from error
-    except (DatasetGenerationError, OSError, ValueError, EOFError, StopIteration) as error:
+    except (DatasetGenerationError, OSError, RuntimeError, ValueError, EOFError, StopIteration) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise EditError(f"{cannot}: {reason}") from error
 

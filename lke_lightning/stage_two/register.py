@@ -47,7 +47,23 @@ class Register:
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` returned."""
+        """Take what `state_dict` returned.
+
+        Raises:
+            EditError: its lists do not belong together.
+        """
+        count = len(state["ids"])
+        numbers = [number for part in ("replaces", "groups") for number in state[part] if number is not None]
+        if (
+            any(len(part) != count for part in state.values())
+            or any(len(fact) != 2 for fact in state["facts"])
+            or not {*state["states"]} <= {HOLDS, REPLACED, UNDONE}
+            or not all(0 <= number < count for number in numbers)
+        ):
+            raise EditError(
+                "the register of edits in the checkpoint contradicts itself: it was changed by another program; use "
+                "another one"
+            )
         self.ids, self.replaces, self.states = list(state["ids"]), list(state["replaces"]), list(state["states"])
         self.groups = list(state["groups"])
         self.facts = [(subject, relation) for subject, relation in state["facts"]]

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lke_lightning.checkpoints import understood
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError
 from lke_lightning.model.language_model import LanguageModel
@@ -123,9 +124,10 @@ class WeightUpdate(Callback):
                     "the key statistics are not those that this run began with: give stage_two.statistics the same "
                     "text and number of tokens, or the file of that run"
                 )
-            self.memory = {
-                layer: self.solver.completed(self.memory[layer], moment) for layer, moment in moments.items()
-            }
+            with understood("the memory of past edits"):
+                self.memory = {
+                    layer: self.solver.completed(self.memory[layer], moment) for layer, moment in moments.items()
+                }
         else:
             self.memory = {layer: self.solver.init(moment, self.statistics.eigen) for layer, moment in moments.items()}
         self._fingerprints, self._is_ready = fingerprints, True

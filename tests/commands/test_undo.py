@@ -98,6 +98,23 @@ def test_an_undone_run_goes_on(run, small_run, small_world, tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(whole, deltas(run), strict=True))
 
 
+def test_undo_from_an_earlier_checkpoint_leaves_the_later_ones_behind(run):
+    earlier = checkpoints.newest(run).with_name(checkpoints.file_name(4))
+    main(["undo", str(earlier), "--edit", "3"])
+    assert checkpoints.newest(run) == earlier.resolve()
+    assert holding(run) == ["0", "1", "2", "4", "5", "6", "7"]
+    assert Ledger(run).size == state(run)["callbacks"]["Recorder"]["size"]
+
+
+def test_log_of_a_cut_ledger_warns(run, capsys):
+    path = Ledger(run).path
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    main(["log", str(run)])
+    said = capsys.readouterr()
+    assert "entries are missing" in said.err
+    assert "Ana was born in the" in said.out
+
+
 def test_what_cannot_be_is_refused_and_changes_nothing(run):
     before = (checkpoints.newest(run).read_bytes(), Ledger(run).path.read_bytes())
     assert "edit 8 states the same fact" in refused("undo", run, "--edit", "0")

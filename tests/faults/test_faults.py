@@ -191,7 +191,7 @@ def test_a_full_disk_loses_nothing(small_run, whole, tmp_path):
 
 
 def test_a_request_without_finite_numbers_is_left_out_and_the_others_go_on(small_run, small_world, tmp_path):
-    """An embedding of the model is broken, and one subject uses it."""
+    """All weights are finite; what the first block makes of one subject, whose token alone uses a direction, is not."""
     from transformers import AutoTokenizer
 
     network = AutoModelForCausalLM.from_pretrained(small_world / "model")
@@ -201,7 +201,11 @@ def test_a_request_without_finite_numbers_is_left_out_and_the_others_go_on(small
     ) or [None]
     assert broken is not None
     with torch.no_grad():
-        network.get_input_embeddings().weight[broken] = torch.nan
+        embedding, block = network.get_input_embeddings().weight, network.model.layers[0]
+        embedding[:, 0] = 0
+        embedding[broken, 0] = 1
+        block.self_attn.o_proj.weight[0] = 0
+        block.mlp.gate_proj.weight[:, 0] = block.mlp.up_proj.weight[:, 0] = 1e30
     network.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "text.txt").write_text((small_world / "text.txt").read_text().replace("Gus", "Ana"))
@@ -225,7 +229,7 @@ def test_a_poisoned_record_is_named_before_anything_is_edited(small_run, small_w
     lines[5] = json.dumps({"prompt": "{} was born in the", "subject": "Fay", "target": " "})
     (tmp_path / "facts.jsonl").write_text("\n".join(lines))
     message = refused(small_run, tmp_path / "run", "--data.path", str(tmp_path / "facts.jsonl"))
-    assert "the target is empty" in message
+    assert "'target' is empty" in message
     assert "6" in message or "5" in message
     assert checkpoints.newest(tmp_path / "run") is None
 

@@ -13,6 +13,7 @@ from lke_lightning.cli import main
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome", "chrome")
+EDIT = {"event": "edit", "prompt": "A is", "subject": "A", "target": "b", "weight": 1.0}
 KINDS = ("efficacy", "paraphrase", "neighborhood")
 
 
@@ -108,7 +109,15 @@ def test_several_runs_side_by_side(finished, written, tmp_path):
 
 def test_an_unfinished_run_has_a_page_and_says_so(written, tmp_path):
     entries = [
-        {"event": "edit", "id": str(i), "batch": i, "steps": 3, "stopped_by": "MaxSteps", "success_just_after": True}
+        {
+            **EDIT,
+            "number": i,
+            "id": str(i),
+            "batch": i,
+            "steps": 3,
+            "stopped_by": "MaxSteps",
+            "success_just_after": True,
+        }
         for i in range(3)
     ] + [
         {"event": "batch", "batch": i, "edits": 1, "norm_growth": {"3": 1.5 + i}, "time": f"2026-01-01T00:00:0{i}"}

@@ -5,6 +5,7 @@ import pytest
 from lke_lightning.edits import EditError
 from lke_lightning.report.reading import read_all
 
+EDIT = {"event": "edit", "prompt": "A is", "subject": "A", "target": "b", "weight": 1.0}
 KINDS = ("efficacy", "paraphrase", "neighborhood")
 
 
@@ -17,7 +18,7 @@ def section(success, **more):
 
 
 def edit(number, batch, success, **more):
-    return {"event": "edit", "id": str(number), "batch": batch, "steps": 3, "stopped_by": "MaxSteps",
+    return {**EDIT, "number": number, "id": str(number), "batch": batch, "steps": 3, "stopped_by": "MaxSteps",
             "success_just_after": success, **more}  # fmt: skip
 
 

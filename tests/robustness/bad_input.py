@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Place = Callable[[Path, Path], Sequence[str]]
-"""From an empty folder and the small world's folder to the arguments of a command line; makes what they name."""
+"""From an empty folder and the small world's folder, in which `run` is a finished run, to the arguments of a command
+line; makes what they name."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class Bad:
 
     Args:
         name: says what is bad; the test's id.
-        arguments: the command line, or what makes it from (folder, world); see `Place`. `fit` without a model, data
-            and statistics takes those of the small world: give only what is bad.
+        arguments: the command line, or what makes it from (folder, world); see `Place`. `fit` and
+            `validate` without a model, data and statistics take those of the small world: give only what is bad.
         says: a regular expression that the message must match; it should hold the bad value and what to do.
         loads_model: whether only the loaded model can tell; otherwise loading one fails the test.
     """

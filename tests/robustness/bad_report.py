@@ -5,7 +5,8 @@ import json
 from tests.robustness.bad_input import Bad
 
 CARD = {"method": "M", "edits": 2, "final": {"efficacy": {"success": 0.5}}}
-EDIT = {"event": "edit", "id": "0", "batch": 0, "steps": 1, "stopped_by": "MaxSteps"}
+EDIT = {"event": "edit", "number": 0, "id": "0", "prompt": "A is", "subject": "A", "target": "b", "weight": 1.0,
+        "batch": 0, "steps": 1, "stopped_by": "MaxSteps"}  # fmt: skip
 
 
 def _run(folder, name, content):
