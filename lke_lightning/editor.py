@@ -171,8 +171,8 @@ class Editor(lightning.LightningModule):
             with precision:
                 yield
         finally:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            if self.language_model.device.type == "cuda":
+                torch.cuda.synchronize(self.language_model.device)
             self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - start
 
     @contextmanager
