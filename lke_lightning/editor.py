@@ -215,6 +215,7 @@ class Editor(lightning.LightningModule):
             "register": self.register.state_dict(),
             "seconds": dict(self.seconds),
             "configuration": self.configuration,
+            "readout": self.readout and type(self.readout).__name__,
             "random": {"torch": torch.get_rng_state(), "python": _plain(random.getstate())},
         }
 
@@ -246,6 +247,7 @@ class Editor(lightning.LightningModule):
                 progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
                 for counts in (progress["current"], progress["total"]):
                     counts.update(processed=0, completed=0)
+        checkpoint["loops"] = checkpoint["loops"] or None  # Lightning looks into them if there are any
         self.register.load_state_dict(saved["register"])
         self.seconds, self._random = dict(saved["seconds"]), saved["random"]
 

@@ -75,8 +75,13 @@ def load(ckpt_path: str | Path, trust: Sequence[str] = (), trust_remote_code: bo
     """
     saved = checkpoints.read(checkpoints.find(ckpt_path))
     # the readout alone: the rest may name text that is not on this machine
-    readout = (saved["editing"]["configuration"].get("stage_two") or {}).get("readout")
-    made = rebuilt(readout, trust)
+    configuration = saved["editing"]["configuration"]
+    made = rebuilt((configuration.get("stage_two") or {}).get("readout"), trust)
+    if not configuration and saved["editing"].get("readout"):
+        raise EditError(
+            f"the run's readout {saved['editing']['readout']} came from Python: use "
+            "lke_lightning.resume(folder, stage_one=..., stage_two=...).export(output)"
+        )
     editor = Editor.restored(saved, trust_remote_code=trust_remote_code)
     editor.readout = made
     return editor
