@@ -153,8 +153,9 @@ def test_a_model_is_edited_wherever_its_owner_moves_it(begin):
 
 
 def test_nothing_is_printed(small_world, config, capfd, recwarn):
+    edit(*load(str(small_world / "model")), [CYD], config=config)  # key statistics are read once, with a progress bar
     network, tokenizer = load(str(small_world / "model"))
-    capfd.readouterr()  # how transformers loads
+    capfd.readouterr()
     edit(network, tokenizer, [BOB], config=config).edit([ANA]).undo("bob")
     assert capfd.readouterr() == ("", "")
     assert not [str(warning.message) for warning in recwarn if "lightning" in warning.filename]
@@ -363,6 +364,7 @@ ANA_ANEW = {"prompt": "{} plays the", "subject": "Ana", "target": "city"}
 def test_the_command_line_works_on_what_python_saved(begin, small_run, tmp_path, capsys):
     run = str(tmp_path / "run")
     begin([BOB, ANA]).edit([CYD]).save(run)
+    capsys.readouterr()
     main(["log", run, "--as_json", "true"])
     entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(entry["id"], entry["batch"]) for entry in entries] == [("bob", 0), ("ana", 1), ("cyd", 2)]
@@ -374,9 +376,12 @@ def test_the_command_line_works_on_what_python_saved(begin, small_run, tmp_path,
     main(["export", run, "--output", str(tmp_path / "out"), "--format", "merged"])
     merged, left = load(str(tmp_path / "out"))[0], resume(run)
     assert same(merged.state_dict().values(), left.model.state_dict().values())
+    (tmp_path / "facts.jsonl").write_text(json.dumps(BOB) + "\n" + json.dumps(CYD))
     given = [*small_run, "--trainer.default_root_dir", str(tmp_path / "scores"), "--ckpt_path", run]
-    main(["validate", *given[1:]])
-    assert json.loads((tmp_path / "scores" / "scorecard.json").read_text())["edits"] == 3
+    assert "none of the 9 facts of JsonLines is in the weights" in refused("validate", *given[1:])
+    main(["validate", *given[1:], "--data.path", str(tmp_path / "facts.jsonl")])
+    card = json.loads((tmp_path / "scores" / "scorecard.json").read_text())
+    assert card["final"]["efficacy"] == left.score([BOB, CYD])["efficacy"]
     assert "edited from Python: go on with lke_lightning.resume" in refused(*given)
     assert "edited from Python" in refused(*given[:-3], run, "--ckpt_path", "last")
 
