@@ -81,13 +81,13 @@ class Run:
         newest = None if path is None else checkpoints.peek(path)
         if newest is None or newest["callbacks"]["Recorder"]["size"] != self.size:
             raise EditError(
-                f"{self.root} holds another state than the one that was read: an older checkpoint was named, or another "
-                "process has changed the run since; read the newest, or save into another folder"
+                f"{self.root} holds another state than the one that was read: an older checkpoint was named, or "
+                "another process has changed the run since; read the newest, or save into another folder"
             )
 
 
 def check_unused(root: Path) -> None:
-    """Raise `EditError` unless a new run can be written into a folder; what a save that was killed left may be there."""
+    """Raise `EditError` unless a new run can be written into a folder; remains of a killed save may be there."""
     remains = {NAME, DISCARDED, LOCK, checkpoints.FOLDER}
     is_remains = root.is_dir() and {path.name for path in root.iterdir()} <= remains
     if not is_remains or checkpoints.newest(root):

@@ -197,7 +197,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("facts, says", BAD.values(), ids=list(BAD))
+@pytest.mark.parametrize(("facts", "says"), BAD.values(), ids=list(BAD))
 def test_a_wrong_fact_changes_nothing(begin, facts, says):
     model = begin([BOB])
     before, register, known = deltas(model), model.editor.register.state_dict(), dict(model.before)
@@ -415,7 +415,7 @@ def test_stages_given_as_objects_have_to_be_given_again(begin, small_world, tmp_
     capped = stages(small_world, readout=SpectralCap(base=1.2))
     model = begin([BOB], **capped)
     model.save(tmp_path / "run")
-    with pytest.raises(EditError, match="resume\\(folder, stage_one=..., stage_two=...\\)"):
+    with pytest.raises(EditError, match=r"resume\(folder, stage_one=\.\.\., stage_two=\.\.\.\)"):
         resume(tmp_path / "run")
     assert "stage_one=..., stage_two=..." in refused("undo", tmp_path / "run", "--edit", "bob")
     output = tmp_path / "x.safetensors"
