@@ -131,7 +131,8 @@ class EditedModel:
 
     def __repr__(self) -> str:
         """Count the edits."""
-        return f"EditedModel({self.editor.pretrained!r}: {len(self.edited)} of {self.editor.made} edits in the weights)"
+        name = type(self.model).__name__
+        return f"EditedModel({name}: {len(self.edited)} of {self.editor.made} edits in the weights)"
 
     @property
     def model(self) -> nn.Module:

@@ -42,7 +42,9 @@ def config(small_world):
     statistics = {"class_path": "KeyStatistics", "init_args": settings}
     content = {
         "model": {"layers": [0, 1], "method": "mine"},
-        "stage_one": method["stage_one"] | tiny["stage_one"] | {"max_steps": 10, "contexts": {"templates": ["Ana. {}"]}},
+        "stage_one": method["stage_one"]
+        | tiny["stage_one"]
+        | {"max_steps": 10, "contexts": {"templates": ["Ana. {}"]}},
         "stage_two": method["stage_two"] | tiny["stage_two"] | {"statistics": statistics},
     }
     (small_world / "method.yaml").write_text(yaml.safe_dump(content))
@@ -73,7 +75,11 @@ def statistics_of(small_world):
 def stages(small_world, solver=None, **options):
     solver = solver or LeastSquares([BaseStatistics(0.1), NormPenalty(0.01)], PastEdits())
     update = WeightUpdate(solver, statistics=statistics_of(small_world), **options)
-    return {"stage_one": TargetOptimization(space=NormBall(5.0), contexts=ContextTemplates(templates=[]), max_steps=10), "stage_two": update, "layers": [0, 1]}
+    return {
+        "stage_one": TargetOptimization(space=NormBall(5.0), contexts=ContextTemplates(templates=[]), max_steps=10),
+        "stage_two": update,
+        "layers": [0, 1],
+    }
 
 
 def weights(network):
