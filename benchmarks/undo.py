@@ -16,30 +16,30 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import harness
-from lke_lightning.api import EditResult, edit
+from lke_lightning import EditedModel, edit
 from lke_lightning.data.formats import DemoWorld
 from lke_lightning.edits import EditRequest
 from lke_lightning.evaluation.teacher_forced import continuation_nll
 from lke_lightning.model.language_model import resolve
 
 
-def says(result: EditResult, requests: Sequence[EditRequest], answers: Sequence[str]) -> Tensor:
+def says(result: EditedModel, requests: Sequence[EditRequest], answers: Sequence[str]) -> Tensor:
     """Tell for each request whether the model's first choice is the answer, token by token, (requests,) bool."""
     asked = list(zip((request.text for request in requests), answers, strict=True))
     return continuation_nll(result.editor.language_model, asked)[1]
 
 
-def prefers(result: EditResult, requests: Sequence[EditRequest]) -> float:
+def prefers(result: EditedModel, requests: Sequence[EditRequest]) -> float:
     """Return the share of requests after which the old answer is more probable than the edit's target."""
     asked = [(request.text, answer) for request in requests for answer in (request.original, request.target)]
     nll, _ = continuation_nll(result.editor.language_model, asked)
     return (nll[::2] < nll[1::2]).double().mean().item()
 
 
-def error(result: EditResult) -> float:
+def error(result: EditedModel) -> float:
     """Return the largest relative distance of a change to the solution from the keys and values that count alone."""
     largest = 0.0
-    for layer, memory in result.stage_two.memory.items():
+    for layer, memory in result.stages.two.memory.items():
         keys, changes = (memory[name][memory["counts"]].double() for name in ("keys", "changes"))
         expected = torch.linalg.solve(memory["gram"] + keys.T @ keys, keys.T @ changes).T
         found = result.editor.language_model.weight(layer).delta
@@ -47,7 +47,7 @@ def error(result: EditResult) -> float:
     return largest
 
 
-def edited(dtype: str, requests: Sequence[EditRequest], batch_size: int) -> EditResult:
+def edited(dtype: str, requests: Sequence[EditRequest], batch_size: int) -> EditedModel:
     """Edit the demo model."""
     folder = resolve("demo")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))

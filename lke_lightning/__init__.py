@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lke_lightning.api import EditResult as EditResult
+    from lke_lightning.api import EditedModel as EditedModel
     from lke_lightning.api import edit as edit
+    from lke_lightning.api import resume as resume
     from lke_lightning.editor import Editor as Editor
     from lke_lightning.edits import EditError as EditError
     from lke_lightning.edits import EditRequest as EditRequest
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "EditError": "edits",
     "EditRequest": "edits",
-    "EditResult": "api",
+    "EditedModel": "api",
     "Editor": "editor",
     "Probe": "edits",
     "edit": "api",
+    "resume": "api",
 }
 
-__all__ = ["EditError", "EditRequest", "EditResult", "Editor", "Probe", "edit"]
+__all__ = ["EditError", "EditRequest", "EditedModel", "Editor", "Probe", "edit", "resume"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,56 +1,149 @@
-"""Edit a model that is already loaded, or go on with a run, from Python: the engine of the command line."""
+"""Edit a model that is already loaded, and go on editing it, from Python; the same stages as in a run of `fit`."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import Callback, Trainer
+from torch import nn
 
-from lke_lightning import checkpoints, export
-from lke_lightning.callbacks.recording import FIELDS, entries_of
-from lke_lightning.callbacks.scorecard import Scorecard
-from lke_lightning.composition import compose, rebuild
+from lke_lightning import checkpoints, export, run_folder
+from lke_lightning.callbacks.recording import entries_of
+from lke_lightning.composition import compose
 from lke_lightning.configuration import find, read
-from lke_lightning.data import RequestList
-from lke_lightning.data.own_facts import own_request
+from lke_lightning.data import own_request
+from lke_lightning.data.records import naming
 from lke_lightning.editor import Editor
-from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.edits import EditBatch, EditError, EditRequest, check_list, check_number
 from lke_lightning.evaluation.summary import summarize
-from lke_lightning.evaluation.teacher_forced import score
-from lke_lightning.ledger import Entry, Ledger, locked
-from lke_lightning.results import replace
+from lke_lightning.evaluation.teacher_forced import Scores, score
+from lke_lightning.ledger import Entry, locked
+from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.run_folder import BATCH_SIZE, Run
 from lke_lightning.stage_one.optimization import TargetOptimization
-from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.stages import Stages
-from lke_lightning.trainer import SETTINGS
 
 Fact = EditRequest | dict[str, Any]
 """An edit; as a dict it has the fields of a record of `JsonLines`."""
 
 
+def edit(
+    model: nn.Module,
+    tokenizer: Any,
+    facts: Sequence[Fact],
+    layers: list[int] | None = None,
+    stage_one: TargetOptimization | None = None,
+    stage_two: WeightUpdate | None = None,
+    batch_size: int = BATCH_SIZE,
+    config: str | Path = "method/encore.yaml",
+) -> EditedModel:
+    """Edit a loaded causal language model in place, on the device where it is.
+
+    Args:
+        model: what `AutoModelForCausalLM.from_pretrained` returns; it stays in evaluation mode, its weights frozen.
+        tokenizer: its tokenizer.
+        facts: edits, or dicts with the fields that a line of a JSON Lines file has: `prompt`, `target` and the optional
+            ones; the subject may be spelled out in the prompt or marked there by `{}`.
+        layers: layers to edit, ascending; `None`: those of `config`, else those that the model's own configuration
+            names as `edit_layers`.
+        stage_one: how targets are found, not used before; default: as `config` says.
+        stage_two: how they are written, not used before; default: as `config` says.
+        batch_size: edits of one step.
+        config: a YAML file with the sections `stage_one`, `stage_two` and perhaps `model`: a path, or a name below
+            `configs/` such as `method/rect.yaml`, which have the hyperparameters of the demo model; those of others are
+            written by `python -m lke_lightning published METHOD MODEL --output FILE`. It is trusted.
+
+    Raises:
+        EditError: a fact or the model cannot be edited with; the model is what it was then, as after any error.
+    """
+    configuration = read(find(config))
+    stages, written = compose(configuration)
+    section = configuration.get("model") or {}
+    if stage_one or stage_two:
+        stages, written = Stages(stage_one or stages.one, stage_two or stages.two), {}
+        section = {**section, "method": "stages of your own"}
+    if stages.one.contexts or stages.two.memory:
+        raise EditError("these stages know the edits of another model: make a stage_one and a stage_two for this one")
+    options = {name: section[name] for name in ("matrix", "chat", "system", "method") if name in section}
+    editor = Editor.around(model, tokenizer, layers or section.get("layers"), **options)
+    editor.configuration = written
+    return EditedModel(editor, stages, batch_size).edit(facts)
+
+
+def resume(
+    folder: str | Path | Run,
+    stage_one: TargetOptimization | None = None,
+    stage_two: WeightUpdate | None = None,
+    pretrained: str | None = None,
+    trust: Sequence[str] = (),
+    trust_remote_code: bool = False,
+) -> EditedModel:
+    """Open a run's folder, with the memory of its edits; `save` writes what changes back into it.
+
+    The model is loaded on the CPU; `resume(folder).model.to("cuda")` moves it.
+
+    Args:
+        folder: what `fit` or `EditedModel.save` wrote, or one of its checkpoints.
+        stage_one: how targets are found; default: as in the run.
+        stage_two: how they are written, made as in the run; default: as in the run.
+        pretrained: where the unedited model is now, if it has moved.
+        trust: paths of classes outside of this package that the run's stages may be made of.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        EditError: there is no such run, it is damaged, or its model or key statistics are not what they were.
+    """
+    run = folder if isinstance(folder, Run) else Run.read(folder)
+    one, two = stage_one, stage_two
+    if one is None or two is None:
+        made = run.stages(trust)
+        one, two = one or made.one, two or made.two
+    with checkpoints.understood("the state of the stages"):
+        one.load_state_dict(run.checkpoint["callbacks"]["TargetOptimization"])
+        two.load_state_dict(run.checkpoint["callbacks"]["WeightUpdate"])
+    moved = {} if pretrained is None else {"pretrained": pretrained}
+    editor = Editor.restored(run.checkpoint, trust_remote_code=trust_remote_code, **moved)
+    two.prepare(editor.language_model)
+    return EditedModel(editor, Stages(one, two), run.checkpoint["editing"]["stream"]["batch_size"], run)
+
+
 class EditedModel:
     """A language model under lifelong editing, with the memory of its edits; `edit` and `resume` make it.
 
-    The model that `edit` was given is edited in place.
+    Whatever fails or is interrupted, the model and its memory are what they were before the call.
     """
 
     def __init__(self, editor: Editor, stages: Stages, batch_size: int, run: Run | None = None) -> None:
         self.editor, self.stages, self.batch_size = editor, stages, batch_size
         self.before: dict[str, Any] = {}
-        """Scores of the unedited model on the facts of the last `edit`, as in the scorecard."""
+        """Scores of the unedited model on the facts that the last `edit` wrote, as in the scorecard."""
         self.after: dict[str, Any] = {}
         """Scores of the edited model on them."""
+        editor.readout = stages.two.readout
         self._run = run
         """The run's folder as it was read or written last; `None`: there is none yet."""
         self._entries: list[Entry] = []
         """What the ledger is to be told of what happened since."""
-        self._requests = [] if run is None else run.requests()
+        self._requests = {} if run is None else {request.id: request for request in run.requests()}
+
+    def __repr__(self) -> str:
+        """Count the edits."""
+        name = type(self.model).__name__
+        return f"EditedModel({name}: {len(self.edited)} of {self.editor.made} edits in the weights)"
+
+    @property
+    def model(self) -> nn.Module:
+        """The transformers model; it may be moved to another device."""
+        return self.editor.language_model.network
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return self.editor.language_model.text.tokenizer
 
     @property
     def edited(self) -> list[str]:
@@ -65,73 +158,58 @@ class EditedModel:
             batch_size: edits of one step; default: as before.
 
         Raises:
-            EditError: a fact cannot be edited, or its id was used before; the model is what it was then, as after any
-                error.
+            EditError: a fact cannot be edited, or its id was used before.
         """
-        editor, count = self.editor, len(self._requests)
-        requests = [_request(count + i, fact) for i, fact in enumerate(facts)]
-        known = {request.id for request in self._requests}
-        twice = next((request.id for request in requests if request.id in known), None)
-        if twice is not None:
-            raise EditError(f"the id {twice!r} was used before: give this edit another")
-        self.batch_size = batch_size or self.batch_size
-        scorecard, notes = Scorecard(report=False), _Notes(self._batches)
-        trainer = Trainer(
-            **SETTINGS,
-            callbacks=[self.stages.one, self.stages.two, scorecard, notes],
-            accelerator="cuda" if editor.language_model.device.type == "cuda" else "cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            default_root_dir=tempfile.gettempdir(),
-        )
-        mark = self.stages.two.mark(editor.language_model, editor.register)
-        try:
-            trainer.fit(editor, datamodule=RequestList(requests, self.batch_size))
-        except BaseException:  # also an interrupted notebook cell: the model is not left half edited
-            self.stages.two.roll_back(editor.language_model, editor.register, mark)
-            raise
-        self._requests += requests
-        self._entries += notes.entries
-        self.before, self.after = summarize(scorecard.unedited.values()), summarize(scorecard.final.values())
+        size = self.batch_size if batch_size is None else batch_size
+        check_number("batch_size", size, at_least=1)
+        requests = _read(facts, self.editor.register.ids)
+        entries: list[Entry] = []
+        with self._all_or_nothing() as model:
+            self.stages.prepare(model, requests)
+            with self.editor.as_unedited():
+                before = self._score(requests)
+            first = sum(entry["event"] == "batch" for entry in self._entries) + (self._run.batches if self._run else 0)
+            for number, start in enumerate(range(0, len(requests), size), first):
+                entries += self._edit_batch(model, EditBatch.of(requests[start : start + size]), number)
+            after = self._score([request for request in requests if request.id in set(self.edited)])
+        self.before, self.after = summarize([before[name] for name in after]), summarize(after.values())
+        self.batch_size = size
+        self._entries += entries
+        self._requests |= {request.id: request for request in requests}
         return self
 
-    def undo(self, *ids: str) -> dict[str, str | None]:
+    def undo(self, *ids: str | int) -> dict[str, str | None]:
         """Take edits back, exactly, as if they had never been made; returns which earlier edit each brings back.
 
         Raises:
-            EditError: one of them is not in the weights, or the method has no exact undo; nothing is changed then.
+            EditError: one of them is not in the weights, or the method has no exact undo.
         """
         return self._change("undo", self.stages.two.undo, ids)
 
-    def redo(self, *ids: str) -> dict[str, str | None]:
+    def redo(self, *ids: str | int) -> dict[str, str | None]:
         """Write edits again that were undone or replaced; returns which edit each takes the place of.
 
         Raises:
-            EditError: one of them is in the weights already; nothing is changed then.
+            EditError: one of them is in the weights already, or the method has no exact undo.
         """
         return self._change("redo", self.stages.two.redo, ids)
 
     def revert(self) -> None:
         """Give the model its unedited weights back, bit for bit, by any method; all edits count as undone."""
         gone = self.edited
-        self.stages.two.revert(self.editor.language_model, self.editor.register)
+        with self._all_or_nothing() as model:
+            self.stages.two.revert(model, self.editor.register)
         self._entries += [{"event": "undo", "id": name, "other": None} for name in gone]
 
     def score(self, facts: Sequence[Fact] | None = None) -> dict[str, Any]:
         """Score the model as it is now, as in the scorecard.
 
         Args:
-            facts: what is asked; default: all edits that are in the weights.
+            facts: what is asked; default: all edits that are in the weights. Of those that `resume` has read, the
+                folder knows the edited prompts alone.
         """
-        if facts is None:
-            holding = set(self.edited)
-            requests = [request for request in self._requests if request.id in holding]
-        else:
-            requests = [_request(i, fact) for i, fact in enumerate(facts)]
-        with self.editor.as_read(), self.editor.working("evaluation"):
-            return summarize(score(self.editor.language_model, requests))
+        holding = [self._requests[name] for name in self.edited]
+        return summarize(self._score(holding if facts is None else _read(facts)).values())
 
     def export(
         self, output: str | Path, format: str = "merged", rank: int | None = None, tolerance: float | None = None
@@ -140,214 +218,97 @@ class EditedModel:
 
         Arguments and errors are those of `python -m lke_lightning export`.
         """
+        self._follow()
         export.write(self.editor, Path(output), format, rank, tolerance)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, keep: int = 2) -> None:
         """Write a run's folder, for `resume` and for the commands `log`, `show`, `undo`, `redo`, `export`.
 
         Args:
-            folder: the folder that `resume` opened, or one that does not exist or is empty.
+            folder: the folder that was opened or written before, or one that does not exist or is empty.
+            keep: how many checkpoints stay there, the newest; -1 for all of them.
 
         Raises:
-            EditError: the folder holds something else, or cannot be written.
+            EditError: the folder holds something else, was changed by others since, or cannot be written.
         """
+        if keep != -1:
+            check_number("keep", keep, at_least=1)
         root = Path(folder)
-        if not self._is_home(root) and root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise EditError(f"{root} exists and is not empty: choose another folder")
+        known = self._run if self._run and self._run.root == root.resolve() else None
+        if known is None:
+            run_folder.check_unused(root)
         with locked(root):
-            self.write_into(root)
+            if known is not None:
+                known.check_newest()
+            path = self.write_into(root)
+            if keep != -1:
+                checkpoints.keep_newest(path.parent, keep)
 
     def write_into(self, root: Path) -> Path:
-        """Write ledger and checkpoint into a run's folder that this process has locked, and return the checkpoint.
+        """Write into a run's folder that this process has locked, and return the checkpoint; see `save`."""
+        self._run = run_folder.write(root, self._run, self.editor, self.stages, self._entries, self.batch_size)
+        self._entries = []
+        return self._run.path
 
-        The ledger comes first: entries that no checkpoint knows of are known not to have happened.
-        """
-        ledger, earlier = Ledger(root), self._run.checkpoint if self._run else {}
-        if self._run and not self._is_home(root):
-            ledger.begin_with(Ledger(self._run.root), self._run.size)
-        ledger.cut(self._run.size if self._run else 0)
-        ledger.append(self._entries)
-        batches = self._batches
-        is_extended = any(entry["event"] == "batch" for entry in self._entries)
-        state, editing = self.editor.saved()
-        checkpoint = {
-            **earlier,
-            "state_dict": state,
-            "hyper_parameters": dict(self.editor.hparams),
-            "global_step": batches,
-            # loops count the batches of one stream, of which edits made from Python are no part
-            "loops": {} if is_extended else earlier.get("loops", {}),
-            "callbacks": {
-                **earlier.get("callbacks", {}),
-                "TargetOptimization": self.stages.one.state_dict(),
-                "WeightUpdate": self.stages.two.state_dict(),
-                "Recorder": {"size": ledger.size},
-            },
-            "editing": {**editing, "stream": earlier["editing"]["stream"] if earlier else NO_STREAM},
-        }
-        path = root / checkpoints.FOLDER / checkpoints.file_name(batches)
-        replace(path, lambda file: torch.save(checkpoint, file))
-        checkpoints.set_newer_aside(path)  # where an earlier checkpoint than the newest was opened
-        checkpoints.link_last(path)
-        self._run, self._entries = Run(root.resolve(), checkpoint, ledger.size), []
-        return path
+    def _edit_batch(self, model: LanguageModel, batch: EditBatch, number: int) -> list[Entry]:
+        editor = self.editor
+        with editor.working("stage_one"):
+            editor.step = self.stages.one.aim(model, batch)
+        with editor.working("stage_two"):
+            self.stages.two.write(model, editor.step, editor.register)
+        editor.step.scores = self._score(editor.step.requests)
+        return entries_of(editor, number)
 
-    def _is_home(self, root: Path) -> bool:
-        return self._run is not None and self._run.root == root.resolve()
-
-    @property
-    def _batches(self) -> int:
-        """How many batches were edited."""
-        earlier = self._run.checkpoint["global_step"] if self._run else 0
-        return earlier + sum(entry["event"] == "batch" for entry in self._entries)
+    def _score(self, requests: Sequence[EditRequest]) -> dict[str, Scores]:
+        self._follow()
+        with self.editor.working("evaluation"), self.editor.as_read():
+            scored = score(self.editor.language_model, requests) if requests else []
+        return {request.id: scores for request, scores in zip(requests, scored, strict=True)}
 
     def _change(
-        self, event: str, change: Callable[..., dict[str, str | None]], ids: Sequence[str]
+        self, event: str, change: Callable[..., dict[str, str | None]], ids: Sequence[str | int]
     ) -> dict[str, str | None]:
-        others = change(self.editor.language_model, self.editor.register, list(dict.fromkeys(ids)))
+        names = list(dict.fromkeys(map(str, ids)))
+        with self._all_or_nothing() as model:
+            others = change(model, self.editor.register, names)
         self._entries += [{"event": event, "id": name, "other": other} for name, other in others.items()]
         return others
 
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[LanguageModel]:
+        """Take back what was done to the model and its memory where it is not finished, as in an interrupted cell."""
+        self._follow()
+        model, register, stages = self.editor.language_model, self.editor.register, self.stages
+        contexts, mark = stages.one.state_dict(), stages.two.mark(model, register)
+        try:
+            yield model
+        except BaseException:
+            stages.two.roll_back(model, register, mark)
+            stages.one.load_state_dict(contexts)
+            raise
 
-@dataclass(frozen=True)
-class Run:
-    """A run's folder as its newest checkpoint knows it."""
-
-    root: Path
-    checkpoint: dict[str, Any]
-    size: int
-    """How long the ledger was, in bytes."""
-
-    @classmethod
-    def read(cls, folder: str | Path) -> Run:
-        """Read the newest checkpoint of a run.
-
-        Raises:
-            EditError: there is none, or it is damaged or in another format.
-        """
-        path = checkpoints.find(folder)
-        checkpoint = checkpoints.read(path)
-        return cls(path.parents[1], checkpoint, checkpoint["callbacks"]["Recorder"]["size"])
-
-    def register(self) -> Register:
-        """Return the edits that were made, and which of them hold."""
-        register = Register()
-        register.load_state_dict(self.checkpoint["editing"]["register"])
-        return register
-
-    def stages(self, trust: Sequence[str] = ()) -> Stages:
-        """Make the run's stages again; see `rebuild`."""
-        return rebuild(self.checkpoint["editing"]["configuration"], trust)
-
-    def requests(self) -> list[EditRequest]:
-        """Return the edits of the ledger, without what they were scored on.
-
-        Raises:
-            EditError: the ledger is damaged.
-        """
-        entries = (entry for entry in Ledger(self.root).read(self.size) if entry["event"] == "edit")
-        return [EditRequest(id=entry["id"], **{name: entry.get(name) for name in FIELDS}) for entry in entries]
+    def _follow(self) -> None:
+        """Bring the change of the weights to where the model is, which its owner may have moved."""
+        for weight in self.editor.language_model.edited.values():
+            weight.to(weight.matrix.weight.device)
 
 
-NO_STREAM = {"batch_size": 0, "digests": torch.zeros(0, dtype=torch.int64), "ends": []}
-"""The stream of a run that was made from Python."""
-
-
-class _Notes(Callback):
-    """Keeps the entries for the ledger of one call of `edit`."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-        self.entries: list[Entry] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, *_: Any) -> None:
-        """Note what the batch did."""
-        self.entries += entries_of(pl_module, self.first + trainer.global_step - 1)
-
-
-def edit(
-    model: Any,
-    tokenizer: Any,
-    facts: Sequence[Fact],
-    layers: list[int] | None = None,
-    stage_one: TargetOptimization | None = None,
-    stage_two: WeightUpdate | None = None,
-    batch_size: int = 100,
-    config: str | Path = "method/encore.yaml",
-) -> EditedModel:
-    """Edit a loaded causal language model in place.
-
-    Args:
-        model: what `AutoModelForCausalLM.from_pretrained` returns.
-        tokenizer: its tokenizer.
-        facts: edits, or dicts with the fields that a line of a JSON Lines file has: `prompt`, `target` and the optional
-            ones; the subject may be spelled out in the prompt or marked there by `{}`.
-        layers: layers to edit, ascending; `None`: those of `config`, else those that the model's own configuration
-            names as `edit_layers`.
-        stage_one: how targets are found; default: as `config` says.
-        stage_two: how they are written; default: as `config` says.
-        batch_size: edits of one step.
-        config: a YAML file with the sections `stage_one`, `stage_two` and perhaps `model.layers`: a path, or a name
-            below `configs/` such as `method/rect.yaml`, which have the hyperparameters of the demo model; those of
-            others are written by `python -m lke_lightning published METHOD MODEL --output FILE`. It is trusted.
+def _read(facts: Sequence[Fact], used: Sequence[str] = ()) -> list[EditRequest]:
+    """Turn facts into requests; those without an id are numbered, from the count of the ids that are used on.
 
     Raises:
-        EditError: a fact or the model cannot be edited with; the model is what it was then, as after any error.
+        EditError: there are none, one is no fact, or an id was used before.
     """
-    configuration = read(find(config))
-    stages, written = compose(configuration)
-    if stage_one or stage_two:
-        stages, written = Stages(stage_one or stages.one, stage_two or stages.two), {}
-    editor = Editor.around(model, tokenizer, layers or configuration.get("model", {}).get("layers"))
-    editor.configuration = written
-    return EditedModel(editor, stages, batch_size).edit(facts)
-
-
-def resume(
-    folder: str | Path,
-    stage_one: TargetOptimization | None = None,
-    stage_two: WeightUpdate | None = None,
-    pretrained: str | None = None,
-    trust: Sequence[str] = (),
-    trust_remote_code: bool = False,
-) -> EditedModel:
-    """Open a run's folder, with the memory of its edits; `save` writes what changes back into it.
-
-    Args:
-        folder: what `fit` or `EditedModel.save` wrote, or one of its checkpoints.
-        stage_one: how targets are found; default: as in the run.
-        stage_two: how they are written, made as in the run; default: as in the run.
-        pretrained: where the unedited model is now, if it has moved.
-        trust: paths of classes outside of this package that the run's stages may be made of.
-        trust_remote_code: run code that comes with the model.
-
-    Raises:
-        EditError: there is no such run, it is damaged, or its model or key statistics are not what they were.
-    """
-    return opened(Run.read(folder), stage_one, stage_two, pretrained, trust, trust_remote_code)
-
-
-def opened(
-    run: Run,
-    stage_one: TargetOptimization | None = None,
-    stage_two: WeightUpdate | None = None,
-    pretrained: str | None = None,
-    trust: Sequence[str] = (),
-    trust_remote_code: bool = False,
-) -> EditedModel:
-    """Load the model of a run that was read; see `resume`."""
-    stages = Stages(stage_one, stage_two) if stage_one and stage_two else run.stages(trust)
-    stages = Stages(stage_one or stages.one, stage_two or stages.two)
-    callbacks = run.checkpoint["callbacks"]
-    with checkpoints.understood("the state of the stages"):
-        stages.one.load_state_dict(callbacks["TargetOptimization"])
-        stages.two.load_state_dict(callbacks["WeightUpdate"])
-    moved = {} if pretrained is None else {"pretrained": pretrained}
-    editor = Editor.restored(run.checkpoint, trust_remote_code=trust_remote_code, **moved)
-    editor.readout = stages.two.readout
-    stages.two.prepare(editor.language_model)
-    return EditedModel(editor, stages, run.checkpoint["editing"]["stream"]["batch_size"] or 100, run)
-
-
-def _request(number: int, fact: Fact) -> EditRequest:
-    return fact if isinstance(fact, EditRequest) else own_request(fact, number)
+    requests: dict[str, EditRequest] = {}
+    taken = set(used)
+    for i, fact in enumerate(check_list(facts, "facts", lambda fact, _: fact)):
+        with naming("facts", i):
+            free = (n for n in itertools.count(len(used) + i) if str(n) not in taken)
+            request = fact if isinstance(fact, EditRequest) else own_request(fact, next(free))
+            if request.id in taken:
+                raise EditError(f"the id {request.id!r} was used before: give this edit another")
+        requests[request.id] = request
+        taken.add(request.id)
+    if not requests:
+        raise EditError("facts is empty: give at least one")
+    return list(requests.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, get_type_hints
@@ -25,6 +26,9 @@ def compose(configuration: Mapping[str, Any]) -> tuple[Stages, dict[str, Any]]:
 
     Returns:
         The stages, and the two sections with everything that the configuration left to defaults.
+
+    Raises:
+        EditError: they cannot be made, with the reason.
     """
     from jsonargparse import ArgumentParser
 
@@ -34,8 +38,14 @@ def compose(configuration: Mapping[str, Any]) -> tuple[Stages, dict[str, Any]]:
     parser.link_arguments("stage_one.reference_quirks", "stage_two.reference_quirks")
     # a copy, because parsing replaces parts of what it is given
     given = {name: copy.deepcopy(configuration.get(name) or {}) for name in ("stage_one", "stage_two")}
-    parsed = parser.parse_object(given)
-    made = parser.instantiate(parsed)
+    try:
+        parsed = parser.parse_object(given)
+        made = parser.instantiate(parsed)
+    except (ArgumentError, TypeError, ValueError) as error:
+        reason: BaseException | None = error
+        while reason is not None and not isinstance(reason, EditError):  # what a part says of itself is wrapped
+            reason = reason.__cause__ or reason.__context__
+        raise EditError(str(reason) if reason else f"no stages can be made of the configuration: {error}") from error
     return Stages(made.stage_one, made.stage_two), parsed.as_dict()
 
 
@@ -85,7 +95,7 @@ def _class(path: str, trust: Sequence[str]) -> type:
     if not path.startswith(OURS) and path not in trust:
         raise EditError(
             f"the checkpoint names the class {path!r}, which is no part of lke_lightning; if you trust it, allow it "
-            f"with --trust {path}"
+            f"with --trust {path}, in Python trust=[{path!r}]"
         )
     module, _, name = path.rpartition(".")
     try:

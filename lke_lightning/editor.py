@@ -171,8 +171,8 @@ class Editor(lightning.LightningModule):
             with precision:
                 yield
         finally:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            if self.language_model.device.type == "cuda":
+                torch.cuda.synchronize(self.language_model.device)
             self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - start
 
     @contextmanager
@@ -227,6 +227,7 @@ class Editor(lightning.LightningModule):
             "register": self.register.state_dict(),
             "seconds": dict(self.seconds),
             "configuration": self.configuration,
+            "readout": self.readout and type(self.readout).__name__,
             "random": {"torch": torch.get_rng_state(), "python": _plain(random.getstate())},
         }
 
@@ -241,6 +242,7 @@ class Editor(lightning.LightningModule):
             self._check_model(checkpoint["editing"])
             if self._trainer is not None and self.trainer.state.fn == "fit":
                 self._check_run(checkpoint)
+            checkpoint["loops"] = checkpoint["loops"] or None  # Lightning looks into them if there are any
             self.register.load_state_dict(checkpoint["editing"]["register"])
         self.seconds, self._random = dict(checkpoint["editing"]["seconds"]), checkpoint["editing"]["random"]
 

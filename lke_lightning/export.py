@@ -74,7 +74,13 @@ def load(ckpt_path: str | Path, trust: Sequence[str] = (), trust_remote_code: bo
         EditError: there is none, it is damaged or of something else, or its base model is not there.
     """
     saved = checkpoints.read(checkpoints.find(ckpt_path))
-    readout = rebuild_readout(saved["editing"]["configuration"], trust)
+    configuration, made = saved["editing"]["configuration"], saved["editing"].get("readout")
+    if not configuration and made:
+        raise EditError(
+            f"the run's readout {made} came from Python: use "
+            "lke_lightning.resume(folder, stage_one=..., stage_two=...).export(output)"
+        )
+    readout = rebuild_readout(configuration, trust)
     editor = Editor.restored(saved, trust_remote_code=trust_remote_code)
     editor.readout = readout
     return editor

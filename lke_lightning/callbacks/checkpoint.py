@@ -135,7 +135,7 @@ class RunCheckpoint(Checkpoint):
             return
         path = self.folder / checkpoints.file_name(trainer.global_step)
         with trainer.lightning_module.working("checkpoint"):
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)  # all of the run's state
         self._saved_at, self._saved_batches, self.last_model_path = time.monotonic(), trainer.global_step, str(path)
         if trainer.is_global_zero:
             checkpoints.link_last(path)

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 
 from lke_lightning.editor import Editor
@@ -38,3 +39,9 @@ class BatchLine(Callback):
             + (f"  {len(pl_module.step.left_out)} left out" if pl_module.step.left_out else ""),
             highlight=False,
         )
+
+    def on_train_end(self, trainer: Trainer, pl_module: Editor) -> None:
+        """Let Lightning's bar go when it stops: it would stand above the scorecard."""
+        bar = trainer.progress_bar_callback
+        if isinstance(bar, RichProgressBar) and bar.progress is not None:
+            bar.progress.live.transient = True

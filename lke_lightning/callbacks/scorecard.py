@@ -16,7 +16,7 @@ from rich.progress import track
 from lke_lightning.callbacks.measuring import Measurement
 from lke_lightning.callbacks.printing import show
 from lke_lightning.editor import Editor
-from lke_lightning.edits import KINDS, EditBatch, EditRequest
+from lke_lightning.edits import KINDS, EditBatch, EditError, EditRequest
 from lke_lightning.evaluation.judge import Judge
 from lke_lightning.evaluation.packing import pack, unpack
 from lke_lightning.evaluation.summary import FREE, INTERVALS, by_batch, probability, section, summarize
@@ -166,6 +166,11 @@ class Scorecard(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Editor) -> None:
         """Report on all edits."""
         if not self.final:
+            if trainer.state.fn == "validate":
+                raise EditError(
+                    f"none of the {len(trainer.datamodule.requests)} facts of {trainer.datamodule.name} is in the "
+                    "weights, going by their ids: an edited model is scored on its edits, so give the data of its run"
+                )
             return
         for name, value in self._finish(trainer, pl_module).items():
             pl_module.log(f"final/{name}", value, batch_size=1)

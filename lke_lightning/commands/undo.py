@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from lke_lightning import checkpoints
-from lke_lightning.api import Run, opened
+from lke_lightning.api import resume
 from lke_lightning.edits import EditError, EditRequest, printable
 from lke_lightning.evaluation.teacher_forced import score
 from lke_lightning.ledger import locked
+from lke_lightning.run_folder import Run
 
 
 def undo(
@@ -72,6 +73,7 @@ def _change(
     root = checkpoints.find(run).parents[1]
     with locked(root):
         saved = Run.read(run)
+        saved.check_newest()
         # before the model is loaded, which may take minutes
         saved.stages(trust).two.check_exact_undo()
         register = saved.register()
@@ -81,10 +83,12 @@ def _change(
         if gone:
             raise EditError(f"the ledger in {root} does not tell of edit {gone[0]}: put a whole copy of it back")
         requests = [known[name] for name in ids]
-        model = opened(saved, pretrained=pretrained, trust=trust, trust_remote_code=trust_remote_code)
-        before = score(model.editor.language_model, requests)
+        model = resume(saved, pretrained=pretrained, trust=trust, trust_remote_code=trust_remote_code)
+        with model.editor.as_read():
+            before = score(model.editor.language_model, requests)
         others = getattr(model, event)(*ids)
-        after = score(model.editor.language_model, requests)
+        with model.editor.as_read():
+            after = score(model.editor.language_model, requests)
         path = model.write_into(root)
     _print(requests, before, after, others, event)
     Console().print(f"Checkpoint  {path}", soft_wrap=True)

@@ -245,6 +245,8 @@ class WeightUpdate(Callback):
     @torch.no_grad()
     def roll_back(self, model: LanguageModel, register: Register, mark: Mark) -> None:
         """Return to a moment of the run: weights bit for bit, memory to rounding; later edits are forgotten."""
+        if not mark.memory:  # of a moment before the memory was begun
+            self.memory, self._is_ready = {}, False
         for layer, delta in mark.deltas.items():
             if layer in mark.memory:
                 self._keep(layer, self.solver.rolled_back(self._fetch(layer, model), mark.memory[layer]))

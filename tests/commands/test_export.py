@@ -7,7 +7,6 @@ import resource
 import runpy
 from pathlib import Path
 
-import lightning
 import peft
 import pytest
 import torch
@@ -16,16 +15,18 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from lke_lightning import run_folder
 from lke_lightning.cli import main
 from lke_lightning.composition import compose
-from lke_lightning.data import RequestList
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.export import changes, export, load, write_delta, write_lora
 from lke_lightning.low_rank import approximate, errors
+from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.transforms import SpectralCap
+from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.stages import Stages
 from lke_lightning.testing import tiny_network, tiny_tokenizer
-from tests import blank
 
 ROOT = Path(__file__).parents[2]
 IDS = torch.tensor([[5, 6, 7, 8], [9, 3, 2, 4]])
@@ -62,17 +63,12 @@ def edited(pretrained, dtype="float32", rank=3, noise=0.0, size=0.05):
 
 
 def save(editor, path, readout=None):
-    """Write the checkpoint as a run of `fit` does; a readout is what its configuration says."""
-    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, barebones=False)
-    editor.trainer = trainer
-    trainer.strategy.connect(editor)
-    trainer._data_connector.attach_datamodule(editor, RequestList([]))
-    trainer.save_checkpoint(path, weights_only=False)
-    saved = torch.load(path, weights_only=True)
-    saved["callbacks"] = blank.checkpoint()["callbacks"]
+    """Write a checkpoint as a run does; a readout is what its configuration says."""
+    stages = Stages(TargetOptimization(), WeightUpdate())
+    checkpoint = run_folder.write(path.parent / f"run-{path.stem}", None, editor, stages, [], batch_size=1).checkpoint
     if readout is not None:
-        saved["editing"]["configuration"] = {"stage_one": {}, "stage_two": {"readout": readout}}
-    torch.save(saved, path)
+        checkpoint["editing"]["configuration"] = {"stage_one": {}, "stage_two": {"readout": readout}}
+    torch.save(checkpoint, path)
     return str(path)
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from lke_lightning import api, checkpoints
+from lke_lightning import checkpoints, run_folder
 from lke_lightning.cli import main
 from lke_lightning.ledger import Ledger
 
@@ -130,7 +130,7 @@ def test_a_death_between_ledger_and_checkpoint_is_mended(run, monkeypatch):
     def dies(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "replace", dies)
+    monkeypatch.setattr(run_folder, "replace", dies)
     with pytest.raises(KeyboardInterrupt):
         main(["undo", str(run), "--edit", "3"])
     assert [entry["id"] for entry in Ledger(run).read() if entry["event"] == "undo"] == ["3"]

@@ -168,15 +168,18 @@ class LeastSquares(Solver):
 
     def rolled_back(self, memory: Memory, mark: Tensor) -> Memory:
         """Retire what was remembered since, for good, and let what was retired since count again."""
-        if "counts" not in memory:
+        if self.past_edits is None:
             return memory
+        if "counts" not in memory:
+            return self._checked(memory)
         then = torch.zeros_like(memory["counts"])
         then[: len(mark)] = mark
         nothing = torch.zeros(memory["changes"].shape[1], memory["keys"].shape[1])
         for moved, sign in ((memory["counts"] & ~then, -1), (then & ~memory["counts"], 1)):
             if moved.any():
                 _, memory = self._moved(memory, moved.nonzero().squeeze(1).tolist(), nothing, sign)
-        return {name: part[: len(mark)] if name in PER_EDIT else part for name, part in memory.items()}
+        memory = {name: part[: len(mark)] if name in PER_EDIT else part for name, part in memory.items()}
+        return self._checked(memory)  # an interrupted batch may have changed the inverse and nothing else
 
     def cleared(self, memory: Memory) -> Memory:
         """Let no edit count; all keep their numbers."""
@@ -222,7 +225,8 @@ class LeastSquares(Solver):
 
     def _factored(self, memory: Memory) -> Memory:
         gram = memory["gram"]
-        for keys in self._past_keys(memory, memory["counts"].nonzero().squeeze(1).tolist()):
+        counting = memory["counts"].nonzero().squeeze(1).tolist() if "counts" in memory else []
+        for keys in self._past_keys(memory, counting):
             gram = gram + keys.T @ keys
         fresh, _ = invert(gram.to(memory["inverse"].device))
         return {**memory, "inverse": fresh.to(self.dtype), "probe": gram @ _fixed(len(gram))}
