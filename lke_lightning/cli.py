@@ -97,20 +97,14 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {told}")
 
 
-def _told(error: BaseException | None) -> str | None:
-    """Return what the user should read of an error; `None`: it is a defect of the program.
-
-    Parsers wrap what a class raises when it is made, so the cause is looked for along the chain.
-    """
+def _told(error: BaseException) -> str | None:
+    """Return what the user should read of an error; `None`: it is a defect of the program."""
     from lke_lightning.edits import EditError
 
-    while error is not None:
-        if isinstance(error, EditError):
-            return str(error)
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            return f"cannot write {error.filename}: {error.strerror}. What was saved before is whole"
-        error = error.__cause__ or error.__context__
-    return None
+    own = EditError.behind(error)
+    if own is None and isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"cannot write {error.filename}: {error.strerror}. What was saved before is whole"
+    return own and str(own)
 
 
 def _function(command: str) -> Callable[..., Any]:

@@ -42,10 +42,8 @@ def compose(configuration: Mapping[str, Any]) -> tuple[Stages, dict[str, Any]]:
         parsed = parser.parse_object(given)
         made = parser.instantiate(parsed)
     except (ArgumentError, TypeError, ValueError) as error:
-        reason: BaseException | None = error
-        while reason is not None and not isinstance(reason, EditError):  # what a part says of itself is wrapped
-            reason = reason.__cause__ or reason.__context__
-        raise EditError(str(reason) if reason else f"no stages can be made of the configuration: {error}") from error
+        own = EditError.behind(error)
+        raise EditError(str(own or f"no stages can be made of the configuration: {error}")) from error
     return Stages(made.stage_one, made.stage_two), parsed.as_dict()
 
 

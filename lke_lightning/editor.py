@@ -45,7 +45,7 @@ class Editor(lightning.LightningModule):
     2. `training_step` returns the loss of these targets.
     3. `on_before_optimizer_step`: stage two (`WeightUpdate`) writes them into the weights and into `register`.
     4. The optimizer moves the clock, the module's one parameter, which makes Lightning count, log and save by batches.
-    5. `on_train_batch_end`: the guard may take the batch back; what is left is scored, recorded and saved.
+    5. `on_train_batch_end`: the guard may roll the batch back; what is left is scored, recorded and saved.
 
     Args:
         pretrained: a folder, a hub name, or `demo`.
@@ -94,7 +94,7 @@ class Editor(lightning.LightningModule):
         """The sections `stage_one` and `stage_two` that the run was started with, where there is a command line."""
         self._random: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
-        """Wall time by activity, from `timed`."""
+        """Wall time by activity, from `working`."""
 
     @property
     def edited(self) -> list[str]:

@@ -26,6 +26,13 @@ WEIGHTS = (1e-6, 1e6)
 class EditError(ValueError):
     """Input that cannot be edited with; the message says what is wrong and what to do."""
 
+    @classmethod
+    def behind(cls, error: BaseException | None) -> EditError | None:
+        """Return the `EditError` that an error goes back to: parsers wrap what a class raises when it is made."""
+        while error is not None and not isinstance(error, cls):
+            error = error.__cause__ or error.__context__
+        return error
+
 
 def kind(value: Any) -> str:
     """Say what a value is, in JSON's terms."""
