@@ -65,34 +65,10 @@ def epoch_progress():
     return state
 
 
-def no_init_weights():
-    from transformers.initialization import no_init_weights
-
-    return no_init_weights
-
-
 def is_stateful():
     from transformers import MambaForCausalLM
 
     return MambaForCausalLM._is_stateful
-
-
-def python_dispatch():
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    return TorchDispatchMode
-
-
-def tree_leaves():
-    from torch.utils._pytree import tree_leaves
-
-    return tree_leaves([1, (2,)])
-
-
-def storage_pointer():
-    import torch
-
-    return torch.zeros(1).untyped_storage()._cdata
 
 
 NAMES = {
@@ -104,11 +80,7 @@ NAMES = {
     r"\b_data_parallel_size\b": data_parallel_size,
     r"\bself\._trainer\b": module_trainer,
     r"\"epoch_progress\"": epoch_progress,
-    r"\btransformers\.initialization\b": no_init_weights,
     r"\b_is_stateful\b": is_stateful,
-    r"\b_python_dispatch\b": python_dispatch,
-    r"\b_pytree\b": tree_leaves,
-    r"\._cdata\b": storage_pointer,
 }
 """A pattern of each name as the package writes it, and what finds it in its library."""
 
