@@ -3,8 +3,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+OLDEST := .venv-oldest
 
-.PHONY: fit test lint clean
+# What `test-oldest` runs: the two stages, models of every family, data and the command line; no faults, no notebooks.
+CORE := tests/test_api.py tests/test_bounds.py tests/test_checkpoints.py tests/test_cli.py tests/test_private_names.py \
+        tests/commands tests/data tests/families/test_conformance.py tests/metrics tests/model tests/stage_one tests/stage_two
+
+.PHONY: fit test test-oldest lint clean
 
 fit: $(READY)
 	$(BIN)/python -m lke_lightning fit
@@ -12,15 +17,20 @@ fit: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-oldest: $(OLDEST)/.ready
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile $(CORE)
+
 lint: $(READY)
 	$(BIN)/ruff check lke_lightning tests
 	$(BIN)/ruff format --check lke_lightning tests
 
-$(READY): pyproject.toml constraints.txt
+$(READY): constraints.txt
+$(OLDEST)/.ready: constraints-oldest.txt
+%/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --constraint $(filter constraints%,$^) --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDEST)

@@ -80,9 +80,9 @@ def _at_once(path: Path, create: Callable[[Path], None]) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
         else:
             unfinished.unlink(missing_ok=True)
-        # torch raises an error of its own after the one that a full disk raised; libraries in Rust raise plain ones
+        # torch raises an error of its own after the one that a full disk raised; libraries in Rust raise their own
         if isinstance(error, EditError) or not (
-            isinstance(error, OSError | RuntimeError) or "(os error " in str(error)
+            isinstance(error, OSError | RuntimeError | safetensors.SafetensorError) or "(os error " in str(error)
         ):
             raise
         first = error if isinstance(error, OSError) else error.__context__

@@ -67,7 +67,7 @@ def test_fit_writes_a_scorecard(run):
     for moment in ("before", "just_after", "final"):
         for kind in ("efficacy", "paraphrase", "neighborhood"):
             assert set(card[moment][kind]) == {"success", "magnitude", "accuracy"}
-    assert card["just_after"]["efficacy"]["success"] > card["before"]["efficacy"]["success"]
+    assert card["just_after"]["efficacy"]["magnitude"] > card["before"]["efficacy"]["magnitude"]
     assert [(part["batch"], part["age"], part["edits"]) for part in card["retention"]] == [
         (0, 2, 3),
         (1, 1, 3),

@@ -101,7 +101,8 @@ def check_kind(network: nn.Module) -> None:
 
 def check_block(block: nn.Module, what: str) -> None:
     """Raise `EditError` where a block chooses among experts: no single matrix holds what it knows of a token."""
-    experts = [name for name, _ in block.named_modules() if "expert" in name.rsplit(".", 1)[-1]]
+    parts = ((name, f"{name.rsplit('.', 1)[-1]} {type(module).__name__}") for name, module in block.named_modules())
+    experts = [name for name, words in parts if "expert" in words.lower()]
     if experts:
         raise EditError(
             f"{what} is a mixture of experts ({experts[0]}): a token's key reaches only those that its router picks, "
