@@ -1,4 +1,4 @@
-"""The generated protocol: the model sees the prompt alone and says what it says.
+"""The generated protocol: the model sees the prompt alone and generates freely.
 
 *Answers* are generated greedily until the model ends them (an end token or a line break) or a stated number of tokens
 is reached, and compared as texts (`lke_lightning.metrics.answers`). *Continuations* for fluency and consistency follow
@@ -30,9 +30,9 @@ from lke_lightning.model.prefix import Prefixes
 GENERATED, SAID, TEXTS = "/generated", "neighborhood/said", "texts"
 """Names in `Scores`.
 
-Behind a kind, `GENERATED`: exact, prefix, judged (NaN: not judged), (prompts, 3) float64. `SAID`: digests of what was
-said after the neighbourhood's prompts, (prompts,) int64. `TEXTS`: fluency and consistency, (1, 2) float64, NaN where
-there is nothing to measure.
+Behind a kind, `GENERATED`: exact, prefix, judged (NaN: not judged), (prompts, 3) float64. `SAID`: digests of the
+texts generated after the neighborhood's prompts, (prompts,) int64. `TEXTS`: fluency and consistency, (1, 2) float64,
+NaN where there is nothing to measure.
 """
 
 TOP_K, TOTAL_TOKENS = 5, 100
@@ -45,15 +45,15 @@ class Decides(Protocol):
     """Says of answers whether they are right."""
 
     def __call__(self, asked: Sequence[tuple[str, str, tuple[str, ...]]]) -> list[float]:
-        """Take (prompt, what was said, accepted answers); return 1 or 0 for each, NaN where undecided."""
+        """Take (prompt, generated text, accepted answers); return 1 or 0 for each, NaN where undecided."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What the model said about one edit."""
+    """What the model generated about one edit."""
 
     scores: Scores
-    said: str
+    text: str
     """After the edited prompt."""
 
 
