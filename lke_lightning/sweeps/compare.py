@@ -86,7 +86,7 @@ def _job(row: Any, place: int, common: list[str]) -> Job:
     name = row.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[^\W_][^/\\\n]*", name):
         raise EditError(
-            f"{what} has the name {name!r}: it becomes a folder's name, so start with a letter or digit and use no slash"
+            f"{what} has the name {name!r}: it names a folder, so start with a letter or digit and use no slash"
         )
     return Job(name, tuple(_files_first([*common, *_arguments(row, what)])))
 
