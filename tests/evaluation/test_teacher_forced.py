@@ -89,5 +89,5 @@ def test_a_question_beyond_the_context_is_refused_and_one_that_fills_it_is_not(f
     [(prompt, answer)] = model.text.continuations([(fills, "city")])
     assert (len(prompt), len(answer)) == (128, 1)  # the last token of an answer is not read
     assert continuations(model, [(fills, "city")]).nll.isfinite().all()
-    with pytest.raises(EditError, match="takes 130 tokens, and the model's context holds 128: shorten it"):
+    with pytest.raises(EditError, match="takes 130 tokens, but the model's context holds 128: shorten it"):
         continuations(model, [("is", "a"), (beyond, "city")])
