@@ -1,4 +1,4 @@
-"""Published strengths: one table of them, and the configuration that it makes of a method, a model and data."""
+"""Published hyperparameters: their table, and the configuration for a method, a model and data."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TABLE = "published.yaml"
 
 @dataclass(frozen=True)
 class Published:
-    """A method on a model with strengths from a table."""
+    """A method on a model with hyperparameters from a table."""
 
     header: list[str]
-    """Where they come from."""
+    """The sources, as lines of comment."""
     config: dict[str, Any]
     """The sections of a YAML file."""
 
@@ -66,17 +66,17 @@ class Published:
 
 
 def published(method: str, model: str, data: str | None = None, output: str | None = None, table: str = TABLE) -> None:
-    """Print the YAML file of a method on a model with published strengths, to be given to `fit` after -c.
+    """Print a YAML file with the published hyperparameters of a method on a model, for `fit -c`.
 
     Args:
         method: a name below `configs/method`, such as encore.
         model: a name below `configs/model`, such as llama3-8b.
-        data: counterfact or zsre; default: the first for which there are strengths.
+        data: counterfact or zsre; default: the first that the table has.
         output: write the file there instead.
         table: a table of your own.
 
     Raises:
-        EditError: there are no strengths for these names; the message lists those that there are.
+        EditError: the table has no such combination; the message lists those that it has.
     """
     words = " ".join(filter(None, (method, model, data)))
     text = Published.compose(method, model, data, table).text(f"python -m lke_lightning published {words}")
@@ -105,7 +105,7 @@ def _nested(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inherited(*levels: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what applies after all levels: what is said further in counts."""
+    """Return what applies after all levels: later levels override earlier ones."""
     return {name: value for level in levels for name, value in level.items() if not isinstance(value, dict)}
 
 

@@ -1,4 +1,4 @@
-"""Measures what the model can do besides stating facts: before, every so many edits and at the end."""
+"""Measures general capabilities on downstream tasks: before, every so many edits and at the end."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from lke_lightning.results import versions, write
 NAME = "downstream.json"
 
 TASKS = (SST2, MRPC, CoLA, RTE, NLI, MMLU, MEPPL, LmEval)
-"""What may be named without its path."""
+"""Tasks whose `class_path` needs no module."""
 
 
 class Downstream(Callback):
-    """Writes `downstream.json` into the run's folder, and an entry `downstream` into the ledger at each measurement.
+    """Writes `downstream.json` into the run's folder, and a `downstream` entry to the ledger at each measurement.
 
-    Without tasks it does nothing and costs nothing. What was measured is in the checkpoints and is not measured again.
+    Without tasks it does nothing and costs nothing. Checkpoints contain the results, which are not measured again.
 
     Args:
-        tasks: what is measured; see docs/capability.md.
+        tasks: the tasks to measure; see docs/capability.md.
         every_n_edits: measure after the batch that completes every so many edits; 0: only before and at the end.
         before: measure the unedited model first; without it there is nothing to compare with.
         max_tokens: how many tokens are run at once.
@@ -69,12 +69,12 @@ class Downstream(Callback):
         return {"found": [[edits, results, self.seconds[edits]] for edits, results in self.found.items()]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what the interrupted run measured."""
+        """Restore the measurements of the interrupted run."""
         self.found = {edits: {**results} for edits, results, _ in state_dict["found"]}
         self.seconds = {edits: seconds for edits, _, seconds in state_dict["found"]}
 
     def on_fit_start(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Measure the unedited model, also for tasks that a continued run has in addition."""
+        """Measure the unedited model, also on tasks that were added when the run was resumed."""
         if self.before:
             with pl_module.as_unedited():
                 self._measure(trainer, pl_module, 0)
@@ -101,11 +101,11 @@ class Downstream(Callback):
         self._measure(trainer, pl_module, pl_module.made)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Print what was found, and where it is."""
+        """Print the results and their path."""
         self._print(trainer)
 
     def _measure(self, trainer: Trainer, editor: Editor, edits: int) -> None:
-        """Measure the model as it is, which has so many edits, by every task that has not done so."""
+        """Measure the present model, after `edits` edits, on every task without a result for it."""
         waiting = [task for name, task in self.tasks.items() if name not in self.found.get(edits, {})]
         for task in waiting:
             rank_zero_info(f"Measuring {task.name} after {edits} edits")

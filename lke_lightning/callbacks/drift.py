@@ -1,4 +1,4 @@
-"""Follows how far a run moves its model, and writes it down for a report."""
+"""Measures how far a run changes its model, for the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "drift.json"
 
 
 class Drift(Callback):
-    """Writes `drift.json` into the run's folder; without any setting it does nothing and costs nothing.
+    """Writes `drift.json` into the run's folder; without settings it does nothing and costs nothing.
 
     What is measured is the model that is scored, with the method's readout. The file holds
 
@@ -32,10 +32,10 @@ class Drift(Callback):
 
     Args:
         measure: measure at the end of the run; the settings below imply it.
-        every: take a snapshot after so many edits too, at the end of the batch in which they are reached. Each takes
+        every: also take a snapshot every so many edits, at the end of the batch in which they are reached. Each takes
             an eigendecomposition of hidden size for every edited layer.
-        text: text files, a document per line, for the contributions; none of the edits should be about them.
-        text_tokens: how many tokens of that text are read; more of them make the figure surer.
+        text: text files, one document per line, for the contributions; they should be unrelated to the edits.
+        text_tokens: how many tokens of that text are read; more make the figure more precise.
 
     Raises:
         EditError: a text file cannot be read, or a number is below 1.
@@ -62,7 +62,7 @@ class Drift(Callback):
         return {"norms": self.norms, "snapshots": self.snapshots}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what the interrupted run measured."""
+        """Restore the measurements of the interrupted run."""
         self.norms, self.snapshots = list(state_dict["norms"]), list(state_dict["snapshots"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: Editor) -> None:
@@ -85,7 +85,7 @@ class Drift(Callback):
                 self._write(trainer, {"edits": pl_module.made})
 
     def on_fit_end(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Measure what is measured once, and write the file."""
+        """Take the final measurements, and write the file."""
         if not self.is_measuring:
             return
         model = pl_module.language_model

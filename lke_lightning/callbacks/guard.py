@@ -1,4 +1,4 @@
-"""Watches that a model stays a model while it is edited, and rolls back batches that break it."""
+"""Monitors the health of a model while it is edited, and rolls back batches that damage it."""
 
 from __future__ import annotations
 
@@ -20,27 +20,26 @@ Action = Literal["warn", "stop", "skip", "split"]
 
 
 class Guard(Callback):
-    """After each batch, compares the model with the unedited one; acts where it leaves its band.
+    """Compares the model with the unedited one after each batch, and acts if a limit is exceeded.
 
-    Without any limit it does nothing and costs nothing. Every decision is written into the ledger.
+    Without limits it does nothing and costs nothing. Every decision is written to the ledger.
 
     Args:
-        norm_growth: how large |W| / |W0| of any edited matrix may become.
-        perplexity_growth: how large the perplexity of the canary text may become, in multiples of the unedited
-            model's.
-        activation_growth: how large the mean norm of the last block's output on the canary text may become, likewise.
-        agreement: on what fraction of the canary text's tokens the most probable next token must still be the unedited
-            model's: a capability measured without questions.
-        text: text files, a document per line, needed for the last three; none of the edits should be about them.
+        norm_growth: limit on |W| / |W0| of every edited matrix.
+        perplexity_growth: limit on the perplexity of the canary text, in multiples of the unedited model's.
+        activation_growth: limit on the mean norm of the last block's output on the canary text, likewise.
+        agreement: smallest fraction of the canary text's tokens on which the most probable next token is still that of
+            the unedited model.
+        text: text files, one document per line, needed for the last three; they should be unrelated to the edits.
         text_tokens: how many tokens of that text are read after every batch.
-        action: `warn`: say so once and go on. `stop`: roll the batch back and end the run, with a checkpoint. `skip`:
-            roll it back and go on with the next one. `split`: roll it back and edit its halves, down to single edits;
-            only those that break the model are left out. Weights are rolled back bit for bit, and the solver's
+        action: `warn`: warn once and continue. `stop`: roll the batch back and end the run, with a checkpoint. `skip`:
+            roll it back and continue with the next one. `split`: roll it back and edit its halves, down to single
+            edits; only those that exceed a limit are left out. Weights are rolled back bit for bit, and the solver's
             memory with them.
-        give_up_after: stop after so many batches in a row of which nothing could be kept.
+        give_up_after: stop after this many consecutive batches without a single edit kept.
 
     Raises:
-        EditError: a limit needs a text and there is none; a limit that the unedited model would break.
+        EditError: a limit needs a text and there is none, or the unedited model would already exceed a limit.
     """
 
     def __init__(
@@ -82,17 +81,17 @@ class Guard(Callback):
         return bool(self.ceilings) or self.agreement is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many batches were lost in a row, and what the unedited model was like."""
+        """Return how many consecutive batches were lost, and the measurements of the unedited model."""
         unedited = None if self._unedited is None else self._unedited.plain()
         return {"lost_in_a_row": self.lost_in_a_row, "has_warned": self._has_warned, "unedited": unedited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what the interrupted run knew."""
+        """Restore the state of the interrupted run."""
         self.lost_in_a_row, self._has_warned = state_dict["lost_in_a_row"], state_dict["has_warned"]
         self._unedited = state_dict["unedited"] and Health(**state_dict["unedited"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Look at the unedited model.
+        """Measure the unedited model.
 
         Raises:
             EditError: an earlier part of this run was not guarded on this text.
@@ -102,7 +101,9 @@ class Guard(Callback):
         self._canary = Canary(pl_module.language_model, self.text, self.text_tokens)
         if self._unedited is None:
             if pl_module.made:
-                raise EditError("this run began without guard.text: what its unedited model was like is not known")
+                raise EditError(
+                    "this run began without guard.text, so its unedited model was not measured: start a new run"
+                )
             with pl_module.working("guard"):
                 health = self._canary.examine(pl_module.language_model)
             self._unedited = Team.of(pl_module.language_model.network).first(health)
@@ -115,7 +116,7 @@ class Guard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, batch_idx: int
     ) -> None:
-        """Compare, decide, act."""
+        """Measure the model, and act if a limit is exceeded."""
         if not self.is_watching or not pl_module.step.requests:
             return
         with pl_module.working("guard"):
@@ -124,7 +125,9 @@ class Guard(Callback):
             if not broken:
                 self.lost_in_a_row = 0
                 return
-            told = ", ".join(f"{name} is {measured[name]:.3g}, {limit:g} allowed" for name, limit in broken.items())
+            violations = ", ".join(
+                f"{name} is {measured[name]:.3g}, the limit is {limit:g}" for name, limit in broken.items()
+            )
             pl_module.events.append(
                 {
                     "event": "guard",
@@ -136,23 +139,23 @@ class Guard(Callback):
             )
             if self.action == "warn":
                 if not self._has_warned:
-                    rank_zero_warn(f"the model has left its band after {pl_module.made} edits: {told}")
+                    rank_zero_warn(f"the model exceeds its limits after {pl_module.made} edits: {violations}")
                 self._has_warned = True
                 return
-            rank_zero_info(f"batch {trainer.global_step} is rolled back ({self.action}): {told}")
-            self._roll_back(pl_module, told)
+            rank_zero_info(f"batch {trainer.global_step} is rolled back ({self.action}): {violations}")
+            self._roll_back(pl_module, violations)
         self.lost_in_a_row = 0 if pl_module.step.requests else self.lost_in_a_row + 1
         if self.action == "stop" or self.lost_in_a_row >= self.give_up_after:
-            rank_zero_warn(f"the guard stops the run after {pl_module.made} edits: {told}")
+            rank_zero_warn(f"the guard stops the run after {pl_module.made} edits: {violations}")
             trainer.should_stop = True
 
     @property
     def limits(self) -> dict[str, float]:
-        """The band: ceilings, and the floor of the agreement."""
+        """The upper limits, and the lower limit of the agreement."""
         return {**self.ceilings, **({} if self.agreement is None else {"agreement": self.agreement})}
 
     def measure(self, editor: Editor) -> dict[str, float]:
-        """Return what is limited, for the model as it is; the same on all processes, which decide by it."""
+        """Return the limited quantities of the present model, the same on all processes, which all act on them."""
         model = editor.language_model
         growth = max(now / before for before, now in (model.weight(layer).norms() for layer in model.layers))
         measured = {"norm_growth": growth}
@@ -161,21 +164,21 @@ class Guard(Callback):
         return Team.of(model.network).first(measured)
 
     def _broken(self, measured: dict[str, float]) -> dict[str, float]:
-        # written so that a value that is no number breaks its limit
+        # written so that NaN exceeds every limit
         broken = {name: limit for name, limit in self.ceilings.items() if not measured[name] <= limit}
         if self.agreement is not None and not measured["agreement"] >= self.agreement:
             broken["agreement"] = self.agreement
         return broken
 
-    def _roll_back(self, editor: Editor, told: str) -> None:
-        """Take the batch out of the weights; where it is to be split, edit the parts that break nothing."""
+    def _roll_back(self, editor: Editor, violations: str) -> None:
+        """Roll the batch back; with `split`, keep the parts that exceed no limit."""
         model, stages, whole = editor.language_model, editor.stages, editor.step
         stages.two.roll_back(model, editor.register, self._good)
         kept: list[EditStep] = []
         reasons: list[tuple[EditRequest, str]] = []
         waiting = [whole.requests] if self.action != "split" else _halves(whole.requests)
         while waiting:
-            part, why = waiting.pop(0), told
+            part, why = waiting.pop(0), violations
             if self.action == "split":
                 good = stages.two.mark(model, editor.register)
                 step = stages.edit(model, EditBatch(part), editor.register)

@@ -1,4 +1,4 @@
-"""What is measured of a model at one moment: which protocols, on which requests, in whose time."""
+"""Scores a model at one moment by the protocols that are switched on, and times them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lke_lightning.metrics import TextSimilarity
 
 
 class Measurement:
-    """Scores the model that an editor holds, as it is read by its method.
+    """Scores the model of an editor, with the readout of its method.
 
     Args:
         max_tokens: how many tokens are run at once.
         text: text files for perplexity.
         text_tokens: how many tokens of them are read.
-        generated: let the model answer freely, too.
-        generated_tokens: how long such an answer may become.
-        fluency: let the model continue texts, too.
-        judge: asked about generated answers; `None`: nobody is.
+        generated: also let the model generate its answers.
+        generated_tokens: maximum length of such an answer.
+        fluency: also let the model continue texts.
+        judge: judges the generated answers; `None`: no judge.
 
     Raises:
         EditError: a text file cannot be read, a number is too small, or options contradict each other.
@@ -55,13 +55,13 @@ class Measurement:
         self._similarity: TextSimilarity | None = None
 
     def prepare(self, requests: Sequence[EditRequest]) -> None:
-        """Check that all of this can be measured, before any work; learn the words of the reference texts.
+        """Check that everything can be measured, before any work; fit the TF-IDF weights of the reference texts.
 
         Args:
-            requests: all of the run; the words that are rare among their reference texts weigh most in consistency.
+            requests: all of the run; words that are rare in their reference texts weigh most in consistency.
 
         Raises:
-            EditError: there is nothing to continue for fluency, scikit-learn is missing, or the judge does not answer.
+            EditError: no record has a prompt for fluency, scikit-learn is missing, or the judge does not answer.
         """
         if self.judge is not None:
             self.judge.check()
@@ -78,23 +78,23 @@ class Measurement:
 
         Args:
             editor: holds the model; the seconds are noted there.
-            requests: edits, made or not.
-            with_texts: measure fluency and consistency, if that is asked for at all.
+            requests: edits, already made or not.
+            with_texts: measure fluency and consistency, if they are switched on.
 
         Returns:
-            By id the scores, and, where answers are generated, what was said after the edited prompt.
+            By id the scores, and, if answers are generated, the text generated after the edited prompt.
         """
         team = Team.of(editor.language_model.network)
         share = team.share(requests)  # every edit's own scores are gathered: nothing is averaged before
-        found, said = self._score(editor, share, with_texts) if share else ({}, {})
-        gathered = team.gather([(request.id, found[request.id], said.get(request.id)) for request in share])
-        told = {name: text for name, _, text in gathered if text is not None}
-        return {name: scores for name, scores, _ in gathered}, told
+        found, outputs = self._score(editor, share, with_texts) if share else ({}, {})
+        gathered = team.gather([(request.id, found[request.id], outputs.get(request.id)) for request in share])
+        texts = {name: text for name, _, text in gathered if text is not None}
+        return {name: scores for name, scores, _ in gathered}, texts
 
     def _score(
         self, editor: Editor, requests: Sequence[EditRequest], with_texts: bool
     ) -> tuple[dict[str, Scores], dict[str, str]]:
-        model, said = editor.language_model, {}
+        model, outputs = editor.language_model, {}
         with _reading(editor, "evaluation"):
             scored = score(model, requests, self.max_tokens)
         found = {request.id: scores for request, scores in zip(requests, scored, strict=True)}
@@ -103,13 +103,13 @@ class Measurement:
                 answers = answer(model, requests, self.generated_tokens, self.max_tokens, self.judge)
             for request, answered in zip(requests, answers, strict=True):
                 found[request.id] |= answered.scores
-                said[request.id] = answered.said
+                outputs[request.id] = answered.text
         if self.fluency and with_texts:
             with _reading(editor, "fluency"):
                 texts = write_about(model, requests, self._similarity, self.max_tokens)
             for request, scores in zip(requests, texts, strict=True):
                 found[request.id] |= scores
-        return found, said
+        return found, outputs
 
     def perplexity(self, editor: Editor) -> float:
         """Measure perplexity on the text files."""

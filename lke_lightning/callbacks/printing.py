@@ -1,4 +1,4 @@
-"""How a scorecard is printed."""
+"""Prints a scorecard."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MOMENTS = ("before", "just_after", "final")
 
 
 def show(card: dict[str, Any], scorecard: str, checkpoint: str) -> None:
-    """Print a scorecard and where things are.
+    """Print a scorecard and the paths of the run's files.
 
     Args:
         card: what `scorecard.json` holds.
         scorecard: its path.
-        checkpoint: the path of the newest checkpoint, or nothing.
+        checkpoint: the path of the newest checkpoint; empty: there is none.
     """
     console = Console()
     console.print(_published(card))
@@ -51,14 +51,14 @@ def _published(card: dict[str, Any]) -> Table:
 
 
 def _tokens(card: dict[str, Any]) -> Table | None:
-    """Show what the first table cannot: answers without a rival, and questions beyond its three kinds."""
+    """Show what the first table cannot: targets without an original answer, and further kinds of prompts."""
     parts = [part.get(TEACHER_FORCED, {}) for part in _parts(card)]
     further = {kind for part in parts for kind in part} - {*KINDS, "locality"}
     if not further and all(part[kind]["success"] is not None for part in _parts(card) for kind in KINDS):
         return None
     kinds = [kind for kind in (*ASKED, "locality") if any(kind in part for part in parts)]
     rows = [[_pair(part.get(kind, {}), "token_accuracy", "whole_answer") for kind in kinds] for part in parts]
-    return _by_kind("teacher-forced; right tokens (whole answers), fractions of 1", card, kinds, rows)
+    return _by_kind("teacher-forced; correct tokens (whole answers), fractions of 1", card, kinds, rows)
 
 
 def _generated(card: dict[str, Any]) -> Table | None:
@@ -67,7 +67,7 @@ def _generated(card: dict[str, Any]) -> Table | None:
     if not kinds:
         return None
     judged = any("judged" in part.get(kind, {}) for part in parts for kind in kinds)
-    caption = "generated; exact (begins so)" + (", judged" if judged else "") + ", fractions of 1"
+    caption = "generated; exact (prefix)" + (", judged" if judged else "") + ", fractions of 1"
     rows = [[_answered(part.get(kind, {}), judged) for kind in kinds] for part in parts]
     return _by_kind(caption, card, kinds, rows)
 
@@ -81,22 +81,22 @@ def _lines(card: dict[str, Any]) -> list[str]:
             break
     texts = {moment: card[moment][TEXTS] for moment in MOMENTS if card[moment] and TEXTS in card[moment]}
     for name in ("fluency", "consistency"):
-        told = [f"{moment.replace('_', ' ')} {number(part[name])}" for moment, part in texts.items() if name in part]
-        if told:
-            lines.append(f"{name.capitalize()} of sampled text  " + ", ".join(told))
+        values = [f"{moment.replace('_', ' ')} {number(part[name])}" for moment, part in texts.items() if name in part]
+        if values:
+            lines.append(f"{name.capitalize()} of sampled text  " + ", ".join(values))
     facts, known = card["probability"], ("known_originals", "known_neighborhood")
     natural = next((facts[name] for name in known if name in facts), None)
     if natural and "edited_just_after" in facts:
         edited = number(facts["edited_just_after"]["per_token"]["mean"])
         lines.append(
-            f"Probability per token  targets just after {edited}, facts known before "
+            f"Probability per token  targets just after {edited}, known facts before "
             f"{number(natural['per_token']['mean'])}"
         )
     growth = " ".join(f"{layer}: x{n['after'] / n['before']:.2f}" for layer, n in card["weight_norms"].items())
     lines.append(f"Norm growth of the edited matrices, by layer  {growth}")
     measured = {name: value for name, value in card.get("perplexity", {}).items() if value is not None}
     if measured:
-        lines.append("Perplexity of untouched text  " + ", ".join(f"{n} {v:.2f}" for n, v in measured.items()))
+        lines.append("Perplexity of unrelated text  " + ", ".join(f"{n} {v:.2f}" for n, v in measured.items()))
     return lines
 
 
@@ -109,7 +109,7 @@ def _moments(card: dict[str, Any]) -> list[str]:
 
 
 def _by_kind(caption: str, card: dict[str, Any], kinds: Sequence[str], rows: list[list[str]]) -> Table:
-    """Put a kind into a row: more of them than a terminal of 80 columns has room for side by side."""
+    """Make a table with a row per kind, because the kinds side by side do not fit into 80 columns."""
     table = Table("", caption=caption)
     for moment in _moments(card):
         table.add_column(moment, justify="right")
@@ -121,8 +121,8 @@ def _by_kind(caption: str, card: dict[str, Any], kinds: Sequence[str], rows: lis
 def _answered(measures: dict[str, float | None], judged: bool) -> str:
     if "prefix" not in measures:  # locality
         return number(measures.get("exact"))
-    said = _pair(measures, "exact", "prefix")
-    return f"{said}, {number(measures.get('judged'))}" if judged else said
+    scores = _pair(measures, "exact", "prefix")
+    return f"{scores}, {number(measures.get('judged'))}" if judged else scores
 
 
 def _pair(measures: dict[str, float | None], first: str, second: str) -> str:

@@ -1,4 +1,4 @@
-"""One line per edit batch, on a terminal and in a log file alike."""
+"""One line per edit batch, on a terminal or in a log file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lke_lightning.edits import EditBatch
 
 
 class BatchLine(Callback):
-    """Prints what each edit batch took and reached."""
+    """Prints the time, steps and efficacy of each edit batch."""
 
     def __init__(self) -> None:
         self._started = 0.0

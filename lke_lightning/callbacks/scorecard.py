@@ -1,4 +1,4 @@
-"""What was learned and what was kept: measured before, just after each batch and at the end, written as it comes."""
+"""Efficacy, paraphrase, neighborhood and retention: measured before, just after each batch and at the end."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from lke_lightning.results import versions, write
 PROTOCOL = "teacher-forced"
 
 ACTIVITIES = ("stage_one", "stage_two", "evaluation", "guard", "checkpoint")
-"""What seconds are always told of; of other things where they were done."""
+"""Activities whose seconds are always shown; others are shown if they took place."""
 
 WRITE_EVERY, WRITING_SHARE = 5.0, 0.05
-"""Seconds between two scorecards during a run, at least, and the share of its time that they take, at most: each sums
-up all edits so far, which batches of a single edit should not wait for."""
+"""Minimum seconds between two scorecards during a run, and their maximum share of its time: each summarizes all edits
+so far, which would slow down batches of a single edit."""
 
 MEASURED = ("unedited", "just_after", "final")
 """The attributes that hold scores by edit."""
@@ -44,17 +44,18 @@ class Scorecard(Callback):
     """Writes `scorecard.json` into the run's folder.
 
     Args:
-        before: score the whole stream on the unedited model first; without it there is nothing to compare with.
+        before: score the whole stream on the unedited model first; otherwise there is nothing to compare with.
         max_tokens: how many tokens are run at once.
         report: write `scorecard.json` and print it; without it the scores stay on this object.
-        text: text files, a document per line, whose perplexity is measured before and at the end; none of the edits
-            should be about them. `None`: perplexity is not measured.
-        text_tokens: how many tokens of that text are read; more of them make the figure surer.
-        generated: also let the model answer every question freely, whenever it is scored; see `evaluation.generated`.
-        generated_tokens: how long such an answer may become.
+        text: text files, one document per line, whose perplexity is measured before and at the end; they should be
+            unrelated to the edits. `None`: perplexity is not measured.
+        text_tokens: how many tokens of that text are read; more make the figure more precise.
+        generated: also let the model generate an answer to every prompt whenever it is scored; see
+            `evaluation.generated`.
+        generated_tokens: maximum length of such an answer.
         fluency: also let it continue the records' generation prompts, before and at the end, for fluency and, where
             records have reference texts, consistency: 100 tokens for each prompt.
-        judge: also ask another model whether the generated answers are right. `None`: nobody is asked.
+        judge: also ask another model whether the generated answers are correct. `None`: no judge.
 
     Raises:
         EditError: a text file cannot be read, a number is below 1, or there is a judge without `generated`.
@@ -80,12 +81,12 @@ class Scorecard(Callback):
         self.batches: list[list[str]] = []
         """Ids of the edits of each batch."""
         self.steps: list[int] = []
-        """What stage one took for each edit."""
+        """Steps of stage one for each edit."""
         self.perplexity: dict[str, float | None] = {"before": None, "final": None}
         self.kept: list[dict[str, Any]] = []
-        """For each evaluation during the run how many edits there were, and the efficacy of each batch of edits."""
-        self.said: dict[str, str] = {}
-        """What was generated after the edited prompts at the last evaluation, by id."""
+        """For each evaluation during the run, the number of edits and the efficacy of each batch of edits."""
+        self.outputs: dict[str, str] = {}
+        """Texts generated after the edited prompts at the last evaluation, by id."""
         self._started = 0.0
         self._write_from = 0.0
         self._evaluated_at = -1
@@ -101,21 +102,21 @@ class Scorecard(Callback):
             "evaluated_at": self._evaluated_at,
             "perplexity": self.perplexity,
             "kept": self.kept,
-            "said": self.said,
+            "said": self.outputs,
             "seconds": self._total_seconds(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what the interrupted run measured."""
+        """Restore the measurements of the interrupted run."""
         for moment in MEASURED:
             setattr(self, moment, unpack(state_dict[moment]))
         self.batches, self.steps = list(state_dict["batches"]), list(state_dict["steps"])
         self.perplexity, self.kept = dict(state_dict["perplexity"]), list(state_dict["kept"])
-        self.said = dict(state_dict["said"])
+        self.outputs = dict(state_dict["said"])
         self._earlier, self._evaluated_at = state_dict["seconds"], state_dict["evaluated_at"]
 
     def setup(self, trainer: Trainer, pl_module: Editor, stage: str) -> None:
-        """Check that what is to be measured can be, before any work.
+        """Check that everything can be measured, before any work.
 
         Raises:
             EditError: it cannot.
@@ -151,8 +152,8 @@ class Scorecard(Callback):
             self._write(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Start a new measurement."""
-        self.final, self.said = {}, {}
+        """Start a new evaluation."""
+        self.final, self.outputs = {}, {}
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, *_: Any
@@ -190,7 +191,7 @@ class Scorecard(Callback):
         self._finish(trainer, pl_module)
 
     def _finish(self, trainer: Trainer, editor: Editor) -> dict[str, float]:
-        """End an evaluation: sum it up for the loggers, the ledger and the table of what was kept when."""
+        """End an evaluation: summarize it for the loggers, the ledger and the retention matrix."""
         if self.measurement.text:
             self.perplexity["final"] = self.measurement.perplexity(editor)
         names = list(self.final)
@@ -215,7 +216,7 @@ class Scorecard(Callback):
         return found
 
     def on_fit_end(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Print the scorecard and where things are."""
+        """Print the scorecard and the paths of the run's files."""
         self._write(trainer, pl_module)
         self._print(trainer, pl_module)
 
@@ -262,7 +263,7 @@ class Scorecard(Callback):
         ]
 
     def _matrix(self) -> dict[str, Any]:
-        """Efficacy of every batch of edits at every evaluation during the run; `None`: none of its edits stood."""
+        """Efficacy of every batch of edits at every evaluation during the run; `None`: none of its edits was active."""
         measures = dict.fromkeys(name for row in self.kept for name in row if name != "edits")
         return {
             "protocol": PROTOCOL,
@@ -271,19 +272,19 @@ class Scorecard(Callback):
         }
 
     def _how_generated(self, requests: Sequence[EditRequest]) -> dict[str, Any]:
-        """Tell how answers were generated and judged, with some of them."""
-        shown, judge = [r for r in requests if r.id in self.said][:EXAMPLES], self.measurement.judge
+        """Describe how answers were generated and judged, with examples."""
+        shown, judge = [r for r in requests if r.id in self.outputs][:EXAMPLES], self.measurement.judge
         return {
             "protocol": FREE,
             "new_tokens": self.measurement.generated_tokens,
             "judge": judge and {"url": judge.url, "model": judge.model},
-            "examples": [{"id": r.id, "prompt": r.text, "target": r.target, "said": self.said[r.id]} for r in shown],
+            "examples": [{"id": r.id, "prompt": r.text, "target": r.target, "said": self.outputs[r.id]} for r in shown],
         }
 
     def _score(self, editor: Editor, requests: Sequence[EditRequest], moment: str) -> dict[str, Scores]:
-        scored, said = self.measurement.score(editor, requests, with_texts=moment != "just_after")
+        scored, outputs = self.measurement.score(editor, requests, with_texts=moment != "just_after")
         if moment == "final":
-            self.said |= said
+            self.outputs |= outputs
         return scored
 
     def _total_seconds(self) -> float:

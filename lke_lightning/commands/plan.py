@@ -55,7 +55,7 @@ Fit = Callable[[list[str], Callable[[Trainer, Editor, EditStream], None]], None]
 
 @dataclass(frozen=True)
 class Space:
-    """Bytes that a part of a run takes; on a CPU there is no `device` beside the host."""
+    """Bytes that a part of a run needs; on a CPU, `device` is 0."""
 
     what: str
     device: int = 0
@@ -65,7 +65,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Duration:
-    """Seconds that an activity took when it was measured, and how many times that the run takes."""
+    """Measured seconds of an activity, and the factor by which the run exceeds the measurement."""
 
     what: str
     measured: float
@@ -84,7 +84,7 @@ class Plan:
     spaces: list[Space]
     durations: list[Duration] = field(default_factory=list)
     peak: Space | None = None
-    """Of the process during one batch; what later edits add comes on top."""
+    """Of the process during one batch; memory for later edits comes on top."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -110,7 +110,7 @@ def plan(args: list[str], fit: Fit) -> None:
         fit: see `Fit`.
 
     Raises:
-        EditError: `fit` would refuse this; or the machine is too small, after the plan is printed.
+        EditError: `fit` would refuse these arguments; or the machine is too small, after the plan is printed.
     """
     parser = argparse.ArgumentParser(
         prog="lke_lightning plan",
@@ -118,23 +118,23 @@ def plan(args: list[str], fit: Fit) -> None:
         description="Estimate the memory, disk and time of a run.",
         epilog="All other arguments are those of fit: see python -m lke_lightning fit --help.",
     )
-    what = "load the model and edit one batch, for the time; false: no weights are loaded"
+    what = "load the model and edit one batch to estimate the time; false: load no weights"
     parser.add_argument("--measure", choices=("true", "false"), default="true", help=what)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures into a file as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
     own, rest = parser.parse_known_args(args)
     if own.json and own.json.is_dir():
         raise EditError(f"--json {own.json} is a folder: name a file")
 
     def show(trainer: Trainer, editor: Editor, stream: EditStream) -> None:
         if trainer.world_size > 1:
-            raise EditError(f"plan counts one process, not {trainer.world_size}: give --trainer.devices 1")
+            raise EditError(f"plan estimates one process, not {trainer.world_size}: give --trainer.devices 1")
         stream.setup("fit")
         found = Plan(spaces(trainer, editor, stream))
         problem = too_small(found, trainer)
         if own.measure == "true" and problem is None:
             measure(found, trainer, editor, stream)
         else:
-            found.notes.append("Nothing was measured: activations and time are not counted.")
+            found.notes.append("Nothing was measured: activations and time are not included.")
         _print(found)
         if own.json:
             write(own.json, json.dumps(found.figures(), indent=1) + "\n")
@@ -145,7 +145,7 @@ def plan(args: list[str], fit: Fit) -> None:
 
 
 def spaces(trainer: Trainer, editor: Editor, stream: EditStream) -> list[Space]:
-    """Work out memory and disk from the model's configuration, without any weights.
+    """Compute memory and disk from the model's configuration, without any weights.
 
     Raises:
         EditError: there is no configuration, or such a network cannot be edited.
@@ -169,7 +169,7 @@ def spaces(trainer: Trainer, editor: Editor, stream: EditStream) -> list[Space]:
         Space("weights of the model", weights, weights if on_gpu else 0),  # loaded through the host's memory
         Space("edited matrices: unedited copy and change", entries * (dtype.itemsize + wide)),
         Space(f"solver, {len(shapes)} layers", at_once, far + near - at_once),
-        Space(f"solver, what {edits:,} edits add", host=math.ceil(ROOM * (grown - far))),
+        Space(f"solver, memory of {edits:,} edits", host=math.ceil(ROOM * (grown - far))),
         Space("first inverse, at its peak", 4 * sum(squares) + 8 * INVERTING * max(squares)),
         Space(f"checkpoints: {kept}, and one being written", disk=saved * (kept + (kept > 0))),
     ]
@@ -214,7 +214,7 @@ def solver_bytes(solver: Solver, d_out: int, d_key: int, edits: int) -> tuple[in
     moment, draw = torch.eye(small_key), torch.Generator().manual_seed(0)
     half_unused = torch.tensor([0.0, math.inf]).repeat_interleave(small_key // 2)
     keys, nothing = torch.randn(count, small_key, generator=draw), torch.zeros(count, small_out)
-    logging.disable(logging.INFO)  # what a solver says of these statistics is of no use
+    logging.disable(logging.INFO)  # a solver's warnings about these statistics mean nothing
     try:
         memory = solver.init(moment, lambda _: (half_unused, moment))
         _, memory = solver.compute(memory, EditSystem(keys, keys, nothing, nothing))
@@ -229,25 +229,25 @@ def solver_bytes(solver: Solver, d_out: int, d_key: int, edits: int) -> tuple[in
 
 
 def too_small(found: Plan, trainer: Trainer) -> str | None:
-    """Return a sentence on what of this machine is too small for a plan, or `None`."""
+    """Return a sentence that names the resource that is too small for a plan, or `None`."""
     total, device = found.total, trainer.strategy.root_device
     advice = "try --model.dtype bfloat16, fewer --model.layers, a solver in float32"
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if total.host > has:
-        return f"the run needs {size(total.host)} of memory and this machine has {size(has)}: {advice}"
+        return f"the run needs {size(total.host)} of memory, but this machine has {size(has)}: {advice}"
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
     if total.device > free:
-        return f"the run needs {size(total.device)} on {device}, {size(free)} are free: {advice} or keep_on_host"
+        return f"the run needs {size(total.device)} on {device}, but {size(free)} are free: {advice} or keep_on_host"
     folder = Path(trainer.default_root_dir).absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
     if total.disk > free:
         advice = "try a smaller checkpoint.keep or another trainer.default_root_dir"
-        return f"the run writes {size(total.disk)} and the disk of {folder} has {size(free)} free: {advice}"
+        return f"the run writes {size(total.disk)}, but the disk of {folder} has {size(free)} free: {advice}"
     return None
 
 
 class Sample(Statistics):
-    """Statistics of the beginning of a text, timed; those that are cached are taken as they are.
+    """Key statistics of the beginning of a text, timed; cached ones are loaded.
 
     Args:
         given: the statistics of the run.
@@ -257,19 +257,17 @@ class Sample(Statistics):
     def __init__(self, given: Statistics, folder: str) -> None:
         self.given, self.folder = given, folder
         self.seconds, self.times = 0.0, 1.0
-        self.note = "Key statistics are there already: they are read, not computed."
+        self.note = "Key statistics are cached: they are loaded, not computed."
 
     def second_moments(self, model: LanguageModel) -> dict[int, Tensor]:
-        """Read the sample, or what is there."""
+        """Read the sample, or the cached statistics."""
         given = self.given
         if isinstance(given, KeyStatistics) and not given.is_cached(model):
             wanted = given.wanted(model)
             few = min(wanted, SAMPLE * max(model.weight(layer).delta.shape[1] for layer in model.layers))
             given = KeyStatistics(given.corpus.names, few, given.length, given.batch_tokens, self.folder)
             self.times = wanted / few
-            self.note = (
-                f"Key statistics: {few:,} tokens were read, of {wanted:,} that the run reads if there are as many."
-            )
+            self.note = f"Key statistics: measured on {few:,} tokens; the run reads {wanted:,}, if there are as many."
         start = time.perf_counter()
         found = given.second_moments(model)
         self.seconds = time.perf_counter() - start
@@ -290,7 +288,7 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
         stream: the edits.
 
     Raises:
-        EditError: `fit` would refuse this, or one batch does not fit into the memory.
+        EditError: `fit` would refuse these arguments, or one batch does not fit into memory.
     """
     edits, together = len(stream.requests), min(stream.batch_size, len(stream.requests))
     update, scorecard = copy.copy(_part(trainer, WeightUpdate)), copy.copy(_part(trainer, Scorecard))
@@ -311,19 +309,19 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
         Duration("starting Python", importing, 1),
         Duration("loading the model", loaded - start, 1),
         Duration("key statistics", sample.seconds, sample.times),
-        Duration("contexts, first inverse and all else", once, 1),
+        Duration("contexts, first inverse and the rest", once, 1),
     ]
     final, few = final_evaluations(trainer, edits, together), scorecard.before + 1
     for name, spent in seconds.items():
         passes = (few + final) / (few + (final > 0)) if name in SCORING else 1
         found.durations.append(Duration(name.replace("_", " "), spent, edits / together * passes))
-    found.peak = Space("measured peak of one batch, all included", _peak_of_device(short), _peak_of_host())
+    found.peak = Space("measured peak of one batch, in total", _peak_of_device(short), _peak_of_host())
     steps = sum(scorecard.steps) / max(1, len(scorecard.steps))
     found.notes += [
         f"Measured: the first {together} of {edits:,} edits, with {steps:.1f} steps of stage one on average. "
-        "Extrapolated: what all edits take, in proportion to their number.",
+        "Extrapolated to all edits, in proportion to their number.",
         sample.note,
-        "Not counted: writing checkpoints, perplexity, drift, downstream tasks, edits that replace earlier ones.",
+        "Not included: writing checkpoints, perplexity, drift, downstream tasks, edits that replace earlier ones.",
     ]
     editor.revert()
 
@@ -364,10 +362,10 @@ def _peak_of_device(trainer: Trainer) -> int:
 
 
 def _print(found: Plan) -> None:
-    columns = {"device": "device", "host": "host's memory", "disk": "disk"}
+    columns = {"device": "device", "host": "host memory", "disk": "disk"}
     if not found.total.device:
         columns = {"host": "memory", "disk": "disk"}
-    tables = [Table("memory and disk, by arithmetic", *columns.values())]
+    tables = [Table("memory and disk, computed", *columns.values())]
     for space in [*found.spaces, found.total, *([found.peak] if found.peak else [])]:
         tables[0].add_row(space.what, *(size(getattr(space, c)) if getattr(space, c) else "-" for c in columns))
     if found.durations:

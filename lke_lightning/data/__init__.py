@@ -1,4 +1,4 @@
-"""Where edits come from."""
+"""Sources of edits."""
 
 from lke_lightning.data.formats import CounterFact, DemoWorld, ZsRE
 from lke_lightning.data.knowedit import KnowEdit, WikiBio

@@ -1,4 +1,4 @@
-"""The fields of a record by the form they must have; what has another form is said with the field's path."""
+"""The fields of a record, checked by form; errors name the path of the field."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lke_lightning.edits import EditError, check_list, check_text, kind
 
 
 class Fields:
-    """A record, or an object inside one. A field that is null counts as absent where it is not needed.
+    """A record, or an object inside one. A null field counts as absent where it is optional.
 
     Args:
         values: the object.
@@ -19,7 +19,7 @@ class Fields:
         index: the record's position in its file.
 
     Raises:
-        EditError: `values` is no object; so does every method, for a field that is not as asked.
+        EditError: `values` is not an object; all methods raise it for a field of another form.
     """
 
     def __init__(self, values: Any, path: str = "", index: int = 0) -> None:
@@ -37,7 +37,7 @@ class Fields:
         return self._values.get(name) is not None
 
     def __getitem__(self, name: str) -> Any:
-        """Return a field of any form; it has to be there."""
+        """Return a required field of any form."""
         if name in self:
             return self._values[name]
         if name in self._values:

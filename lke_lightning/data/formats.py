@@ -1,4 +1,4 @@
-"""The demo world, and the two benchmarks that most editors report."""
+"""The demo world, and the two most common benchmarks, CounterFact and zsRE."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ class ZsRE(RecordFile):
     """`zsre_mend_eval.json` as published with MEND: questions with an answer, a rephrasing and an unrelated question.
 
     As ROME and MEMIT do, the target is the first of `answers` (the others are aliases), the prompt is the question with
-    the subject marked, and the unrelated question with its reference answer is the neighbourhood. There is no original
-    target, so success and magnitude are undefined and accuracy is what counts.
+    the subject marked, and the unrelated question with its reference answer is the neighborhood. There is no original
+    target, so success and magnitude are undefined: use accuracy.
 
     Args:
         path: the file, or the name of a hub dataset with the same fields.
         batch_size: edits of one training step.
         limit: edit only this many, from the start.
         shuffle_seed: shuffle with this seed first.
-        counterfactual: teach the invented answer `alt` in the place of the true one, as MEND and EasyEdit do; the true
+        counterfactual: teach the counterfactual answer `alt` instead of the true one, as MEND and EasyEdit do; the true
             one is then the original target. Portability questions (`zsre_mend_eval_portability_gpt4.json`) follow from
             `alt` and are read only then. Records without an `alt` are left out.
     """
@@ -80,7 +80,7 @@ class ZsRE(RecordFile):
             raise EditError("field 'answers' is an empty list")
         true, alt = answers[0], record.find("alt")
         if self.counterfactual and alt is None:
-            self.note("no invented answer: left out")
+            self.note("no counterfactual answer: left out")
             return
         has_hop = self.counterfactual and "portability" in record
         hop = (record.part("portability"),) if has_hop else ()

@@ -10,19 +10,19 @@ from lke_lightning.data.records import RecordFile
 from lke_lightning.edits import EditRequest, Probe, check_list, check_text
 
 Answers = list[list[str]]
-"""Answers to one question that are all right, each with its aliases."""
+"""All correct answers to a question, each with its aliases."""
 
 
 class KnowEdit(RecordFile):
     """The parts `wiki_counterfact`, `wiki_recent` and `ZsRE`: one schema, with small differences.
 
     All questions under `portability` (reasoning, aliases of the subject, logical generalisation) become portability,
-    all under `locality` (other relations of the subject, other answers of the same relation) become neighbourhood.
-    A question with several answers takes the first, the others count as aliases.
+    all under `locality` (other relations of the subject, other answers of the same relation) become neighborhood.
+    The first of several answers is the reference, the others are aliases.
 
-    Irregular: a question without an answer is left out; an answer of a locality question that is the edit's own
-    target, about which the question then tells nothing, is left out, and so is the question if it was the only one;
-    an original answer that is the target is not compared with.
+    Irregular: a question without an answer is left out; an answer of a locality question that equals the
+    edit's target is uninformative and left out, and so is the question if it was the only one; an original answer that
+    equals the target is dropped.
     """
 
     def edits(self, record: Fields) -> Iterator[EditRequest]:
@@ -30,7 +30,7 @@ class KnowEdit(RecordFile):
         target = record.text("target_new")
         original = next((names[0] for names in _answers(record)), None)
         if original == target:
-            self.note("the original answer is the target: nothing to compare with")
+            self.note("the original answer equals the target: no comparison")
             original = None
         yield EditRequest.about(
             record.text("prompt"),
@@ -53,7 +53,7 @@ class KnowEdit(RecordFile):
                 if not given:
                     self.note(f"a {part} question has no answer: left out")
                 elif not answers:
-                    self.note(f"a {part} question has the target for its answer: left out")
+                    self.note(f"a {part} question has the target as its answer: left out")
                 else:
                     (first, *aliases), *others = answers
                     others = [name for names in others for name in names]
@@ -65,7 +65,7 @@ class WikiBio(RecordFile):
 
     Records about one person begin alike, with the person's name in the first sentence. At the name's last token they
     would have one key and different targets, so there is no subject here: each edit is made at the last token of its
-    passage. Neighbourhood: other facts of the person.
+    passage. Neighborhood: other facts of the person.
     """
 
     def edits(self, record: Fields) -> Iterator[EditRequest]:

@@ -1,7 +1,7 @@
 """Edits whose target is a text of sentences: UnKE, AKEW and EditEverything.
 
-None of them says what the model answers today, so accuracy, and what is generated freely, is what counts. The whole
-text is the target of stage one; methods that write an answer in one place were not made for that.
+None of them has the model's original answers, so use accuracy and generated answers. The whole text is the target of
+stage one; methods that write an answer at one position were not designed for that.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class UnKE(RecordFile):
 
 
 class AKEW(RecordFile):
-    """AKEW's unstructured edits (arXiv 2402.18909): a fact told as a short text, to be the answer to a question.
+    """AKEW's unstructured edits (arXiv 2402.18909): a short text that states a fact, as the answer to a question.
 
-    Every edit of a case is one edit; the statements that the text makes become portability. `MQuAKE` reads the same
+    Every edit of a case is one edit; the statements in the text become portability. `MQuAKE` reads the same
     file as structured edits with multi-hop questions. Irregular: a question that an earlier case asked with the same
-    text is edited once; a subject that is not spelled in its question just once leaves the edit at the last token; a
+    text is edited once; if a subject does not occur exactly once in its question, the edit is at the last token; a
     statement whose prompt has no place for its subject is left out.
     """
 
@@ -59,7 +59,9 @@ class AKEW(RecordFile):
             question, subject = edit.text("question"), edit.text("subject")
             is_clear = question.count(subject) == 1
             if not is_clear:
-                self.note("the subject is not in the question just once: edited at the question's last token")
+                self.note(
+                    "the subject does not occur exactly once in the question: edited at the question's last token"
+                )
             yield EditRequest.about(
                 question,
                 subject if is_clear else None,
@@ -69,10 +71,10 @@ class AKEW(RecordFile):
             )
 
     def _statements(self, edit: Fields) -> Iterator[Probe]:
-        for told in edit.parts("unsfact_triplets_GPT"):
-            prompt, target = told.find("prompt") or "", told.find("target")
+        for statement in edit.parts("unsfact_triplets_GPT"):
+            prompt, target = statement.find("prompt") or "", statement.find("target")
             if prompt.count(SLOT) == 1 and target:
-                yield Probe(prompt.replace(SLOT, told.text("subject")), target)
+                yield Probe(prompt.replace(SLOT, statement.text("subject")), target)
             else:
                 self.note("a statement has no place for its subject, or no end: left out")
 
@@ -81,7 +83,7 @@ class EditEverything(RecordFile):
     """EditEverything, published with AnyEdit (arXiv 2502.05628): long answers in mathematics, code, news, poetry ...
 
     There is no subject, so the edit is made at the question's last token. Irregular: a question with braces is left
-    out, because braces mark subjects; of questions that occur again, the last answer stands.
+    out, because braces mark subjects; of repeated questions, the last answer wins.
     """
 
     def edits(self, record: Fields) -> Iterator[EditRequest]:

@@ -17,7 +17,7 @@ Triple = tuple[str, ...]
 
 @dataclass(frozen=True)
 class _Case:
-    """What a case asks, the facts that it edits, and those that its reasoning passes through."""
+    """The questions of a case, the facts that it edits, and those that its reasoning uses."""
 
     questions: tuple[Probe, ...]
     changes: list[Triple]
@@ -25,7 +25,7 @@ class _Case:
 
 
 class MQuAKE(RecordFile):
-    """A file of MQuAKE (arXiv 2305.14795) or of one made from it: MQuAKE-CF, MQuAKE-hard, AKEW's MQuAKE-CF.
+    """A file of MQuAKE (arXiv 2305.14795) or of a derived data set: MQuAKE-CF, MQuAKE-hard, AKEW's MQuAKE-CF.
 
     Each edit of a case becomes one edit, with its question as a paraphrase. The case's multi-hop questions are attached
     to the one of its edits that comes last in the stream (`two_hop`), so that all are made when they are asked; that
@@ -33,9 +33,9 @@ class MQuAKE(RecordFile):
 
     Many cases share edits. Irregular, where all cases are edited into one model:
     a fact that an earlier case edits in the same way is edited once;
-    a case that edits it in another way is left out;
-    of a case whose reasoning passes through a fact that another case changes, the edits stay and the questions, whose
-    answers do not hold any more, are left out.
+    a case that edits it differently is left out;
+    if the reasoning of a case uses a fact that another case changes, its edits stay, but its questions, whose answers
+    are no longer correct, are left out.
     """
 
     def read(self) -> Iterator[EditRequest]:
@@ -65,7 +65,7 @@ class MQuAKE(RecordFile):
                 continue
             last = max(facts, key=place.__getitem__)
             asked[last] = asked.get(last, ()) + case.questions
-        self.tell()
+        self.report()
         for fact, edit in made.items():
             yield replace(edit, two_hop=asked.get(fact, ()))
 

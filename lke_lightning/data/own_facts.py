@@ -19,11 +19,11 @@ class JsonLines(RecordFile):
     """Your own facts, one JSON object per line.
 
     Fields: `prompt` and `target`; optional `subject` (spelled in the prompt, or marked there by `{}`; without one the
-    edit is made at the prompt's last token), `original` (what the model says today), `paraphrases` (list of prompts),
+    edit is made at the prompt's last token), `original` (the model's present answer), `paraphrases` (list of prompts),
     `neighborhood` (list of {"prompt", "answer", "aliases"}, or of prompts whose answer is `original`), `id` (text or
     whole number; the record's position if not given), `relation`, `weight` (how much the edit counts, 1 if not given),
     `aliases` (other wordings of the target), `portability` and `two_hop` (lists of {"prompt", "answer", "aliases"};
-    questions that follow from the edit alone, or with other facts), `generation` (prompts that are continued freely)
+    questions that follow from the edit alone, or with other facts), `generation` (prompts to be continued freely)
     and `references` (texts that continuations are compared with). Other fields are refused.
     """
 
@@ -31,11 +31,11 @@ class JsonLines(RecordFile):
         """Read one of your records."""
         request = _request(record)
         if record["target"] != request.target:
-            self.note("the target begins or ends with blanks: taken without; one blank parts it from its prompt")
+            self.note("the target begins or ends with blanks: stripped; one blank separates it from its prompt")
         if record["prompt"] != record["prompt"].rstrip():
-            self.note("the prompt ends with blanks: taken without; one blank parts it from its target")
+            self.note("the prompt ends with blanks: stripped; one blank separates it from its target")
         if request.original is not None and request.original.strip() == request.target:
-            self.note("the original is the target: success compares a text with itself")
+            self.note("the original equals the target: success compares a text with itself")
         yield request
 
 

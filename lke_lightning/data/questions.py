@@ -1,4 +1,4 @@
-"""Questions to a model that answers them wrongly, or could not know: QAEdit and WikiBigEdit."""
+"""Questions that a model answers wrongly or cannot know: QAEdit and WikiBigEdit."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lke_lightning.edits import EditRequest, Probe
 class QAEdit(RecordFile):
     """QAEdit (arXiv 2502.11177): questions of three question-answering sets that a model gets wrong.
 
-    The five unrelated questions of a record become its neighbourhood. There is no original answer, so accuracy is what
-    counts. Irregular: a subject that occurs in its question more than once is marked where it stands last.
+    The five unrelated questions of a record become its neighborhood. There is no original answer, so use accuracy.
+    Irregular: if a subject occurs in its question more than once, the last occurrence is marked.
     """
 
     def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Read a record; its id is the set and the number in the set, which alone repeats."""
         prompt, subject = record.text("prompt"), record.text("subject")
         if prompt.count(subject) > 1:
-            self.note("the subject occurs several times: marked where it stands last")
+            self.note("the subject occurs several times: the last occurrence is marked")
             prompt = marked(prompt, subject)
         yield EditRequest.about(
             prompt,
@@ -37,9 +37,9 @@ class QAEdit(RecordFile):
 class WikiBigEdit(RecordFile):
     """One file of WikiBigEdit (arXiv 2503.05683): what changed in Wikidata within a month, as questions.
 
-    `rephrase` and `personas` become paraphrases, `loc` the neighbourhood and `mhop` a question that needs other facts.
+    `rephrase` and `personas` become paraphrases, `loc` the neighborhood and `mhop` a question that needs other facts.
     The same question in a later file replaces the earlier answer. Irregular: a record without question or answer is
-    left out; where the subject is not spelled in the question just once, the edit is made at the question's last token.
+    left out; if the subject does not occur exactly once, the edit is made at the question's last token.
     """
 
     def edits(self, record: Fields) -> Iterator[EditRequest]:
@@ -49,7 +49,7 @@ class WikiBigEdit(RecordFile):
             self.note("no question or no answer: left out")
             return
         if subject is None or prompt.count(subject) != 1:
-            self.note("the subject is not in the question just once: edited at the question's last token")
+            self.note("the subject does not occur exactly once in the question: edited at the question's last token")
             subject = None
         yield EditRequest.about(
             prompt,
@@ -63,5 +63,5 @@ class WikiBigEdit(RecordFile):
 
 
 def _asked(record: Fields, question: str, answer: str) -> tuple[Probe, ...]:
-    asked, said = record.find(question), record.find(answer)
-    return (Probe(asked, said),) if asked and said else ()
+    asked, reply = record.find(question), record.find(answer)
+    return (Probe(asked, reply),) if asked and reply else ()

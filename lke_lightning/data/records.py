@@ -1,4 +1,4 @@
-"""Records of a file or a hub dataset, in order; what is wrong with one is said with its number."""
+"""Records of a file or a hub dataset, in order; errors name the record by its number."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Record = dict[str, Any]
 
 
 class RecordFile(EditStream):
-    """Records of one format from a file or a hub dataset; a subclass says which edits a record holds.
+    """Records of one format from a file or a hub dataset; a subclass defines the edits of a record.
 
-    Published files have irregular records. A subclass states what it does with them, and what it did is counted and
-    printed once the file is read; anything else that is wrong is an error that names the record.
+    Published files have irregular records. A subclass documents its rules for them, whose uses are counted and printed
+    after the file is read; anything else is an error that names the record.
 
     Args:
         path: a file, JSON or JSON Lines, plain or compressed (gzip, bzip2, xz); or the name of a hub dataset with the
@@ -45,7 +45,7 @@ class RecordFile(EditStream):
         super().__init__(batch_size, limit, shuffle_seed)
         self.path = path
         self.irregular: Counter[str] = Counter()
-        """What was done with irregular records, and how often."""
+        """How often each rule for irregular records applied."""
 
     def read(self) -> Iterator[EditRequest]:
         """Yield the file's edits.
@@ -58,39 +58,39 @@ class RecordFile(EditStream):
                 with naming(self.path, index):
                     yield from self.edits(Fields(record, index=index))
         finally:
-            self.tell()
+            self.report()
 
     @abstractmethod
     def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Yield the edits of a record; mostly one."""
 
     def note(self, what: str) -> None:
-        """Count something irregular, and what was done about it."""
+        """Count the use of a rule for irregular records."""
         self.irregular[what] += 1
 
-    def tell(self) -> None:
-        """Print what was irregular."""
+    def report(self) -> None:
+        """Print how often each rule applied."""
         for what, count in self.irregular.items():
             rank_zero_info(f"{self.path}: {count} x {what}")
 
 
 @contextmanager
 def naming(path: str, index: int) -> Iterator[None]:
-    """Let what goes wrong with a record name it.
+    """Add file and record number to errors.
 
     Raises:
-        EditError: in the place of the error, with file and number of the record.
+        EditError: in place of the original error, with file and record number.
     """
     try:
         yield
     except EditError as error:
         raise EditError(f"{path}, record {index}: {error}") from error
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise EditError(f"{path}, record {index}: it has another form ({error})") from error
+        raise EditError(f"{path}, record {index}: unexpected form ({error})") from error
 
 
 def marked(prompt: str, subject: str) -> str:
-    """Mark the last place where a subject stands as words of its own; as it is where there is none."""
+    """Mark the last occurrence of a subject as separate words; return the prompt unchanged if there is none."""
     places = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt))
     return prompt[: places[-1].start()] + SLOT + prompt[places[-1].end() :] if places else prompt
 
@@ -98,8 +98,8 @@ def marked(prompt: str, subject: str) -> str:
 def records(path: str) -> Iterator[Record]:
     """Yield the records of a file, or of a hub dataset's training split.
 
-    A file is read with `json`, not through `datasets`, which infers one type for all values of a field: numbers as
-    names would lose digits, and null could not be told from what is missing.
+    A file is read with `json`, not through `datasets`, which infers one type for all values of a field: numeric
+    ids would lose digits, and null would be indistinguishable from a missing field.
 
     Args:
         path: a file with one JSON list of objects, or with one object per line; or the name of a hub dataset.
@@ -144,24 +144,26 @@ def _of_file(file: Path) -> Iterator[Record]:
                     return
                 yield _object(_parsed(line, file, number), f"{file}, line {number}")
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise EditError(f"{file} cannot be read, is it whole? {getattr(error, 'strerror', None) or error}") from error
+        raise EditError(
+            f"{file} cannot be read, is it complete? {getattr(error, 'strerror', None) or error}"
+        ) from error
     if is_empty:
         raise EditError(f"{file}: the file is empty")
 
 
 _COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-"""What opens a file that begins so."""
+"""Functions that open compressed files, by their first bytes."""
 
 
 def _opened(file: Path) -> IO[bytes]:
-    """Open a file for reading; compression is told from how it begins."""
+    """Open a file for reading; compression is recognized by its first bytes."""
     with file.open("rb") as stream:
         head = stream.read(8)
     return next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), open)(file, "rb")
 
 
 def _skip_mark(lines: IO[bytes], file: Path) -> None:
-    """Go behind a byte order mark, if there is one, and refuse that of another encoding."""
+    """Skip a UTF-8 byte order mark, and refuse that of another encoding."""
     head = lines.read(3)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise EditError(f"{file} is in UTF-16: convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8")
@@ -198,7 +200,7 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> Record:
     if len(found) < len(pairs):
         for name, value in pairs:
             if found[name] != value:
-                raise EditError(f"field {name!r} stands twice in one object, with different values")
+                raise EditError(f"field {name!r} occurs twice in one object, with different values")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The stream of edits: an ordered list of requests, cut into batches, never shuffled unless asked."""
+"""The stream of edits: an ordered list of requests, divided into batches, shuffled only on request."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class EditStream(LightningDataModule):
         self.batch_size, self.limit, self.shuffle_seed = batch_size, limit, shuffle_seed
         self.requests: list[EditRequest] = []
         self.ends: list[int] = []
-        """Numbers of requests at which earlier parts of the run ended with a short batch."""
+        """Positions in the stream at which earlier parts of the run ended with a short batch."""
 
     @property
     def name(self) -> str:
-        """What the scorecard calls the data."""
+        """The name of the data in the scorecard."""
         return type(self).__name__
 
     @abstractmethod
@@ -83,7 +83,7 @@ class EditStream(LightningDataModule):
             total = f"{len(requests):,}" if len(requests) > (self.limit or math.inf) else None
             requests = requests[: self.limit]
         if total:
-            rank_zero_info(f"{len(requests):,} of {total} edits of {self.name}: data.limit leaves out the rest")
+            rank_zero_info(f"{len(requests):,} of {total} edits of {self.name}: data.limit excludes the rest")
         if not requests:
             raise EditError(f"{self.name} has no edits")
         twice = [name for name, count in Counter(request.id for request in requests).items() if count > 1]
@@ -92,9 +92,7 @@ class EditStream(LightningDataModule):
         self.requests = requests
         repeated = len(requests) - len({request.fact for request in requests})
         if repeated:
-            rank_zero_info(
-                f"{self.name}: {repeated} edits state a fact anew: the later one takes the earlier one's place"
-            )
+            rank_zero_info(f"{self.name}: {repeated} edits restate a fact: the later edit replaces the earlier one")
 
     @property
     def batches(self) -> list[range]:
@@ -104,33 +102,33 @@ class EditStream(LightningDataModule):
         return [range(i, min(i + size, end)) for begin, end in edges for i in range(begin, end, size)]
 
     def consumed(self, batches: int) -> dict[str, Any]:
-        """Return what identifies the first batches of the stream, for a checkpoint."""
+        """Return the identity of the first batches of the stream, for a checkpoint."""
         count = self.batches[batches - 1].stop if batches else 0
         return {"batch_size": self.batch_size, "digests": _digests(self.requests[:count]), "ends": self.ends}
 
     def check_continues(self, saved: dict[str, Any]) -> None:
-        """Check that this stream begins with the batches that an interrupted run has edited, and go on behind them.
+        """Check that this stream begins with the batches that an interrupted run has edited, and continue after them.
 
-        What comes after them may differ: records may have been mended or added since.
+        Later requests may differ: records may have been corrected or added since.
 
         Raises:
             EditError: it does not; the message names the first difference.
         """
         if saved["batch_size"] != self.batch_size:
             raise EditError(
-                f"the checkpoint's batches have {saved['batch_size']} edits, data.batch_size is {self.batch_size}"
+                f"the checkpoint's batches have {saved['batch_size']} edits, but data.batch_size is {self.batch_size}"
             )
         done = saved["digests"]
         if len(self.requests) < len(done):
             raise EditError(
-                f"the checkpoint has read {len(done)} requests of its stream, {self.name} has {len(self.requests)}"
+                f"the checkpoint has read {len(done)} requests of its stream, but {self.name} has {len(self.requests)}"
             )
         differs = (_digests(self.requests[: len(done)]) != done).nonzero()
         if len(differs):
             number = int(differs[0])
             raise EditError(
                 f"request {number + 1} of {self.name}, {self.requests[number].id!r} ({self.requests[number].text!r}), "
-                "is not the one that the checkpoint's run has edited in its place: continue with the same data in the "
+                "differs from the one that the checkpoint's run has edited there: continue with the same data in the "
                 "same order"
             )
         self.ends = list(saved["ends"])

@@ -1,4 +1,4 @@
-"""Which of a few answers a model prefers after prompts that all begin alike."""
+"""Score a few answers after prompts with a shared prefix."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ Ids = tuple[int, ...]
 
 
 def common_beginning(prompts: Sequence[Ids]) -> Ids:
-    """Return what all prompts begin with, without the last token of any: that is where answers are read."""
-    pairs = zip(min(prompts), max(prompts), strict=False)  # what the least and the greatest share, all share
+    """Return the shared prefix of all prompts, without the last token of any, which predicts the answer."""
+    pairs = zip(
+        min(prompts), max(prompts), strict=False
+    )  # a prefix of both the least and the greatest is a prefix of all
     alike = tuple(one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     return alike[: min(len(ids) for ids in prompts) - 1]
 
 
 class Answers:
-    """Scores answers after prompts; what the prompts begin with is run once, when this is made.
+    """Scores answers after prompts; their shared prefix runs once, on construction.
 
     Args:
         model: the language model, as it is now.
-        beginning: token ids that all prompts begin with, and that none of them consists of.
+        beginning: token ids of the shared prefix, shorter than every prompt.
         max_tokens: how many tokens are run at once, those of the beginning counted with every prompt, because their
             keys and values are held for each. The result does not depend on it.
     """

@@ -1,4 +1,4 @@
-"""A quick look at a model on a fixed text: how well it predicts, how large its activations are, what it would say."""
+"""A quick health check of a model on a fixed text: likelihood, activation norms and top predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lke_lightning.model.language_model import LanguageModel
 
 @dataclass(frozen=True)
 class Health:
-    """What a text shows of a model."""
+    """The measurements of a model on a text."""
 
     nll: float
     """Mean negative log-likelihood of its tokens."""
@@ -43,17 +43,17 @@ class Health:
 
 
 class Canary:
-    """A text that is looked at again and again.
+    """A text on which a model is measured repeatedly.
 
     Args:
         model: the language model, for its tokenizer and its longest window.
-        text: text files, a document per line.
+        text: text files, one document per line.
         tokens: how many tokens are read.
         length: tokens of a window.
         max_tokens: how many tokens are run at once.
 
     Raises:
-        EditError: the text has no token that could be predicted.
+        EditError: the text has no token to predict.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class Canary:
 
     @torch.no_grad()
     def examine(self, model: LanguageModel) -> Health:
-        """Read the text with the model as it is."""
-        nll, norms, says = [], [], []
+        """Measure the present model on the text."""
+        nll, norms, top = [], [], []
         for members in by_length([len(window) for window in self._windows], self._max_tokens, model.device):
             with capture(model.architecture.blocks[-1]) as residual:
                 found = predict(model, [self._windows[i] for i in members])
             norms.append(residual.output[:, :-1][found.predicted].double().norm(dim=1))
             nll.append(found.nll)
-            says.append(found.says.cpu())
-        return Health(torch.cat(nll).mean().item(), torch.cat(norms).mean().item(), torch.cat(says))
+            top.append(found.top.cpu())
+        return Health(torch.cat(nll).mean().item(), torch.cat(norms).mean().item(), torch.cat(top))

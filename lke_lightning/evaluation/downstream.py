@@ -1,8 +1,8 @@
-"""What a model can do besides stating facts: few-shot tasks with a few possible answers.
+"""General capabilities of a model: few-shot tasks with a few possible answers.
 
 The protocol is that of *Lifelong Knowledge Editing requires Better Regularization* (arXiv 2502.01636): solved examples
-stand before every question, the answer is the word that the model finds most probable (mean over its tokens), and the
-figure is F1 averaged over the answers, each weighted with its share of the questions.
+precede every question, the prediction is the most probable answer (mean log-probability over its tokens), and the
+metric is F1 averaged over the answers, each weighted by its share of the questions.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from lke_lightning.evaluation.answers import Answers, Ids, common_beginning
 from lke_lightning.model.language_model import LanguageModel
 
 RESERVED = 10
-"""Records at the start of a file that are kept for solved examples, as in the published code."""
+"""Records at the start of a file that are reserved for solved examples, as in the published code."""
 
 PART = 256
-"""Questions between two looks at the progress; what they have in common is run once for all parts."""
+"""Questions between two updates of the progress bar; their shared prefix runs once for all parts."""
 
 Result = dict[str, float | int | None]
-"""What a task measured, by name; fractions of 1 and counts."""
+"""The results of a task, by name; fractions of 1 and counts."""
 
 
 class Task(ABC):
-    """Something that can be measured of a language model as it is, without changing it or the random numbers."""
+    """A measurement of a language model that changes neither the model nor the random state."""
 
     @property
     def name(self) -> str:
-        """What results are filed under."""
+        """The name of its results."""
         return type(self).__name__
 
     @abstractmethod
     def check(self) -> None:
-        """Raise `EditError` where it cannot be measured as it is set; asked before a run begins."""
+        """Raise `EditError` for invalid settings; called before a run begins."""
 
     @abstractmethod
     def measure(self, model: LanguageModel, max_tokens: int) -> Result:
-        """Measure the model; `max_tokens` says how many tokens are run at once."""
+        """Measure the model, running `max_tokens` tokens at once."""
 
     @abstractmethod
     def about(self) -> dict[str, Any]:
-        """Say what was measured and how, in plain types."""
+        """Describe the task and its settings, in plain types."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,23 @@ class Item:
     """A question and the number of its answer."""
 
     question: str
-    """Ends where the answer follows after a blank."""
+    """The prompt; the answer follows after a space."""
     label: int
     group: str = ""
-    """Items of one group have their solved examples in common."""
+    """Items of one group share their solved examples."""
 
 
 class FewShot(Task):
-    """Questions with the same few answers, behind solved examples.
+    """Questions with the same few answers, after solved examples.
 
-    A question that does not fit into the model's window with all examples gets fewer, the last ones are dropped first;
-    one that does not fit alone is left out and counted.
+    If a question does not fit into the model's context with all examples, the last examples are dropped first; one that
+    does not fit alone is left out and counted.
 
     Args:
         path: a JSON or JSON Lines file with the fields of the data set; `None`: the validation split on the hub.
         shots: solved examples before each question: the first ones of the file. Ten records are reserved for them, so
             that the questions do not depend on their number.
-        limit: ask only this many of the other records; `None`: all. With n questions, a figure near one half is
+        limit: use only this many of the other records; `None`: all. With n questions, a figure near one half is
             uncertain by 1 / sqrt(n) in either direction (95 %).
         seed: draw them with this seed; `None`: take the first, as the published code does with 100.
     """
@@ -87,7 +87,7 @@ class FewShot(Task):
     hub: ClassVar[tuple[str, str, str]]
     """Name, configuration and split of the data set on the hub."""
     most_shots: ClassVar[int] = RESERVED
-    """How many solved examples there are."""
+    """How many solved examples are available."""
 
     def __init__(self, path: str | None = None, shots: int = 4, limit: int | None = None, seed: int | None = 0) -> None:
         self.path, self.shots, self.limit, self.seed = path, shots, limit, seed
@@ -98,20 +98,20 @@ class FewShot(Task):
         """Turn a record into a question."""
 
     def check(self) -> None:
-        """Check the arguments, and read the records where they are files.
+        """Check the arguments, and read the records if they are files.
 
         Raises:
-            EditError: there is no such file, or it holds something else; the numbers are impossible.
+            EditError: the file is missing or has other contents, or a number is out of range.
         """
         if not 0 <= self.shots <= self.most_shots:
-            raise EditError(f"{self.name} with {self.shots} shots: there are {self.most_shots} examples for that")
+            raise EditError(f"{self.name} with {self.shots} shots: choose 0 to {self.most_shots}")
         if self.limit is not None and self.limit < 1:
             raise EditError(f"{self.name} with limit {self.limit}: at least one question is needed, or null for all")
         if self.path is not None:
             self.read()
 
     def about(self) -> dict[str, Any]:
-        """Say what is asked and how."""
+        """Describe the questions and settings."""
         source = self.path or ":".join(self.hub)
         return {"source": source, "shots": self.shots, "limit": self.limit, "seed": self.seed, "words": [*self.words]}
 
@@ -160,12 +160,14 @@ class FewShot(Task):
         if self._read is None:
             examples, items = self.split()
             if not items:
-                raise EditError(f"{self.path or self.hub} has no questions besides the {RESERVED} kept for examples")
+                raise EditError(
+                    f"{self.path or self.hub} has no questions besides the {RESERVED} reserved for examples"
+                )
             self._read = examples, self._sample(items)
         return self._read
 
     def split(self) -> tuple[dict[str, list[Item]], list[Item]]:
-        """Read all records: examples by group, and what may be asked."""
+        """Read all records: examples by group, and the questions."""
         items = list(_items(self))
         return {"": items[: self.shots]}, items[RESERVED:]
 
@@ -179,7 +181,7 @@ class FewShot(Task):
     def _prompts(
         self, model: LanguageModel, examples: Sequence[Item], items: Sequence[Item], room: int
     ) -> dict[int, list[tuple[Item, Ids]]]:
-        """Return what fits into `room` tokens, by the number of examples that it has."""
+        """Return the prompts that fit into `room` tokens, by their number of examples."""
         shown = [f"{example.question} {self.words[example.label]}\n" for example in examples]
         found: dict[int, list[tuple[Item, Ids]]] = {}
         waiting = list(items)

@@ -1,7 +1,7 @@
-"""How far edits have moved a model: size and spectrum of the change, kept keys, and who fills the residual stream.
+"""How far edits move a model: size and spectrum of the change, drift on ordinary keys, and the residual stream.
 
-The figures behind two diagnoses of the ENCORE paper (arXiv 2502.01636): norms of edited matrices that grow without end,
-and *importance hacking*, edited sub-modules that write ever more of the residual stream.
+The measures behind two findings of the ENCORE paper (arXiv 2502.01636): unbounded norm growth of edited matrices, and
+*importance hacking*, the growing contribution of edited sub-modules to the residual stream.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lke_lightning.model.tokens import Row
 from lke_lightning.model.weights import EditedWeight
 
 LARGEST = 256
-"""How many singular values are told; the rest is in the norm and in the effective rank."""
+"""How many singular values are returned; norm and effective rank use all of them."""
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def spectrum(matrix: Tensor) -> dict[str, Any]:
 
 @torch.no_grad()
 def key_drift(weight: EditedWeight, moment: Tensor) -> float:
-    """Tell how much an edited matrix answers ordinary keys otherwise than before, relative to what it answered.
+    """Return the change of an edited matrix's outputs for ordinary keys, relative to the unedited outputs.
 
     sqrt(tr(D C0 D')) / sqrt(tr(W0 C0 W0')): the root mean square over ordinary tokens of |D k|, divided by that of
     |W0 k|. The preservation term of MEMIT and ENCORE is the square of the numerator.
@@ -75,12 +75,12 @@ def key_drift(weight: EditedWeight, moment: Tensor) -> float:
     change = weight.delta
     base = weight.live() - change
 
-    def answered(matrix: Tensor) -> float:
+    def outputs(matrix: Tensor) -> float:
         wide = torch.promote_types(matrix.dtype, moment.dtype)
         matrix = matrix.to(wide)
         return ((matrix @ moment.to(wide)) * matrix).sum(dtype=torch.float64).clamp(min=0).sqrt().item()
 
-    return answered(change) / answered(base)
+    return outputs(change) / outputs(base)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Contributions:
 def contributions(
     model: LanguageModel, texts: Sequence[str], tokens: int = 2000, length: int = 128, max_tokens: int = 1024
 ) -> Contributions:
-    """Measure what every sub-module adds to the residual stream on a text.
+    """Measure the contribution of every sub-module to the residual stream on a text.
 
     Differences of the stream itself, so that it does not matter how a family composes a block: what a block's
     attention adds is what the block adds with its MLP's last matrix silenced, and the MLP adds the rest. This holds for
@@ -116,8 +116,8 @@ def contributions(
     Args:
         model: the language model, as it is.
         texts: documents.
-        tokens: how many tokens are read; the first of each window is not counted, because many models park large
-            activations there.
+        tokens: how many tokens are read; the first of each window is not counted, because many models have very
+            large activations there.
         length: tokens of a window, at most.
         max_tokens: how many tokens are run at once. The result does not depend on it.
 

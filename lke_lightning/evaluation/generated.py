@@ -1,11 +1,11 @@
-"""The generated protocol: the model sees the prompt alone and says what it says.
+"""The generated protocol: the model sees the prompt alone and generates freely.
 
-*Answers* are generated greedily until the model ends them (an end token or a line break) or a stated number of tokens
-is reached, and compared as texts (`lke_lightning.metrics.answers`). *Continuations* for fluency and consistency follow
-ROME: top-5 sampling, 100 tokens with the prompt, no stop; seeded by their prompts, unlike there.
+*Answers* are decoded greedily up to an end token, a line break or a maximum number of tokens, and compared as texts
+(`lke_lightning.metrics.answers`). *Continuations* for fluency and consistency follow ROME: top-5 sampling, 100 tokens
+including the prompt, no stop; unlike there, seeded by their prompts.
 
-Prompts are asked as everywhere, in the chat template where the model has been given one (`TextEncoder.prompts`). They
-run together, each prompt once; what they begin with alike is computed once; a row that has ended leaves.
+Prompts are encoded as everywhere, in the chat template if the model is set to use one (`TextEncoder.prompts`). They
+run together, each prompt once; shared prefixes are computed once; finished rows leave the batch.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from lke_lightning.model.prefix import Prefixes
 GENERATED, SAID, TEXTS = "/generated", "neighborhood/said", "texts"
 """Names in `Scores`.
 
-Behind a kind, `GENERATED`: exact, prefix, judged (NaN: not judged), (prompts, 3) float64. `SAID`: digests of what was
-said after the neighbourhood's prompts, (prompts,) int64. `TEXTS`: fluency and consistency, (1, 2) float64, NaN where
-there is nothing to measure.
+Behind a kind, `GENERATED`: exact, prefix, judged (NaN: not judged), (prompts, 3) float64. `SAID`: digests of the
+texts generated after the neighborhood's prompts, (prompts,) int64. `TEXTS`: fluency and consistency, (1, 2) float64,
+NaN where there is nothing to measure.
 """
 
 TOP_K, TOTAL_TOKENS = 5, 100
-"""Of the sampling of continuations, as in ROME."""
+"""Sampling of continuations, as in ROME."""
 
 Ids = tuple[int, ...]
 
 
 class Decides(Protocol):
-    """Says of answers whether they are right."""
+    """Decides whether answers are correct."""
 
     def __call__(self, asked: Sequence[tuple[str, str, tuple[str, ...]]]) -> list[float]:
-        """Take (prompt, what was said, accepted answers); return 1 or 0 for each, NaN where undecided."""
+        """Take (prompt, generated text, accepted answers); return 1 or 0 for each, NaN where undecided."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What the model said about one edit."""
+    """What the model generated about one edit."""
 
     scores: Scores
-    said: str
+    text: str
     """After the edited prompt."""
 
 
@@ -64,31 +64,31 @@ def answer(
     max_tokens: int = 16384,
     judge: Decides | None = None,
 ) -> list[Answered]:
-    """Let the model, as it is, answer what is asked about edits.
+    """Let the model, as it is, generate answers to the prompts of edits.
 
     Args:
         model: the language model.
         requests: edits, made or not.
-        new_tokens: how long an answer may become; one that is cut off there is rarely exact.
+        new_tokens: maximum length of an answer; a truncated answer is rarely exact.
         max_tokens: how many tokens are held at once.
-        judge: asked about every answer too; `None`: nobody is.
+        judge: also judges every answer; `None`: no judge.
     """
     asked = [questions(request) for request in requests]
     flat = [question for by_kind in asked for part in by_kind.values() for question in part]
     prompts = list(dict.fromkeys(question.prompt for question in flat))
-    said = dict(zip(prompts, complete(model, prompts, new_tokens, max_tokens), strict=True))
-    judged = {(question.prompt, said[question.prompt], _accepted(question)): torch.nan for question in flat}
+    texts = dict(zip(prompts, complete(model, prompts, new_tokens, max_tokens), strict=True))
+    judged = {(question.prompt, texts[question.prompt], _accepted(question)): torch.nan for question in flat}
     if judge is not None:
         judged = dict(zip(judged, judge(list(judged)), strict=True))
     answered = []
     for request, by_kind in zip(requests, asked, strict=True):
         scores = {}
         for kind, part in by_kind.items():
-            answers = [(question.prompt, said[question.prompt], _accepted(question)) for question in part]
+            answers = [(question.prompt, texts[question.prompt], _accepted(question)) for question in part]
             found = [(*match(text, accepted), judged[prompt, text, accepted]) for prompt, text, accepted in answers]
             scores[kind + GENERATED] = torch.tensor(found, dtype=torch.float64).reshape(-1, 3)
-        scores[SAID] = torch.tensor([digest(said[q.prompt]) for q in by_kind["neighborhood"]], dtype=torch.long)
-        answered.append(Answered(scores, said[request.text]))
+        scores[SAID] = torch.tensor([digest(texts[q.prompt]) for q in by_kind["neighborhood"]], dtype=torch.long)
+        answered.append(Answered(scores, texts[request.text]))
     return answered
 
 
@@ -106,7 +106,7 @@ def write_about(
 
     Args:
         model: the language model.
-        requests: edits, made or not; one without generation prompts has neither figure.
+        requests: edits, already made or not; one without generation prompts gets neither figure.
         similarity: compares with reference texts; `None`: consistency is not measured.
         max_tokens: how many tokens are held at once.
     """
@@ -125,7 +125,7 @@ def complete(model: LanguageModel, prompts: Sequence[str], new_tokens: int, max_
     """Continue prompts greedily up to an end token, a line break or `new_tokens` tokens.
 
     Returns:
-        What was generated before the end, without the prompt; it usually begins with a blank.
+        The generated texts before their ends, without the prompts; they usually begin with a space.
     """
     ends, lines = end_tokens(model), _LineBreaks(model)
     rows = model.text.prompts(prompts)
@@ -147,10 +147,10 @@ def continue_freely(
 ) -> list[str]:
     """Continue prompts by sampling from the `top_k` most probable tokens, until they have `total_tokens` tokens.
 
-    The random numbers of a prompt depend on the prompt and `seed` alone, not on what runs beside it.
+    The random numbers of a prompt depend only on the prompt and `seed`, not on the rest of the batch.
 
     Returns:
-        What was generated, without the prompt and without special tokens.
+        The generated texts, without the prompts and special tokens.
     """
     rows = model.text.prompts(prompts)
     noise = torch.stack([_noise(prompt, seed, total_tokens, top_k) for prompt in prompts]) if rows else torch.zeros(0)
@@ -160,7 +160,7 @@ def continue_freely(
         drawn = best.values.log_softmax(1) + noise[numbers, step, : best.values.shape[1]].to(logits)  # the Gumbel trick
         return best.indices.gather(1, drawn.argmax(1, keepdim=True)).squeeze(1)
 
-    written = model.text.encode([prompt.rstrip() for prompt in prompts])  # without what a chat puts around them
+    written = model.text.encode([prompt.rstrip() for prompt in prompts])  # without the chat template
     limits = [max(0, total_tokens - len(ids)) for ids in written]
     return _texts(model, rows, decode(model, rows, limits, choose, lambda token: False, max_tokens))
 
@@ -174,15 +174,15 @@ def decode(
     ends: Callable[[int], bool],
     max_tokens: int = 16384,
 ) -> list[list[int]]:
-    """Generate tokens behind rows, many rows at once.
+    """Generate tokens after rows, many rows at once.
 
     Args:
         model: the language model.
         rows: token ids, each at least one.
-        limits: how many tokens each row may get; never more than the model has positions for.
+        limits: maximum number of new tokens of each row; the model's context limits it too.
         choose: takes logits (rows, vocabulary), the numbers of the rows (rows,) and the step, returns tokens (rows,).
-        ends: says of a token whether it ends its row.
-        max_tokens: how many tokens are held at once, prompts and room for what follows.
+        ends: whether a token ends its row.
+        max_tokens: how many tokens are held at once, including room for new ones.
 
     Returns:
         The generated tokens of each row, with the one that ended it.
@@ -209,13 +209,13 @@ def decode(
             numbers, step = [numbers[place] for place in going], step + 1
 
     alive = [i for i in range(len(rows)) if room[i] > 0]
-    # rows of about one length together: the shorter prefixes are padded
+    # rows of similar length together: shorter prefixes are padded
     within_memory(run, sorted(alive, key=lambda i: (len(rows[i]), i)), lambda i: len(rows[i]) + room[i], max_tokens)
     return found
 
 
 def _next(batch: Padded, chosen: Tensor, going: list[int]) -> Padded:
-    """Put the chosen tokens behind the rows that go on; what was run is in the cache already."""
+    """Append the chosen tokens to the rows that continue; earlier tokens are in the cache."""
     past = batch.past
     for layer in past.layers:
         layer.length += 1
@@ -232,14 +232,14 @@ def _first_choice(logits: Tensor, numbers: Tensor, step: int) -> Tensor:
 
 
 def _noise(prompt: str, seed: int, steps: int, width: int) -> Tensor:
-    """Draw Gumbel noise (steps, width) that belongs to a prompt."""
+    """Draw the Gumbel noise (steps, width) of a prompt."""
     number = int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:8], "big") >> 1
     uniform = torch.rand(steps, width, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
     return -(-uniform.clamp(min=1e-12).log()).log()
 
 
 def end_tokens(model: LanguageModel) -> frozenset[int]:
-    """Return the tokens that end a text: the tokenizer's, and those that the model's own generation settings name."""
+    """Return the tokens that end a text: the tokenizer's and those in the model's generation settings."""
     settings = getattr(model.network, "generation_config", None)
     named = getattr(settings, "eos_token_id", None)
     several: Iterable[int | None] = named if isinstance(named, (list, tuple)) else [named]
@@ -260,7 +260,7 @@ class _LineBreaks:
 
 
 def _texts(model: LanguageModel, rows: Sequence[Ids], found: Sequence[Sequence[int]]) -> list[str]:
-    """Turn generated tokens into text as they read behind their prompts: some tokenizers drop a leading blank."""
+    """Decode generated tokens as they read after their prompts: some tokenizers drop a leading space."""
     tokenizer = model.text.tokenizer
     read = partial(tokenizer.batch_decode, skip_special_tokens=True)
     wholes = read([[*row, *new] for row, new in zip(rows, found, strict=True)])

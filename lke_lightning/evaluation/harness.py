@@ -1,4 +1,4 @@
-"""Any task of EleutherAI's evaluation harness (`lm-eval`), on the model as it is in memory."""
+"""Any task of EleutherAI's evaluation harness (`lm-eval`), on the model in memory."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class LmEval(Task):
 
     Args:
         task: name of the task, such as `hellaswag` or `gsm8k`.
-        shots: solved examples before each question; `None`: as many as the task says.
-        limit: ask only this many, the first; `None`: all.
+        shots: solved examples before each question; `None`: the task's own number.
+        limit: use only the first so many questions; `None`: all.
         batch_size: questions that are run at once.
         include_path: a folder with tasks of your own.
     """
@@ -44,15 +44,15 @@ class LmEval(Task):
 
     @property
     def name(self) -> str:
-        """The task's name, marked as the harness's."""
+        """The task's name with the prefix of the harness."""
         return f"lm-eval:{self.task}"
 
     def about(self) -> dict[str, Any]:
-        """Say which task, and how it is asked."""
+        """Describe the task and its settings."""
         return {"source": f"lm-eval {self.task}", "shots": self.shots, "limit": self.limit}
 
     def check(self) -> None:
-        """Look for the harness.
+        """Check the settings, and that the harness is installed.
 
         Raises:
             EditError: it is not installed, a number is too small, or there is no such folder with tasks.
@@ -85,7 +85,7 @@ class LmEval(Task):
 
         manager = TaskManager(include_path=self.include_path)
         if self.task not in manager.all_tasks:
-            raise EditError(f"lm-eval has no task {self.task!r} (downstream.tasks); a folder with it: include_path")
+            raise EditError(f"lm-eval has no task {self.task!r} (downstream.tasks): name its folder with include_path")
         with _same_random_numbers():
             wrapped = HFLM(
                 pretrained=model.network,
@@ -108,7 +108,7 @@ class LmEval(Task):
 
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
-    """Put the generators back that the harness seeds: a run must not depend on whether it was measured."""
+    """Restore the random generators that the harness seeds: measuring must not affect a run."""
     import numpy
 
     python, array = random.getstate(), numpy.random.get_state()

@@ -1,4 +1,4 @@
-"""A judge of generated answers behind any OpenAI-compatible address; nothing is sent anywhere unless one is named."""
+"""A judge of generated answers on any OpenAI-compatible server; without one, nothing is sent anywhere."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ INSTRUCTION = (
 )
 
 ATTEMPTS, AT_ONCE = 3, 8
-"""How often a question is asked before it counts as undecided, and how many are under way together."""
+"""Attempts before an answer counts as undecided, and concurrent requests."""
 
 Asked = tuple[str, str, tuple[str, ...]]
 
 
 class _NoReplyError(Exception):
-    """Why a question was not answered."""
+    """The judge gave no verdict."""
 
 
 class _RefusedError(_NoReplyError):
-    """One for which asking again is of no use."""
+    """The server refused the request, so a retry is useless."""
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A model that is asked whether an answer is right, through `POST {url}/chat/completions` at temperature 0.
+    """A model that judges whether an answer is correct, through `POST {url}/chat/completions` at temperature 0.
 
-    It costs requests, one for each distinct pair of prompt and answer, and its verdicts depend on that model: name it
-    beside every figure. Where it gives no clear verdict, even when asked again, the answer stays undecided.
+    It costs one request for each distinct pair of prompt and answer, and its verdicts depend on that model: name it
+    beside every figure. Without a clear verdict after all attempts, the answer stays undecided.
 
     Args:
         url: the address up to the version, such as `http://localhost:8000/v1`.
@@ -57,12 +57,12 @@ class Judge:
     timeout: float = 60.0
 
     def check_settings(self) -> None:
-        """Check what can be checked without asking.
+        """Check the settings without a request.
 
         Not done as the judge is made: jsonargparse would take an error there for one of its own.
 
         Raises:
-            EditError: the address is none, no model is named, there is no key, or the time is none.
+            EditError: the address is invalid, no model is named, the key is missing, or the timeout is invalid.
         """
         if not _is_address(self.url):
             raise EditError(
@@ -77,7 +77,7 @@ class Judge:
             raise EditError(f"judge.timeout is {self.timeout:g}: a number of seconds above 0 is needed")
 
     def check(self) -> None:
-        """Ask one question whose answer is known.
+        """Ask one question with a known answer.
 
         Raises:
             EditError: no verdict comes back.
@@ -88,7 +88,7 @@ class Judge:
             raise EditError(f"the judge {self.model!r} at {self.url} gives no verdict: {error}") from error
 
     def __call__(self, asked: Sequence[Asked]) -> list[float]:
-        """Judge (prompt, what was said, accepted answers): 1 right, 0 wrong, NaN undecided, with a warning."""
+        """Judge (prompt, generated text, accepted answers): 1 correct, 0 wrong, NaN undecided, with a warning."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
             found = list(pool.map(self._decide, asked))
         reasons = [reason for verdict, reason in found if verdict != verdict]
@@ -112,10 +112,10 @@ class Judge:
         return math.nan, reason
 
     def _ask(self, asked: Asked) -> float:
-        prompt, said, accepted = asked
+        prompt, text, accepted = asked
         question = (
             f"Prompt: {prompt}\nAccepted answers: {json.dumps(list(accepted), ensure_ascii=False)}\n"
-            f"Given answer: {json.dumps(said, ensure_ascii=False)}"
+            f"Given answer: {json.dumps(text, ensure_ascii=False)}"
         )
         messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question}]
         sent = {"model": self.model, "messages": messages, "temperature": 0}
@@ -129,9 +129,9 @@ class Judge:
             with urllib.request.urlopen(request, timeout=self.timeout) as reply:
                 content = json.load(reply)["choices"][0]["message"]["content"]
         except urllib.error.HTTPError as error:
-            said_why = error.read(300).decode(errors="replace").strip()
+            reason = error.read(300).decode(errors="replace").strip()
             kind = _RefusedError if 400 <= error.code < 500 and error.code not in (408, 429) else _NoReplyError
-            raise kind(f"HTTP {error.code} {error.reason}: {said_why}") from error
+            raise kind(f"HTTP {error.code} {error.reason}: {reason}") from error
         except (OSError, HTTPException) as error:  # no connection, a timeout, a server that speaks something else
             raise _NoReplyError(str(getattr(error, "reason", error)) or repr(error)) from error
         except (ValueError, KeyError, IndexError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""How well a model still predicts text that no edit is about: negative log-likelihoods and perplexity."""
+"""Negative log-likelihoods and perplexity on text unrelated to the edits."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row
 
 LOGITS_AT_ONCE = 2**26
-"""Entries of the largest block of logits: with large vocabularies they, and not the network, would fill the memory."""
+"""Entries of the largest block of logits: with large vocabularies they would fill the memory."""
 
 Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model makes of token sequences: at each position but the last of each, what comes next."""
+    """Next-token predictions on token sequences, at all positions but the last of each."""
 
     predicted: Tensor
     """Which positions of the padded batch these are, (rows, longest - 1), bool."""
     nll: Tensor
     """Negative log-likelihood of the token that follows, row after row, (positions,) float64."""
-    says: Tensor
+    top: Tensor
     """The most probable token there, (positions,) int64."""
 
 
@@ -40,13 +40,13 @@ def predict(model: LanguageModel, rows: Sequence[Ids]) -> Prediction:
     batch = model.text.pad([Row(row, len(row) - 1) for row in rows], model.device)
     predicted = batch.mask[:, 1:].bool()
     states = model.states(batch, *predicted.nonzero(as_tuple=True))
-    nll, says = [], []
+    nll, top = [], []
     reads = max(1, LOGITS_AT_ONCE // model.network.get_output_embeddings().weight.shape[0])
     for part, label in zip(states.split(reads), batch.ids[:, 1:][predicted].split(reads), strict=True):
         logits = model.head(part).to(model.wide_dtype)
         nll.append(functional.cross_entropy(logits, label, reduction="none").double())
-        says.append(logits.argmax(1))
-    return Prediction(predicted, torch.cat(nll), torch.cat(says))
+        top.append(logits.argmax(1))
+    return Prediction(predicted, torch.cat(nll), torch.cat(top))
 
 
 def summed_nll(model: LanguageModel, rows: Sequence[Ids], max_tokens: int = 16384) -> Tensor:
@@ -54,7 +54,7 @@ def summed_nll(model: LanguageModel, rows: Sequence[Ids], max_tokens: int = 1638
 
     Args:
         model: the language model, as it is.
-        rows: token ids, at least two each; quickest where neighbours are of about one length.
+        rows: token ids, at least two each; fastest if neighbors have similar lengths.
         max_tokens: how many tokens are run at once. The result does not depend on it.
     """
 
@@ -74,13 +74,13 @@ def perplexity(
 ) -> float:
     """Return exp of the mean negative log-likelihood per token.
 
-    Documents are cut into windows that are read one by one, each behind the tokenizer's own leading special tokens;
+    Documents are cut into windows, each after the tokenizer's own leading special tokens;
     without such tokens, the first token of a window is read but not predicted.
 
     Args:
         model: the language model, as it is.
         texts: documents; reading stops when there are enough tokens.
-        tokens: how many tokens of text to read; more of them make the figure surer.
+        tokens: how many tokens of text to read; more make the figure more precise.
         length: tokens of a window, at most; longer windows give more context and a lower perplexity. Models with
             fewer positions get windows as long as those.
         max_tokens: how many tokens are run at once. The result does not depend on it.
@@ -95,5 +95,5 @@ def perplexity(
 
 
 def exponential(mean: float) -> float:
-    """Return the perplexity that belongs to a mean; infinity beyond what a float holds."""
+    """Return exp of a mean; infinity if it exceeds the range of a float."""
     return math.exp(mean) if mean < 700 else math.inf

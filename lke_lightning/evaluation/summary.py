@@ -1,4 +1,4 @@
-"""How what was measured is summed up: means per edit, then over edits, with bounds; the sections of a scorecard."""
+"""Summaries of scores: means per edit, then over edits, with confidence intervals; the sections of a scorecard."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ TEACHER_FORCED, FREE = "teacher_forced", "generated"
 """Names of the protocols in a section of the scorecard."""
 
 INTERVALS = "95 %, percentile bootstrap over edits, 1000 draws, seed 0"
-"""How bounds are made, for the scorecard; figures from `lke_lightning.metrics.records`."""
+"""How intervals are computed, for the scorecard; figures from `lke_lightning.metrics.records`."""
 
 DIGITS = 6
 
 Path = tuple[str, ...]
-"""Where a figure stands in a section."""
+"""The keys of a figure in a section."""
 
 
 def summarize(scores: Iterable[Scores]) -> dict[str, Any]:
@@ -50,17 +50,17 @@ def summarize(scores: Iterable[Scores]) -> dict[str, Any]:
 def section(
     scores: Mapping[str, Scores], names: Sequence[str], unedited: Mapping[str, Scores] | None = None
 ) -> dict[str, Any] | None:
-    """Sum up what was measured at one moment.
+    """Summarize the scores of one moment.
 
     Args:
         scores: of each edit, by id.
-        names: the ids to sum up; those without scores are left out.
+        names: the ids to include; those without scores are left out.
         unedited: scores before the first edit, which locality compares with.
 
     Returns:
         What `summarize` does; under `teacher_forced` and `generated` the figures of these protocols by kind; under
-        `texts` fluency and consistency; under `intervals` the bounds of every figure, in the same places, `None` for
-        less than two edits. Figures of which there is nothing are left out. `None` if no edit has scores.
+        `texts` fluency and consistency; under `intervals` the interval of every figure, under the same keys, `None` for
+        fewer than two edits. Figures without data are left out. `None` if no edit has scores.
     """
     known = [name for name in names if name in scores]
     found = [scores[name] for name in known]
@@ -98,7 +98,7 @@ def _preferences(scores: list[Scores]) -> dict[Path, Tensor]:
 
 
 def _localities(scores: list[Scores], unedited: list[Scores]) -> dict[Path, Tensor]:
-    """Compare what is said about other subjects with what was said before the first edit."""
+    """Compare predictions about other subjects with those before the first edit."""
     values: dict[Path, Tensor] = {}
     for name, path in ((SAYS, (TEACHER_FORCED, "locality")), (SAID, (FREE, "locality"))):
         both = [name in one and name in other for one, other in zip(scores, unedited, strict=True)]
@@ -142,7 +142,7 @@ def _figures(values: dict[Path, Tensor]) -> dict[str, Any]:
 
 
 def _bounds(values: dict[Path, Tensor]) -> dict[str, Any]:
-    """Return the bounds of every figure, S too; several figures of one draw belong to the same edits."""
+    """Return the interval of every figure, including S; all figures of a draw use the same edits."""
     columns = torch.stack(list(values.values()), 1)
     defined = (~columns.isnan()).sum(0).tolist()
     draws = dict(zip(values, resampled_means(columns).T, strict=True))
@@ -172,7 +172,7 @@ def _tree(figures: Mapping[Path, Any]) -> dict[str, Any]:
 
 
 def by_batch(scores: Mapping[str, Scores], batches: Sequence[Sequence[str]]) -> list[dict[str, Any] | None]:
-    """Sum up the efficacy of the edits of each batch that have scores; `None` for a batch without.
+    """Summarize the efficacy of each batch over its edits with scores; `None` for a batch without.
 
     Returns:
         For each batch: how many edits, success, magnitude and accuracy, and under `generated` exact and prefix where
@@ -199,27 +199,27 @@ def probability(
     final: Mapping[str, Scores],
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """Compare how probable targets are with how probable answers are that the model knew by itself.
+    """Compare the probability of targets with that of answers the unedited model knew.
 
     Args:
         unedited: scores before the first edit.
         just_after: scores right after each edit.
         final: scores at the last evaluation.
-        names: the edits that are told of.
+        names: the edits to include.
 
     Returns:
         The distribution (`metrics.distribution`) of the targets of edits just after and at the end, and, where the
-        unedited model was measured, of the originals and of the neighbourhood's answers that it gets right, every token
+        unedited model was measured, of the originals and of the neighborhood's answers that it gets right, every token
         the most probable one.
     """
     before = [unedited[name] for name in names if name in unedited]
-    told = {
+    parts = {
         "edited_just_after": _distribution([just_after[name] for name in names if name in just_after], "efficacy"),
         "edited_final": _distribution([final[name] for name in names if name in final], "efficacy"),
         "known_originals": _distribution(before, "efficacy", rival=True, known=True),
         "known_neighborhood": _distribution(before, "neighborhood", known=True),
     }
-    return {"protocol": "teacher-forced", **{name: part for name, part in told.items() if part is not None}}
+    return {"protocol": "teacher-forced", **{name: part for name, part in parts.items() if part is not None}}
 
 
 def _distribution(scores: list[Scores], kind: str, rival: bool = False, known: bool = False) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The published, teacher-forced protocol: probabilities of given continuations, batched over prompts and records.
+"""The published, teacher-forced protocol: likelihoods of given continuations, batched over prompts and records.
 
 The model is shown the continuation; nothing is generated. Definitions: `lke_lightning.metrics.preference` and
 `lke_lightning.metrics.tokens`.
@@ -18,17 +18,17 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.prefix import Prefixes, shared_beginnings
 
 ASKED = (*KINDS, "portability", "two_hop")
-"""All kinds of questions; the last two only where the records have them."""
+"""All kinds of prompts; the last two only where records have them."""
 
 TOKENS, SAYS = "/tokens", "neighborhood/says"
 
 Scores = dict[str, Tensor]
-"""What one edit scored, by name.
+"""The scores of one edit, by name.
 
 For each kind of `ASKED`, (prompts, 3) float64: nll of the wanted continuation, nll of the other (NaN: none), correct;
-those outside of `KINDS` only where they are asked. Behind it with `TOKENS`, (prompts, 4) float64: how many tokens of
+those outside `KINDS` only where a record has them. With the suffix `TOKENS`, (prompts, 4) float64: how many tokens of
 the wanted continuation are the most probable ones, and how many there are; the same of the other (NaN: none). As
-`SAYS`, int32: the most probable token at every position of the neighbourhood's answers, one answer after another.
+`SAYS`, int32: the most probable token at every position of the neighborhood's answers, one answer after another.
 """
 
 
@@ -40,11 +40,11 @@ class Question:
     wanted: str
     other: str | None
     aliases: tuple[str, ...] = ()
-    """Other wordings of the wanted one, for what is generated."""
+    """Other accepted wordings of `wanted`, for generated answers."""
 
 
 def questions(request: EditRequest) -> dict[str, list[Question]]:
-    """List what is asked about one edit, by kind."""
+    """List the questions about one edit, by kind."""
     rival = request.target if request.original is not None else None
     asked = {
         "efficacy": [_about_the_edit(request, request.text)],
@@ -69,7 +69,7 @@ def score(model: LanguageModel, requests: Sequence[EditRequest], max_tokens: int
 
     Args:
         model: the language model.
-        requests: edits, made or not.
+        requests: edits, already made or not.
         max_tokens: how many tokens are run at once.
     """
     asked = [questions(request) for request in requests]
@@ -83,11 +83,11 @@ def score(model: LanguageModel, requests: Sequence[EditRequest], max_tokens: int
     ]
     found = continuations(model, pairs, max_tokens)
     nll, right, tokens = found.nll.tolist(), found.right.tolist(), found.tokens.tolist()
-    says = found.says.int().split(tokens)
+    top = found.top.int().split(tokens)
     scored: list[Scores] = []
     pair = 0
     for by_kind in asked:
-        scores, heard = {}, []
+        scores, neighborhood = {}, []
         for kind, part in by_kind.items():
             rows, counts = [], []
             for question in part:
@@ -98,17 +98,17 @@ def score(model: LanguageModel, requests: Sequence[EditRequest], max_tokens: int
                 rival = (torch.nan, torch.nan) if other is None else (right[other], tokens[other])
                 counts.append((right[wanted], tokens[wanted], *rival))
                 if kind == "neighborhood":
-                    heard.append(says[wanted])
+                    neighborhood.append(top[wanted])
             scores[kind] = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)
             scores[kind + TOKENS] = torch.tensor(counts, dtype=torch.float64).reshape(-1, 4)
-        scores[SAYS] = torch.cat(heard) if heard else torch.zeros(0, dtype=torch.int32)
+        scores[SAYS] = torch.cat(neighborhood) if neighborhood else torch.zeros(0, dtype=torch.int32)
         scored.append(scores)
     return scored
 
 
 @dataclass(frozen=True)
 class Continuations:
-    """What a model thinks of continuations of prompts."""
+    """A model's scores of continuations of prompts."""
 
     nll: Tensor
     """Mean negative log-likelihood per token of each, (pairs,) float64."""
@@ -116,7 +116,7 @@ class Continuations:
     """How many of its tokens are the most probable ones, (pairs,) int64."""
     tokens: Tensor
     """How many tokens it has, (pairs,) int64."""
-    says: Tensor
+    top: Tensor
     """The most probable token at each position, one continuation after another, (all tokens,) int64."""
 
 
@@ -137,7 +137,7 @@ def continuation_nll(
 def continuations(model: LanguageModel, pairs: Sequence[tuple[str, str]], max_tokens: int = 16384) -> Continuations:
     """Score continuations of prompts.
 
-    Prompts with several one-token continuations run once, and so does what prompts begin with alike.
+    Prompts with several one-token continuations run once, and so do shared prefixes of prompts.
 
     Args:
         model: the language model.
@@ -145,7 +145,7 @@ def continuations(model: LanguageModel, pairs: Sequence[tuple[str, str]], max_to
         max_tokens: how many tokens are run at once.
 
     Raises:
-        EditError: a prompt and its continuation are longer than the model's context.
+        EditError: a prompt and its continuation exceed the model's context.
     """
     encoded = model.text.continuations(pairs)
     reads: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}  # row -> (position, label, number of the token)
@@ -156,22 +156,22 @@ def continuations(model: LanguageModel, pairs: Sequence[tuple[str, str]], max_to
         reads.setdefault(row, []).extend((first + j, label, count + j) for j, label in enumerate(target))
         count += len(target)
     nll = torch.zeros(count, dtype=torch.float64)
-    says = torch.zeros(count, dtype=torch.long)
+    top = torch.zeros(count, dtype=torch.long)
 
     def run(rows: list[tuple[int, ...]]) -> None:
-        """Fill in what rows tell; those that failed for want of memory are simply filled in again."""
+        """Fill in the results of rows; rows that ran out of memory are filled in again."""
         for wanted, logits in _predict(model, rows, reads, max_tokens):
             _, label, number = torch.tensor(wanted, device=model.device).T
             lost = logits.logsumexp(1) - logits.gather(1, label.unsqueeze(1)).squeeze(1)
-            nll[number.cpu()], says[number.cpu()] = lost.double().cpu(), logits.argmax(1).cpu()
+            nll[number.cpu()], top[number.cpu()] = lost.double().cpu(), logits.argmax(1).cpu()
 
     within_memory(run, sorted(reads), len, max_tokens)
     lengths = torch.tensor([len(target) for _, target in encoded], dtype=torch.long)
     labels = torch.tensor([label for _, target in encoded for label in target], dtype=torch.long)
     pair = torch.arange(len(pairs)).repeat_interleave(lengths)
     total = torch.zeros(len(pairs), dtype=torch.float64).index_add_(0, pair, nll)
-    right = torch.zeros(len(pairs), dtype=torch.long).index_add_(0, pair, (says == labels).long())
-    return Continuations(total / lengths, right, lengths, says)
+    right = torch.zeros(len(pairs), dtype=torch.long).index_add_(0, pair, (top == labels).long())
+    return Continuations(total / lengths, right, lengths, top)
 
 
 def _predict(
@@ -180,7 +180,7 @@ def _predict(
     reads: dict[tuple[int, ...], list[tuple[int, int, int]]],
     max_tokens: int,
 ) -> Iterator[tuple[list[tuple[int, int, int]], Tensor]]:
-    """Yield reads and their logits (reads, vocabulary); what sorted neighbours begin with alike is run once."""
+    """Yield reads and their logits (reads, vocabulary); prefixes shared by sorted neighbors run once."""
     first_read = [min(position for position, _, _ in reads[row]) for row in rows]
     shared = [ids[:first] for ids, first in zip(shared_beginnings(rows), first_read, strict=True)]
     prefixes = Prefixes.run(model, shared, max_tokens)

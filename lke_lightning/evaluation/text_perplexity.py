@@ -1,4 +1,4 @@
-"""Perplexity as a sign of collapse: a text each, then the mean, which one ruined text moves."""
+"""Per-text perplexity as a sign of collapse; a single ruined text moves the mean."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from lke_lightning.model.language_model import LanguageModel
 class MEPPL(Task):
     """ME-PPL (*The Butterfly Effect of Model Editing*, arXiv 2402.09656): the mean of the perplexities of short texts.
 
-    A text is read behind the tokenizer's own leading special tokens; the published code has none, and does not predict
-    a text's first token. Where the tokenizer has none, neither is it predicted here. Texts with nothing to predict are
-    left out; what is beyond the model's window is cut off.
+    A text is read after the tokenizer's own leading special tokens; the published code has none, and does not predict
+    a text's first token. If the tokenizer has none, it is not predicted here either. Texts with nothing to predict are
+    left out; text beyond the model's context is cut off.
 
     Args:
         path: `ME-PPL_50.json`, `ME-PPL_1k.json` or `ME-PPL_10k.json`: records with a field `Text`.
@@ -34,7 +34,7 @@ class MEPPL(Task):
         """Read the file.
 
         Raises:
-            EditError: it is not there, or holds something else.
+            EditError: it is missing, or has other contents.
         """
         if not Path(self.path).is_file():
             raise EditError(f"no file {self.path!r} (downstream.tasks, MEPPL)")
@@ -55,14 +55,14 @@ class MEPPL(Task):
         return self._texts
 
     def about(self) -> dict[str, Any]:
-        """Say which texts."""
+        """Name the source of the texts."""
         return {"source": self.path}
 
     def measure(self, model: LanguageModel, max_tokens: int = 16384) -> Result:
-        """Read all texts.
+        """Measure the perplexity of all texts.
 
         Returns:
-            `perplexity` (mean over texts; `None`: beyond what a float holds), `median`, `items` (texts).
+            `perplexity` (mean over texts; `None`: beyond the range of a float), `median`, `items` (texts).
         """
         rows = [ids[: model.context_length] for ids in model.text.encode(self.read())]
         rows = sorted((ids for ids in rows if len(ids) > 1), key=len)

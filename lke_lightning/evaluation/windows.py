@@ -1,4 +1,4 @@
-"""Text that no edit is about, cut into windows that a model can read."""
+"""Unrelated text, cut into windows that fit into a model's context."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from lke_lightning.model.language_model import LanguageModel
 
 
 def windows(model: LanguageModel, texts: Iterable[str], tokens: int, length: int) -> Iterator[tuple[int, ...]]:
-    """Yield documents cut into windows, each behind the tokenizer's leading special tokens.
+    """Yield documents cut into windows, each after the tokenizer's leading special tokens.
 
     Args:
-        model: the language model, for its tokenizer and its context length, beyond which no window goes.
+        model: the language model, for its tokenizer and its context length, which limits the windows.
         texts: documents.
-        tokens: reading stops after so many tokens of text.
+        tokens: maximum number of tokens of text.
         length: tokens of a window, at most.
     """
     prefix = model.text.prefix

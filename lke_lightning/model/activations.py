@@ -1,4 +1,4 @@
-"""Read and steer what flows through a network: the only file that registers hooks or replaces modules.
+"""Read and change the activations of a network: the only file that registers hooks or replaces modules.
 
 Everything is undone when its `with` block ends, whatever happened inside.
 """
@@ -46,7 +46,7 @@ def in_rows(states: Tensor, rows: int) -> Tensor:
 
 @contextmanager
 def change_output(module: nn.Module, change: Callable[[Tensor], Tensor], rows: int = 1) -> Iterator[None]:
-    """Replace the tensor that a module returns by what `change` makes of it, seen as (rows, length, size).
+    """Apply `change` to the tensor that a module returns, viewed as (rows, length, size).
 
     Args:
         module: a block, or an edited matrix.
@@ -68,7 +68,7 @@ def change_output(module: nn.Module, change: Callable[[Tensor], Tensor], rows: i
 
 @contextmanager
 def before_head(network: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[Captured]:
-    """Keep as `output` what the head would see at (row, position), (reads, hidden size), and let it see nothing."""
+    """Capture the head's inputs at (row, position) as `output`, (reads, hidden size), and skip the head."""
     captured = Captured()
 
     def divert(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -86,7 +86,7 @@ def before_head(network: nn.Module, rows: Tensor, positions: Tensor) -> Iterator
 def into_head(network: nn.Module, states: Tensor) -> Iterator[None]:
     """Let the head see `states` (reads, hidden size): logits come out as (1, reads, vocabulary).
 
-    What the model does to logits after its head (scaling, soft-capping) still happens.
+    The model's own transforms of logits after the head (scaling, soft-capping) still apply.
     """
     handle = network.get_output_embeddings().register_forward_pre_hook(
         lambda _module, args: (states.unsqueeze(0), *args[1:])
@@ -140,7 +140,7 @@ def only_blocks(
 
 @torch.no_grad()
 def _returns_tuple(network: nn.Module, blocks: nn.ModuleList) -> bool:
-    """Tell whether blocks return a tuple (GPT-J) or a tensor, by running one token once per network."""
+    """Return whether blocks return a tuple (GPT-J) or a tensor, by running one token once per network."""
     kind = type(blocks[0])
     if kind not in _RETURNS_TUPLE:
         outputs: list[Any] = []

@@ -1,4 +1,4 @@
-"""Where things are in a causal language model: its blocks, the matrix an editor writes, the hidden size.
+"""The structure of a causal language model: its blocks, the edited matrix, the hidden size.
 
 Found by structure and by the names that transformers gives, never by the name of a model.
 """
@@ -21,7 +21,7 @@ OUTPUT_MATRICES = (
 def is_transposed(matrix: nn.Module) -> bool:
     """Tell whether a matrix stores its weight as (d_key, d_out), as GPT-2's Conv1D does.
 
-    Decided from the class: for a square matrix the shape could not tell.
+    Decided by the class: the shape of a square matrix is ambiguous.
     """
     return type(matrix).__name__ == "Conv1D"
 
@@ -52,8 +52,8 @@ class Architecture:
             matrix: path of the MLP output matrix inside a block, for models that are not recognised.
 
         Raises:
-            EditError: a model that cannot be edited, with the reason (see `refusals`); no decoder blocks, or no
-                matrix that can be told apart.
+            EditError: the model cannot be edited, with the reason (see `refusals`); it has no decoder blocks, or its
+                MLP output matrix is ambiguous.
         """
         check_kind(network)
         config = network.config.get_text_config()
@@ -121,6 +121,6 @@ def _find_matrix(blocks: nn.ModuleList, hidden_size: int, named: str | None) -> 
         if known or len(widening) == 1:
             return (known or widening)[0]
         check_block(blocks[0], "layer 0")
-        problem = "the MLP's output matrix cannot be told apart; name it with --model.matrix"
+        problem = "the MLP's output matrix is ambiguous; name it with --model.matrix"
     listing = "\n".join(f"  {name}: {d_key} -> {d_out}" for name, (d_out, d_key) in linears.items())
     raise EditError(f"{problem} (here edits need one that leads to {hidden_size}). Matrices in a block:\n{listing}")

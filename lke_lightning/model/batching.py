@@ -1,4 +1,4 @@
-"""How sequences are put together into passes: little padding, few passes, never more than memory holds."""
+"""Grouping of sequences into passes: little padding, few passes, within memory."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PASS_COST = {"cpu": 16, "cuda": 256}
-"""What a further pass costs by device, in tokens: launches, and weights read once more."""
+"""Cost of another pass by device, in tokens: kernel launches, and reading the weights again."""
 
 
 def by_length(lengths: Sequence[int], max_tokens: int, device: torch.device) -> list[list[int]]:
-    """Group sequences so that padding and passes together cost least.
+    """Group sequences to minimize the joint cost of padding and passes.
 
     Args:
         lengths: length of each sequence.
-        max_tokens: tokens of a group with padding, at most; a sequence longer than that stands alone.
+        max_tokens: maximum tokens of a group with padding; a longer sequence gets its own group.
         device: where they will run; see `PASS_COST`.
 
     Returns:
@@ -58,9 +58,9 @@ def by_length(lengths: Sequence[int], max_tokens: int, device: torch.device) -> 
 def within_memory(
     run: Callable[[list[Item]], Result], items: Sequence[Item], tokens: Callable[[Item], int], max_tokens: int
 ) -> tuple[list[Result], int]:
-    """Run items, in order, as many at once as allowed and as the device's memory holds.
+    """Run items in order, as many at once as the budget and the device's memory allow.
 
-    When memory runs out, the budget is halved and what failed is run again: results do not depend on it.
+    When memory runs out, the budget is halved and the failed part is repeated: results do not depend on it.
 
     Args:
         run: runs some items.
@@ -69,7 +69,7 @@ def within_memory(
         max_tokens: size of what runs at once; an item larger than that runs alone.
 
     Returns:
-        The results, and the budget that held.
+        The results, and the final budget.
 
     Raises:
         EditError: a single item is too large for the device.
@@ -90,7 +90,7 @@ def within_memory(
                     f"one item of {used} tokens does not fit into the device's memory: use a smaller dtype, another "
                     "device or Lightning's model-parallel strategies"
                 ) from error
-            torch.cuda.empty_cache()  # does nothing where there is no GPU
+            torch.cuda.empty_cache()  # does nothing without a GPU
             max_tokens = used // 2
-            warnings.warn(f"out of memory: from here on {max_tokens} tokens at once (max_tokens)", stacklevel=2)
+            warnings.warn(f"out of memory: continuing with {max_tokens} tokens at once (max_tokens)", stacklevel=2)
     return results, max_tokens

@@ -1,4 +1,4 @@
-"""Batches of token rows, and the keys and values of what comes before them."""
+"""Batches of token rows, and the keys and values of their prefixes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class _WriteBehind(torch.autograd.Function):
 
 
 class PrefixLayer(DynamicLayer):
-    """Keys and values of one block: the first `length` columns stay, those behind are written by every forward.
+    """Keys and values of one block: the first `length` columns are kept, later ones are overwritten by every forward.
 
-    One forward at a time: its backward has to be done before the next one overwrites what it saw.
+    One forward at a time: its backward must finish before the next forward overwrites its states.
 
     Args:
         keys: (rows, heads, columns, head size), the prefix in the first `length` columns; `None`: nothing is known.
@@ -81,7 +81,7 @@ class PrefixCache(Cache):
         return PrefixCache(kept, self.mask[rows])
 
     def above(self, start: int) -> PrefixCache:
-        """Let go of the blocks below `start`."""
+        """Free the blocks below `start`."""
         kept = [layer if i >= start else PrefixLayer(None, None, layer.length) for i, layer in enumerate(self.layers)]
         return PrefixCache(kept, self.mask)
 

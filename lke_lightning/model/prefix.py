@@ -1,6 +1,6 @@
-"""Keys and values of tokens that come before what changes, computed once and attended to ever after.
+"""Keys and values of the tokens before the first change, computed once and reused.
 
-Tokens before a slot cannot see it, so nothing written at the slot changes them. What several prefixes have in common
+Tokens before a slot cannot see it, so nothing written at the slot changes them. A beginning that several prefixes share
 (a context template, the words of a relation) is computed once for all of them.
 """
 
@@ -32,7 +32,7 @@ class Prefixes:
 
     @classmethod
     def run(cls, model: LanguageModel, sequences: Sequence[Ids], max_tokens: int = 32768) -> Prefixes:
-        """Run sequences; what one has in common with its neighbours in sorted order is run once for all.
+        """Run sequences; beginnings shared by neighbors in sorted order run once.
 
         Args:
             model: the language model.
@@ -102,13 +102,13 @@ class Prefixes:
 
 
 def shared_beginnings(distinct: Sequence[Ids]) -> list[Ids]:
-    """Return, for each of some sorted distinct sequences, what it shares with the one before or after it."""
+    """Return, for each of several sorted distinct sequences, the beginning that it shares with a neighbor."""
     common = [0, *(_common(one, other) for one, other in itertools.pairwise(distinct)), 0]
     return [ids[: max(common[i], common[i + 1])] for i, ids in enumerate(distinct)]
 
 
 def _common(one: Ids, other: Ids) -> int:
-    """Count the tokens that two sequences begin with alike."""
+    """Return the length of the common prefix of two sequences."""
     count = 0
     for a, b in zip(one, other, strict=False):
         if a != b:

@@ -17,32 +17,32 @@ ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention
 
 
 def why(where: str, error: Exception) -> str:
-    """Say in a sentence why a model cannot be loaded.
+    """Explain in a sentence why a model cannot be loaded.
 
     Args:
         where: a folder, or a hub name.
         error: what loading it raised.
     """
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     if not Path(where).is_dir():
-        return f"neither a folder with a model nor a hub name that can be reached ({said})"
+        return f"neither a folder with a model nor a hub name that can be reached ({reason})"
     if not (Path(where) / "config.json").is_file():
         return "neither a folder with a model nor a hub name: the folder has no config.json"
     if isinstance(error, pickle.UnpicklingError):
         return "its weights are a pickle of more than tensors, which is not opened: convert them to safetensors"
-    if "ignore_mismatched_sizes" in said:
-        return "its weights have other shapes than config.json says"
+    if "ignore_mismatched_sizes" in reason:
+        return "the shapes of its weights do not match config.json"
     if "trust_remote_code" in str(error):
         return "it comes with code of its own: --model.trust_remote_code true runs it, if you trust its authors"
-    return said
+    return reason
 
 
 def check_complete(report: Mapping[str, Any], name: str) -> None:
-    """Raise `EditError` where weights were not in the files, so that they are random.
+    """Raise `EditError` if weights are missing from the files, and therefore random.
 
     Args:
         report: `output_loading_info` of transformers; weights tied to others are not missing there.
-        name: what the message calls the model.
+        name: name of the model in the message.
     """
     missing = sorted(report["missing_keys"])
     if missing:
@@ -51,25 +51,25 @@ def check_complete(report: Mapping[str, Any], name: str) -> None:
 
 
 def check_numbers(network: nn.Module) -> None:
-    """Raise `EditError` where a weight has entries that are no finite numbers."""
+    """Raise `EditError` if a weight has non-finite entries."""
     for name, weight in network.named_parameters():
         is_plain = type(weight.data) is torch.Tensor and weight.is_floating_point() and weight.itemsize > 1
         if is_plain and weight.numel() and not all(bound.isfinite() for bound in weight.aminmax()):
-            raise EditError(f"the weights {name} of this model have entries that are infinite or no numbers (NaN)")
+            raise EditError(f"the weights {name} of this model have infinite or NaN entries")
 
 
 def check_vocabulary(network: nn.Module, tokenizer: Any) -> None:
-    """Raise `EditError` where a tokenizer has tokens that the network has no embedding of."""
+    """Raise `EditError` if a tokenizer has tokens without an embedding in the network."""
     highest, rows = max(tokenizer.get_vocab().values(), default=-1), network.get_input_embeddings().weight.shape[0]
     if highest >= rows:
         raise EditError(
-            f"the tokenizer's tokens go up to number {highest}, and the model has embeddings of {rows}: take the "
+            f"the tokenizer's ids go up to {highest}, but the model has only {rows} embeddings: use the "
             "tokenizer that belongs to it, or resize its embeddings (resize_token_embeddings)"
         )
 
 
 def check_whole(network: nn.Module) -> None:
-    """Raise `EditError` where a network is spread over devices or not in memory at all."""
+    """Raise `EditError` if a network is spread over devices or not in memory."""
     places = {str(place) for place in (getattr(network, "hf_device_map", None) or {}).values()}
     if len(places) > 1 or places & {"disk", "meta"}:
         raise EditError(
@@ -81,7 +81,7 @@ def check_whole(network: nn.Module) -> None:
 
 
 def check_kind(network: nn.Module) -> None:
-    """Raise `EditError` where a network is of a kind that locate-then-edit methods do not apply to."""
+    """Raise `EditError` if locate-then-edit methods do not apply to this kind of network."""
     config = network.config.get_text_config()
     if getattr(network.config, "is_encoder_decoder", False) or getattr(config, "is_encoder_decoder", False):
         raise EditError("this is an encoder-decoder model: only decoder-only causal models can be edited")
@@ -100,7 +100,7 @@ def check_kind(network: nn.Module) -> None:
 
 
 def check_block(block: nn.Module, what: str) -> None:
-    """Raise `EditError` where a block chooses among experts: no single matrix holds what it knows of a token."""
+    """Raise `EditError` if a block is a mixture of experts: no single matrix stores its facts."""
     parts = ((name, f"{name.rsplit('.', 1)[-1]} {type(module).__name__}") for name, module in block.named_modules())
     experts = [name for name, words in parts if "expert" in words.lower()]
     if experts:
@@ -111,11 +111,11 @@ def check_block(block: nn.Module, what: str) -> None:
 
 
 def check_matrix(matrix: Any, name: str) -> None:
-    """Raise `EditError` unless a matrix has a plain weight of floating point that a change can be added to."""
+    """Raise `EditError` unless a matrix has a plain floating-point weight."""
     weight = getattr(matrix, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
-        raise EditError(f"{name} has no weight of two dimensions: name another with --model.matrix")
-    # quantised weights are integers, or floating to the eye only: subclasses that hold integers (torchao)
+        raise EditError(f"{name} has no two-dimensional weight: name another with --model.matrix")
+    # quantized weights are integers, or floating-point subclasses that hold integers (torchao)
     if not weight.is_floating_point() or type(weight) not in (torch.Tensor, nn.Parameter) or weight.itemsize < 2:
         raise EditError(
             f"{name} is quantised ({type(weight.data).__name__}, {weight.dtype}): its steps are larger than edits. "

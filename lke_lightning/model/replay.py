@@ -1,7 +1,7 @@
-"""Rows of which everything that a change at the slot cannot reach is computed once: what stage one runs at every step.
+"""Rows for stage one: everything that a change at the slot cannot affect is computed once, the rest at every step.
 
 That is: all blocks up to the target layer, and every token before the slot in the blocks above it. The rest, from the
-slot to the end of each row, runs in groups of equal or nearly equal length, so that hardly anything is padding.
+slot to the end of each row, runs in groups of nearly equal length, with little padding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lke_lightning.model.tokens import Row
 
 @dataclass(frozen=True)
 class Read:
-    """A place whose prediction is wanted."""
+    """A position whose prediction is read."""
 
     row: int
     position: int
@@ -39,7 +39,7 @@ class _Group:
     rows: Tensor
     """Which of the replay's rows these are, (rows,)."""
     batch: Padded
-    """What follows the prefixes; each row begins at its slot."""
+    """The tokens after the prefixes; each row begins at its slot."""
     hidden: Tensor
     """Input of the first block that runs, (rows, length, hidden size)."""
     reads: Tensor
@@ -66,7 +66,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class Replay:
-    """Rows that can be run again and again with a change at each row's slot, under the weights of `record`."""
+    """Rows that run repeatedly with a change at each row's slot, under the weights of `record`."""
 
     model: LanguageModel
     site: Site
@@ -74,7 +74,7 @@ class Replay:
     """First block that runs."""
     groups: list[_Group]
     order: Tensor
-    """Where each read stands in what the groups return one after another, (reads,) int64."""
+    """The position of each read in the concatenated results of the groups, (reads,) int64."""
     initial: Tensor
     """The unchanged activation at each row's slot, (rows, hidden size), in the wide dtype."""
 
@@ -82,7 +82,7 @@ class Replay:
     def record(
         cls, model: LanguageModel, rows: Sequence[Row], reads: Sequence[Read], site: Site, max_tokens: int
     ) -> Replay:
-        """Compute what will not change.
+        """Compute everything that does not change.
 
         Args:
             model: the language model.

@@ -1,4 +1,4 @@
-"""What stage one hands to stage two."""
+"""Targets: the result of stage one and the input of stage two."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Site = Literal["block", "matrix"]
 
 @dataclass(frozen=True)
 class Targets:
-    """What stage one found, one entry per request."""
+    """The results of stage one, one entry per request."""
 
     vectors: Tensor
     """Target activations: initial + delta, (requests, hidden size)."""
@@ -34,7 +34,7 @@ class Targets:
     """Which change each request has; requests with one key share one."""
 
     def are_finite(self) -> list[bool]:
-        """Tell for each request whether its optimisation gave finite numbers."""
+        """Return for each request whether its optimization gave finite numbers."""
         return (self.vectors.isfinite().all(1) & torch.tensor(self.losses).isfinite().to(self.vectors.device)).tolist()
 
     def chosen(self, numbers: Sequence[int]) -> Targets:
@@ -45,7 +45,7 @@ class Targets:
 
     @classmethod
     def joined(cls, parts: Sequence[Targets]) -> Targets:
-        """Put the targets of some requests behind those of others."""
+        """Concatenate the targets of several lists of requests."""
         return cls(
             torch.cat([part.vectors for part in parts]),
             [steps for part in parts for steps in part.steps],

@@ -2,11 +2,11 @@
 
 The rule:
 
-1. *Front.* The tokenizer's own leading special tokens (BOS) stand in front of every row once, also where the text
-   begins with them already; nothing is ever appended, and none of them can be part of a target.
-2. *Boundary.* A target is written after exactly one blank, whatever blanks the prompt ends with or the target begins
-   with. Its ids are what `prompt + " " + target` has beyond the ids of the prompt. Where the tokenizer merges letters
-   across that boundary, the prompt keeps its ids, and the target's are those it has behind another text.
+1. *Front.* The tokenizer's own leading special tokens (BOS) precede every row once, even if the text already
+   begins with them; nothing is ever appended, and none of them can be part of a target.
+2. *Boundary.* A target follows exactly one blank, whatever whitespace the prompt ends with or the target begins
+   with. Its ids are those that `prompt + " " + target` has beyond the ids of the prompt. If the tokenizer merges
+   letters across that boundary, the prompt keeps its ids, and the target gets those that it has after another text.
 3. *Slot.* The slot is the last token of the text up to the subject's end, found by encoding that text; where the
    tokenizer merges the subject's end with what follows, it is the merged token. Without a subject it is the last token
    of the prompt (of the user's message, in a chat). Offsets that fast tokenizers report are not used: they are wrong
@@ -14,8 +14,8 @@ The rule:
 4. *Padding* is on the right, by this module, whatever side the tokenizer is set to.
 
 Through a chat template (`chat: true`) the prompt is a user's message and the target the beginning of the answer: what
-the template writes around the message stands in front of and behind every prompt, and the boundary is what the template
-itself puts between its generation prompt and an answer, often nothing. The template writes the special tokens, so that
+the template writes around the message surrounds every prompt, and the boundary is what the template itself puts
+between its generation prompt and an answer, often nothing. The template writes the special tokens, so that
 rule 1 adds none. Edits and evaluation see the same rows, because both encode prompts here. Plain text (context seeds,
 text for key statistics and perplexity) does not go through the template.
 """
@@ -34,7 +34,7 @@ from lke_lightning.edits import EditError
 from lke_lightning.model.cache import Padded
 
 MOST_KNOWN = 200_000
-"""Prompts whose ids are kept: both stages and every evaluation ask for the same ones."""
+"""Prompts whose ids are cached: both stages and every evaluation encode the same ones."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Row:
 
 
 class TextEncoder:
-    """A Hugging Face tokenizer behind the rule of this module.
+    """A Hugging Face tokenizer that follows the rule of this module.
 
     Args:
         tokenizer: what `AutoTokenizer` returns; its padding side does not matter.
@@ -56,7 +56,7 @@ class TextEncoder:
         longest: tokens that the model's context holds; `None`: any number.
 
     Raises:
-        EditError: a chat is asked for and the tokenizer has no chat template, or one that changes what it is given.
+        EditError: `chat` is set and the tokenizer has no chat template, or one that alters the messages.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class TextEncoder:
         self._known: dict[str, tuple[int, ...]] = {}
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Encode plain texts, the special prefix in front of each."""
+        """Encode plain texts, each after the special prefix."""
         return self._encode(texts, self.prefix)
 
     def prompts(self, texts: Sequence[str], may_exceed: bool = False) -> list[tuple[int, ...]]:
-        """Encode prompts as they are asked: behind the special prefix, or in the chat template.
+        """Encode prompts after the special prefix, or in the chat template.
 
         Raises:
             EditError: one is longer than the model's context, unless they `may_exceed` it.
@@ -97,7 +97,7 @@ class TextEncoder:
         return [ids if prefix and ids[: len(prefix)] == prefix else prefix + ids for ids in encoded]
 
     def _recall(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Encode texts, but not again what was asked for before."""
+        """Encode texts, using the cache."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if len(self._known) + len(new) > MOST_KNOWN:
             self._known, new = {}, list(dict.fromkeys(texts))
@@ -122,7 +122,7 @@ class TextEncoder:
         while common < min(len(ids), len(upto)) and ids[common] == upto[common]:
             common += 1
         slot = len(upto) - 1
-        if common < len(upto):  # the end merged with what follows, perhaps into other pieces than it has alone
+        if common < len(upto):  # the end merged with the following text, perhaps into other pieces
             wanted = self._letters(upto)
             slot = next((i for i in range(common, len(ids)) if self._letters(ids[: i + 1]) >= wanted), len(ids) - 1)
         if not 0 <= slot < len(ids):
@@ -141,11 +141,11 @@ class TextEncoder:
                 longer than the model's context.
         """
         asked = [self._frame.prompt(prompt.rstrip()) for prompt, _ in pairs]
-        said = [self._frame.lead + target.strip() for _, target in pairs]
+        targets = [self._frame.lead + target.strip() for _, target in pairs]
         prompts = self._recall(asked)
-        wholes = self._recall([prompt + target for prompt, target in zip(asked, said, strict=True)])
+        wholes = self._recall([prompt + target for prompt, target in zip(asked, targets, strict=True)])
         found = []
-        for prompt, prompt_ids, whole, target in zip(asked, prompts, wholes, said, strict=True):
+        for prompt, prompt_ids, whole, target in zip(asked, prompts, wholes, targets, strict=True):
             fits = whole[: len(prompt_ids)] == prompt_ids
             ids = whole[len(prompt_ids) :] if fits else self._behind_another_text(target)
             self._check_target(ids, target.strip())
@@ -167,7 +167,7 @@ class TextEncoder:
             raise EditError(f"the target {target!r} has no tokens in this vocabulary")
         if self._begins & set(ids):
             raise EditError(
-                f"the target {target!r} has a token that begins texts (BOS): it cannot be said in the middle"
+                f"the target {target!r} has a token that begins texts (BOS), which cannot occur in the middle"
             )
         if unknown is not None and unknown in ids:
             raise EditError(f"the target {target!r} has a token unknown to this vocabulary: it cannot be generated")
@@ -175,7 +175,7 @@ class TextEncoder:
     def _check_length(self, length: int, text: str) -> None:
         if self.longest is not None and length > self.longest:
             raise EditError(
-                f"{reprlib.repr(text)} takes {length} tokens, and the model's context holds {self.longest}: shorten it"
+                f"{reprlib.repr(text)} takes {length} tokens, but the model's context holds {self.longest}: shorten it"
             )
 
     def pad(self, rows: Sequence[Row], device: torch.device | str = "cpu") -> Padded:
@@ -196,7 +196,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class _Frame:
-    """What stands around a prompt: nothing, or a chat template."""
+    """The text around a prompt: none, or a chat template."""
 
     head: str = ""
     tail: str = ""
@@ -204,7 +204,7 @@ class _Frame:
     """Between the prompt, its tail included, and the target."""
 
     def prompt(self, text: str) -> str:
-        """Return a prompt as it is encoded."""
+        """Return a prompt with the text around it."""
         return self.head + text + self.tail
 
 
@@ -213,7 +213,7 @@ _ASKED, _ANSWERED = "QUESTION-5f1c", "ANSWER-5f1c"
 
 
 def _chat_frame(tokenizer: Any, system: str | None) -> _Frame:
-    """Find out, by rendering a conversation with marks in it, what a chat template writes around a prompt."""
+    """Extract the text that a chat template writes around a prompt, by rendering a marked conversation."""
     from jinja2 import TemplateError
 
     conversation = [{"role": "user", "content": _ASKED}]

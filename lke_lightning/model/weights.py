@@ -1,4 +1,4 @@
-"""The change of a weight: the only place that writes a parameter of the language model."""
+"""The change of a weight: the only file that writes parameters of the language model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class EditedWeight(nn.Module):
 
     @torch.no_grad()
     def revert(self) -> None:
-        """Forget all changes: the live weight is the base, bit for bit."""
+        """Discard all changes: the live weight is the base, bit for bit."""
         self.delta.zero_()
         self._store(self.base)
 
@@ -57,7 +57,7 @@ class EditedWeight(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Write base + delta into the network; without any change the base as it is, down to the signs of its zeros."""
+        """Write base + delta into the network; without any change, the exact base, including the signs of its zeros."""
         if not self.delta.any():
             self._store(self.base)
             return

@@ -1,4 +1,4 @@
-"""One page that shows what runs did: figures, tables and everything needed to do them again."""
+"""Reports of runs on one page: figures, tables and everything needed to reproduce them."""
 
 from lke_lightning.report.command import report
 

@@ -1,4 +1,4 @@
-"""`report`: one page, figures and tables of some runs."""
+"""The command `report`: one page of figures and tables of runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ NAME = "report.html"
 
 
 def report(runs: list[str], output: str | None = None) -> None:
-    """Make one page that shows what runs did, in figures and tables.
+    """Make one page of figures and tables of runs.
 
-    The page needs nothing but itself: it can be sent by mail. Runs may be unfinished; what was not measured is left
-    out.
+    The page is self-contained, so it can be sent by mail. Runs may be unfinished; missing measurements are left out.
 
     Args:
         runs: folders of runs, or folders that hold such folders, as `compare` makes them. Several are shown side by
-            side, in this order.
-        output: the page's file, which ends in .html; default: `report.html` in the run's folder, or in the folder that
-            all runs share.
+            side, in the given order.
+        output: the page's file, which ends in .html; default: `report.html` in the run's folder, or in the common
+            parent of all runs.
 
     Raises:
         EditError: there is no such run, one of its files is damaged, or the page cannot be written.
@@ -36,7 +35,7 @@ def report(runs: list[str], output: str | None = None) -> None:
 
 
 def _checked(output: str) -> Path:
-    """Refuse a place that cannot hold the page, before anything is drawn."""
+    """Refuse an invalid output path, before anything is drawn."""
     path = Path(output)
     if path.suffix not in (".html", ".htm"):
         raise EditError(f"output is {output!r}: name the page's file, such as {path / NAME}")

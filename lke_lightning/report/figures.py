@@ -1,4 +1,4 @@
-"""The figures of a report, in the order of the page: plain matplotlib on white, as SVG that needs nothing else."""
+"""The figures of a report, in the order of the page: matplotlib on white, as self-contained SVG."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NARROW, WIDE = 4.7, 9.8
 """Widths in inches: half of the page, or all of it."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5539c", "#b97a00", "#3b9bd6", "#5b6675")
-"""Those of Okabe and Ito, told apart under every kind of colour blindness; the yellow ones darker, to be seen."""
+"""Those of Okabe and Ito, distinguishable with every kind of color blindness; the yellow ones darkened."""
 MARKERS, DASHES, GREY = "os^DvPX", ("-", "--", ":", "-."), "#7b8794"
 
 STYLE = {
@@ -35,35 +35,35 @@ STYLE = {
 }  # fmt: skip
 
 MOST_POINTS, MOST_PANELS, MOST_LETTERS = 25, 6, 48
-"""At most: points of a curve over edits, panels, letters of a name."""
+"""Maximum points of a curve over edits, panels, letters of a name."""
 LETTER, KEY = 0.075, 0.75
-"""Width in inches of a letter in a legend, and of all that is around a name."""
+"""Width in inches of a letter in a legend, and of the space around a name."""
 ROUNDING = 1e-5
-"""Singular values below this share of the largest are rounding of float32 and not drawn."""
+"""Singular values below this share of the largest are float32 rounding and not drawn."""
 
 REFERENCES = ("unedited", "known")
-"""What the names of curves begin with that others are compared to: grey, and of several runs the first one's."""
+"""Prefixes of the names of reference curves: grey, and with several runs only the first one's."""
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A figure of curves, with what is said beside it; it is left out where no run has its topic."""
+    """A figure of curves with a caption; it is left out if no run has its topic."""
 
     section: str
     title: str
     caption: str
     topic: str
-    """The curves that are drawn; where more topics begin so, each has a panel."""
+    """The topic of the curves; if several topics have this prefix, each has a panel."""
     common: Sequence[str] = ()
-    """What the name of the curve begins with that stands for one of several runs, the first choice first; if empty,
-    the run's largest values do."""
+    """Prefixes of the curve that represents one of several runs, the first choice first; if empty, the run's largest
+    values do."""
     scale: str = "linear"
-    """Of the vertical axis: `linear`, `percent`, or `log`: logarithmic where values differ much."""
+    """Of the vertical axis: `linear`, `percent`, or `log`: logarithmic if the values span a wide range."""
     x: str = "edits made"
     y: str = ""
 
     def draw(self, runs: Sequence[RunRecord]) -> Figure | None:
-        """Draw what the runs have; `None` if that is nothing."""
+        """Draw the curves of the runs; `None` if there are none."""
         topics = list(dict.fromkeys(name for run in runs for name in run.curves if name.startswith(self.topic)))
         found = {topic: [curve for curve in self._curves(runs, topic) if len(curve[1]) > 1] for topic in topics}
         shown = [topic for topic in topics if any(look["color"] != GREY for *_, look in found[topic])]
@@ -83,7 +83,7 @@ class Exhibit:
         return figure
 
     def _curves(self, runs: Sequence[RunRecord], topic: str) -> list[tuple[str, Series, dict[str, Any]]]:
-        """Return names, points and looks: all curves of one run, or one for each of several and the references."""
+        """Return names, points and styles: all curves of one run, or one for each of several and the references."""
         shown: list[tuple[str, Series, dict[str, Any]]] = []
         for number, run in enumerate(runs):
             curves = run.curves.get(topic, {})
@@ -108,7 +108,7 @@ class Exhibit:
         return curves.get(next(chosen, ""), sorted(by_place.items()))
 
     def _thinned(self, points: Series) -> Series:
-        """Average neighbours where there are very many batches; leave out singular values that are rounding."""
+        """Average neighboring batches if there are very many; leave out singular values that are rounding."""
         if self.topic.startswith("spectrum"):
             return [(place, value) for place, value in points if value > ROUNDING * points[0][1]]
         size = -(-len(points) // MOST_POINTS) if self.x == "edits made" and points else 1
@@ -164,7 +164,7 @@ def as_image(draw: Callable[[Sequence[RunRecord]], Figure | None], runs: Sequenc
     """Draw a figure.
 
     Returns:
-        An address that holds all of it as SVG, empty if there is nothing to draw; whether it takes the page's width.
+        A data URL of the SVG, empty if there is nothing to draw; whether it takes the page's full width.
     """
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts draw the text
@@ -206,32 +206,32 @@ def _fitting(name: str) -> str:
 PROBABILITY = "probability per token"
 
 EXHIBITS: tuple[Exhibit | Retention, ...] = (
-    Exhibit("Over the run", "Just after each batch", "A falling line: the model takes edits less and less well. "
-        "Neighbours are averaged where there are many.", "just after", ["efficacy"], "percent", y="success"),
+    Exhibit("Over the run", "Just after each batch", "A falling line: new edits succeed less often. "
+        "Neighboring batches are averaged if there are many.", "just after", ["efficacy"], "percent", y="success"),
     Exhibit("Over the run", "All edits so far", "A falling line: earlier edits are lost. S is the harmonic mean of the "
         "three kinds.", "so far", ["S", "efficacy"], "percent", y="success"),
-    Exhibit("Over the run", "Perplexity", "Of text that no edit is about. A rise: the model forgets language itself.",
+    Exhibit("Over the run", "Perplexity", "On text unrelated to the edits. A rise: language modeling degrades.",
         "perplexity", ["perplexity"], "log"),
-    Exhibit("Over the run", "Downstream tasks", "Tasks that have nothing to do with the edits. What falls below the "
-        "first point is capability that editing cost.", "downstream F1", ["mean"], "percent", y="weighted F1"),
-    Retention("Retention", "Retention per batch", "Rows are batches, the oldest at the top. Read one from left to "
+    Exhibit("Over the run", "Downstream tasks", "Tasks unrelated to the edits. Anything below the first point is "
+        "capability lost to editing.", "downstream F1", ["mean"], "percent", y="weighted F1"),
+    Retention("Retention", "Retention per batch", "Rows are batches, the oldest at the top. Read a row from left to "
         "right to see a batch being forgotten."),
     Exhibit("Retention", "By age of edit", "The oldest batch is at the left. A rise to the right: later edits "
         "overwrite earlier ones.", "retention", ["at the end"], "percent", "edits made when the batch was", "efficacy"),
-    Exhibit("Retention", "How sure the model is", "Edited answers, against those that the unedited model gives by "
-        "itself. Edits far to the right of what the model knows are over-optimised.",
+    Exhibit("Retention", "Confidence in answers", "Edited answers, against those that the unedited model gives on "
+        "its own. Edits far to the right of known facts are overfitted.",
         "probability", ["edited, just after"], x=PROBABILITY, y="share of facts"),
-    Exhibit("What changed", "Norm growth", "Frobenius norm of the edited matrices, of several runs the largest. Growth "
-        "without end is the first sign of a collapse.", "norm growth", scale="log", y="norm, multiples of unedited"),
-    Exhibit("What changed", "Norms by depth", "The MLP's output matrix in every block. Edited blocks should not tower "
-        "above the others.", "norms by depth", ["edited"], "log", "block", "norm"),
-    Exhibit("What changed", "Ordinary keys", "By how much the answers to keys of ordinary text changed, relative to "
-        "what they were: sqrt tr(D C D') / sqrt tr(W C W'). Preservation is meant to keep it small.", "key drift"),
-    Exhibit("What changed", "Who fills the residual stream", "Mean share of each sub-module in the norms of all that "
-        "is added to the stream, on text that no edit is about. Edited MLPs that take a growing share drown out the "
-        "others (importance hacking).", "share of ", ["edited"], x="block", y="share"),
+    Exhibit("What changed", "Norm growth", "Frobenius norm of the edited matrices (several runs: the largest). "
+        "Unbounded growth is the first sign of collapse.", "norm growth", scale="log", y="norm, multiples of unedited"),
+    Exhibit("What changed", "Norms by depth", "The MLP's output matrix in every block. Edited blocks should not stand "
+        "far above the others.", "norms by depth", ["edited"], "log", "block", "norm"),
+    Exhibit("What changed", "Ordinary keys", "Change of the outputs for keys of ordinary text, relative to the "
+        "unedited outputs: sqrt tr(D C D') / sqrt tr(W C W'). Preservation is meant to keep it small.", "key drift"),
+    Exhibit("What changed", "Contributions to the residual stream", "Mean share of each sub-module in the norms of "
+        "everything added to the stream, on text unrelated to the edits. A growing share of the edited MLPs is "
+        "importance hacking.", "share of ", ["edited"], x="block", y="share"),
     Exhibit("What changed", "Spectrum of the change", "Largest singular values near those of the matrix itself: the "
-        "change has taken it over. A steep line is a change of few directions.",
+        "change dominates it. A steep line: few directions.",
         "spectrum of ", ["change"], "log", "number of the singular value", "singular value"),
     Exhibit("Effort", "Steps to stop", "Share of edits whose stop rule had fired. A jump at the last step: edits that "
         "did not converge.", "steps", ["all"], "percent", "steps of stage one", "edits"),

@@ -1,4 +1,4 @@
-"""The files in a run's folder: whole, missing, or damaged, which is one sentence that names the file."""
+"""The files in a run's folder; a damaged one is an error that names it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lke_lightning.ledger import NAME as LEDGER
 SCORECARD, DRIFT, DOWNSTREAM = "scorecard.json", "drift.json", "downstream.json"
 
 JUST_AFTER = "just_after/"
-"""What the columns of `metrics.csv` begin with that hold the success of a batch right after it was edited."""
+"""Prefix of the columns of `metrics.csv` with the success of a batch right after its edit."""
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, csv.Error)
-"""What reading raises where a file does not hold what a run writes."""
+"""Exceptions raised when a file is not what a run writes."""
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[None]:
-    """Take whatever goes wrong while a file is read and understood for damage to that file.
+    """Report every failure to read and parse a file as damage to that file.
 
     Raises:
         EditError: the file is damaged, or cannot be read.
@@ -35,7 +35,7 @@ def whole(path: Path) -> Iterator[None]:
     except DAMAGE as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise EditError(
-            f"{path} is damaged ({reason}): put a whole copy back, or take the file away to report without it"
+            f"{path} is damaged ({reason}): restore an intact copy, or move the file away to report without it"
         ) from error
     except OSError as error:
         raise EditError(f"cannot read {path} ({error.strerror})") from error
@@ -69,7 +69,7 @@ def find_runs(places: Sequence[str]) -> list[Path]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one where there is no file."""
+    """Read a JSON object; an empty one if there is no file."""
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if not isinstance(found, dict):
         raise TypeError("it is not a JSON object")

@@ -1,4 +1,4 @@
-"""The page: figures, tables and all that is needed to do the runs again, in one HTML file that loads nothing."""
+"""The page: figures, tables and everything needed to reproduce the runs, in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def page(runs: Runs) -> str:
 
 
 def _lead(runs: Runs) -> str:
-    told = [run.card.about.get(name, "") for name in ("data", "model") for run in runs]
-    about = dict.fromkeys(name.rstrip("/").rsplit("/", 1)[-1] for name in told if name)
+    names = [run.card.about.get(name, "") for name in ("data", "model") for run in runs]
+    about = dict.fromkeys(name.rstrip("/").rsplit("/", 1)[-1] for name in names if name)
     unfinished = ", ".join(run.name for run in runs if not run.is_finished)
     note = (
-        f'<p class="note">Not finished: {escape(unfinished)}. All edits made so far have not been scored together; '
-        "what is shown is what is known now.</p>"
+        f'<p class="note">Not finished: {escape(unfinished)}. Not all edits so far have been scored together; '
+        "the page shows what is known now.</p>"
     )
     return f"<p>{escape(' · '.join(about))}</p>{note if unfinished else ''}"
 
@@ -61,15 +61,15 @@ def _sections(runs: Runs) -> Iterator[tuple[str, str]]:
     yield "Scorecard", _table(header, rows, "numbers", best) + note + _each(runs, _scores)
     for name in dict.fromkeys(exhibit.section for exhibit in EXHIBITS):
         yield name, _figures(runs, name)
-    yield "Where the time went", _time(runs)
+    yield "Wall time", _time(runs)
     yield "Downstream tasks", _each(runs, _downstream)
     yield "Guard", _each(runs, _guard)
-    yield "Generated answers", _each(runs, lambda run: _table(["prompt", "wanted", "generated"], run.card.examples))
-    yield "How it was made", _each(runs, _provenance)
+    yield "Generated answers", _each(runs, lambda run: _table(["prompt", "target", "generated"], run.card.examples))
+    yield "Provenance", _each(runs, _provenance)
 
 
 def _figures(runs: Runs, section: str) -> str:
-    """Draw what the runs have something for; saved from the page, a figure is an SVG file on white."""
+    """Draw the figures that the runs have data for; saved from the page, a figure is an SVG file on white."""
     cards = []
     for exhibit in (exhibit for exhibit in EXHIBITS if exhibit.section == section):
         image, is_wide = as_image(exhibit.draw, runs)
@@ -82,7 +82,7 @@ def _figures(runs: Runs, section: str) -> str:
 
 
 def _scores(run: RunRecord) -> str:
-    """Return all means of the scorecard: those of success first, the others folded below."""
+    """Return all means of the scorecard: success first, the others folded below."""
     scores = run.card.scores
     names = dict.fromkeys(name for moment in MOMENTS for name in scores[moment])
     first = [name for name in (*(f"{kind} / success" for kind in KINDS), "S") if name in names]
@@ -117,8 +117,8 @@ def _downstream(run: RunRecord) -> str:
 
 
 def _guard(run: RunRecord) -> str:
-    said = f"<p>{run.history.left_out:,} edits were left out in all.</p>" if run.history.left_out else ""
-    return _table(["batch", "action", "measured"], run.history.guard) + said
+    note = f"<p>{run.history.left_out:,} edits were left out in total.</p>" if run.history.left_out else ""
+    return _table(["batch", "action", "measured"], run.history.guard) + note
 
 
 def _provenance(run: RunRecord) -> str:
@@ -128,12 +128,12 @@ def _provenance(run: RunRecord) -> str:
     return shown + (yaml if run.configuration else "")
 
 
-def _each(runs: Runs, tell: Callable[[RunRecord], str]) -> str:
-    """Show what there is to tell of a run, or fold it under the name of each of several."""
+def _each(runs: Runs, show: Callable[[RunRecord], str]) -> str:
+    """Show a part of a run; with several runs, fold it under each name."""
     if len(runs) == 1:
-        return tell(runs[0])
-    found = [(run.name, told) for run in runs if (told := tell(run))]
-    return "".join(f"<details><summary>{escape(name)}</summary>{told}</details>" for name, told in found)
+        return show(runs[0])
+    found = [(run.name, part) for run in runs if (part := show(run))]
+    return "".join(f"<details><summary>{escape(name)}</summary>{part}</details>" for name, part in found)
 
 
 def _table(

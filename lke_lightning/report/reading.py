@@ -1,4 +1,4 @@
-"""A run as its folder tells it, finished or not."""
+"""A run, finished or not, read from its folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class RunRecord:
 
     folder: Path
     name: str
-    """What it is called beside others."""
+    """Its name among the runs of the report."""
     card: Card
     history: History
     curves: Curves
     """Over edits `just after` and `so far` (by kind), `perplexity`, `downstream F1` (by task), `retention`, `norm
     growth` and `key drift` (by layer), `seconds per edit`; and others, see `records`."""
     configuration: str
-    """YAML, as the command line understood it."""
+    """YAML, as parsed from the command line."""
     checkpoint: Path | None
 
     @property
@@ -51,7 +51,7 @@ class RunRecord:
 
 
 def read_all(places: Sequence[str]) -> list[RunRecord]:
-    """Read runs, each under a name of its own.
+    """Read runs, each under a unique name.
 
     Args:
         places: folders of runs, or folders that hold such folders, as `compare` makes them.
@@ -76,7 +76,7 @@ def _read(folder: Path, name: str) -> RunRecord:
         curves = history.curves | card.curves | drift_curves(folders.read_object(folder / folders.DRIFT))
     with folders.whole(folder / folders.DOWNSTREAM):
         curves |= downstream_curves(folders.read_object(folder / folders.DOWNSTREAM))
-    batches: dict[int, dict[str, float]] = {}  # one that was edited again counts as it was the last time
+    batches: dict[int, dict[str, float]] = {}  # a batch that was edited again counts as last edited
     configuration = ""
     for part in folders.log_folders(folder):
         with folders.whole(part / "metrics.csv"):
@@ -88,7 +88,7 @@ def _read(folder: Path, name: str) -> RunRecord:
 
 
 def _complete(curves: Curves, card: Card, history: History, batches: dict[int, dict[str, float]]) -> None:
-    """Put together the curves that need more than one file."""
+    """Assemble the curves that need more than one file."""
     made = max(card.made, history.made)
 
     def edits_after(batch: int) -> int:
@@ -106,7 +106,7 @@ def _complete(curves: Curves, card: Card, history: History, batches: dict[int, d
         curves["norm growth"] = {layer: [(0, 1.0), (made, value)] for layer, value in card.growth.items()}
     ends = {"before": 0, "final": made}
     points = {ends[moment]: value for moment, value in card.perplexity.items() if moment in ends}
-    if "perplexity" in curves:  # evaluations during the run say exactly when
+    if "perplexity" in curves:  # evaluations during the run have exact positions
         points = {0: points[0]} if 0 in points else {}
         points |= dict(curves["perplexity"]["perplexity"])
     curves["perplexity"] = {"perplexity": sorted(points.items())}

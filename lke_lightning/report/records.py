@@ -1,4 +1,4 @@
-"""What the scorecard, the ledger and the measurements of a run tell, in plain numbers; what is unknown is empty."""
+"""The scorecard, the ledger and the measurements of a run, in plain numbers; what is unknown is empty."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOMENTS = ("before", "just_after", "final")
 Series = list[tuple[float, float]]
 """Points of a curve."""
 Curves = dict[str, dict[str, Series]]
-"""Curves by topic, which is what they are about, and by name."""
+"""Curves by topic and by name."""
 
 WHOSE = {
     "known_originals": "known: answers that edits replace", "known_neighborhood": "known: answers about others",
@@ -26,14 +26,14 @@ WHOSE = {
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over edits, and the interval that holds it with 95 % confidence, where there is one."""
+    """A mean over edits, with its 95 % confidence interval, if there is one."""
 
     value: float
     bounds: tuple[float, float] | None = None
 
 
 class Card:
-    """What `scorecard.json` tells."""
+    """The contents of `scorecard.json`."""
 
     def __init__(self, card: dict[str, Any]) -> None:
         named = ("method", "model", "data", "protocol", "intervals", "device")
@@ -53,11 +53,11 @@ class Card:
         matrix = _part(card, "retention_matrix")
         self.evaluated_after = [int(edits) for edits in matrix.get("evaluated_after") or []]
         self.matrix = [[_number(value) for value in row] for row in matrix.get("success") or []]
-        """By evaluation and by batch, the efficacy; NaN: none of its edits stood."""
-        told = {name: part.get("per_token") for name, part in _part(card, "probability").items() if name in WHOSE}
-        self.probability = {name: float(part["mean"]) for name, part in told.items() if part}
+        """By evaluation and by batch, the efficacy; NaN: none of its edits was active."""
+        parts = {name: part.get("per_token") for name, part in _part(card, "probability").items() if name in WHOSE}
+        self.probability = {name: float(part["mean"]) for name, part in parts.items() if part}
         self.curves: Curves = {"probability": {
-            f"{WHOSE[name]} (mean {mean:.2f})": _histogram(told[name]["histogram"])
+            f"{WHOSE[name]} (mean {mean:.2f})": _histogram(parts[name]["histogram"])
             for name, mean in self.probability.items()
         }}  # fmt: skip
         median = _part(card, "steps").get("median")
@@ -68,7 +68,7 @@ class Card:
 
 
 class History:
-    """What the ledger tells."""
+    """The contents of the ledger."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         events: dict[str, list[Entry]] = {}
@@ -104,7 +104,7 @@ class History:
 
 
 def drift_curves(drift: dict[str, Any]) -> Curves:
-    """Return what `drift.json` tells: over edits, over the blocks, and over the numbers of singular values."""
+    """Return the curves of `drift.json`: over edits, over blocks, and over singular values."""
     found: Curves = {}
 
     def add(topic: str, name: str, points: Series) -> None:
@@ -130,13 +130,13 @@ def drift_curves(drift: dict[str, Any]) -> Curves:
 
 
 def downstream_curves(found: dict[str, Any]) -> Curves:
-    """Return what `downstream.json` tells over edits: by task each measure, and the F1 of all with its mean."""
+    """Return the curves of `downstream.json` over edits: each measure by task, and all F1 with their mean."""
     curves: Curves = {}
     for part in found.get("measurements") or []:
-        told = {f"task {task}": measures for task, measures in part["results"].items()}
+        parts = {f"task {task}": measures for task, measures in part["results"].items()}
         f1 = {task: measures["f1"] for task, measures in part["results"].items() if measures.get("f1") is not None}
-        told["downstream F1"] = f1 | ({"mean": sum(f1.values()) / len(f1)} if f1 else {})
-        for topic, values in told.items():
+        parts["downstream F1"] = f1 | ({"mean": sum(f1.values()) / len(f1)} if f1 else {})
+        for topic, values in parts.items():
             for name, value in values.items():
                 if isinstance(value, float):
                     curves.setdefault(topic, {}).setdefault(name, []).append((int(part["edits"]), value))
@@ -178,13 +178,13 @@ def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def _success(part: dict[str, Any], moment: str = "") -> float:
-    """Return the success, or the accuracy where there is nothing to compare with; NaN where there is neither."""
+    """Return the success, or the accuracy if there is no original answer; NaN if there is neither."""
     found = part.get(f"success{moment}")
     return _number(part.get("accurate_just_after" if moment else "accuracy") if found is None else found)
 
 
 def _so_far(evaluations: Sequence[Entry]) -> Curves:
-    """Return the successes on all edits so far, with S, their harmonic mean, and the perplexity of untouched text."""
+    """Return the successes on all edits so far, with S, their harmonic mean, and the perplexity of unrelated text."""
     found: Curves = {}
     for entry in evaluations:
         values = {kind: float(entry[f"{kind}_success"]) for kind in KINDS if entry.get(f"{kind}_success") is not None}
@@ -199,7 +199,7 @@ def _so_far(evaluations: Sequence[Entry]) -> Curves:
 
 
 def _cumulated(edits: Sequence[Entry]) -> dict[str, Series]:
-    """Return, by the rule that stopped stage one, what share of all edits it had stopped by which step."""
+    """Return, by stop rule, the cumulative share of all edits stopped by each step."""
     taken: dict[str, list[int]] = {"all": [int(entry["steps"]) for entry in edits]} if edits else {}
     for entry in edits:
         taken.setdefault(str(entry["stopped_by"]), []).append(int(entry["steps"]))
@@ -211,5 +211,5 @@ def _cumulated(edits: Sequence[Entry]) -> dict[str, Series]:
 
 def _decision(entry: Entry) -> list[str]:
     limits, measured = entry["limits"], entry["measured"]
-    told = [f"{name.replace('_', ' ')} {measured[name]:.3g} (limit {limits[name]:g})" for name in limits]
-    return [str(int(entry["batch"]) + 1), str(entry["action"]), ", ".join(told)]
+    parts = [f"{name.replace('_', ' ')} {measured[name]:.3g} (limit {limits[name]:g})" for name in limits]
+    return [str(int(entry["batch"]) + 1), str(entry["action"]), ", ".join(parts)]

@@ -1,4 +1,4 @@
-"""The table of runs, with one figure of each in a column."""
+"""The table of runs, one figure per column."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lke_lightning.report.reading import RunRecord
 from lke_lightning.report.records import Score
 
 NOTE = (
-    "At the end of each run: success in percent, ± half of the 95 % confidence interval over edits where it was "
-    "measured; S is the harmonic mean of the three. Perplexity of untouched text; largest growth of the Frobenius norm "
+    "At the end of each run: success in percent, ± half of the 95 % confidence interval over edits where it is "
+    "known; S is the harmonic mean of the three. Perplexity of unrelated text; largest growth of the Frobenius norm "
     "of an edited matrix; mean probability per token of edited answers, just after; median steps of stage one; seconds "
     "of both stages per edit."
 )
@@ -25,9 +25,9 @@ class Column:
     read: Callable[[RunRecord], Score | float | None]
     digits: int
     best: Callable[[Sequence[float]], float] | None = None
-    """Picks the figure that is set in bold; `None`: none is."""
+    """Selects the figure to set in bold; `None`: none."""
     factor: float = 1.0
-    """What the figure is multiplied with: 100 for percent."""
+    """Multiplier of the figure: 100 for percent."""
 
     def score(self, run: RunRecord) -> Score | None:
         """Read the figure of a run."""
@@ -39,7 +39,7 @@ class Column:
         if score is None:
             return ""
         value = score.value * self.factor
-        # perplexities of broken models have many digits and little to say with them
+        # perplexities of broken models have many meaningless digits
         shown = f"{value:.1e}" if value >= 1e6 else f"{value:,.0f}" if value >= 1e3 else f"{value:.{self.digits}f}"
         half = (score.bounds[1] - score.bounds[0]) / 2 * self.factor if score.bounds else None
         return shown if half is None else f"{shown} ± {half:.{self.digits}f}"
@@ -67,11 +67,11 @@ COLUMNS = (
 
 
 def table(runs: Sequence[RunRecord]) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
-    """Put runs into a table, without columns that none of them has.
+    """Make a table of runs, without columns that none of them has.
 
     Returns:
-        The header, the rows, and the row and column of each column's best figure. Which that is is told only of runs
-        with as many edits: a shorter run has had less to bear.
+        The header, the rows, and the row and column of each column's best figure. Only for runs with
+        equally many edits: shorter runs degrade less.
     """
     found = [(column, [column.score(run) for run in runs]) for column in COLUMNS]
     found = [(column, scores) for column, scores in found if any(scores)]

@@ -1,4 +1,4 @@
-"""Context templates: texts put in front of a prompt so that an edit does not hold at one position only."""
+"""Context templates: texts prepended to a prompt so that an edit generalizes over positions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row
 
 LONGEST = 1000
-"""Tokens of a context at most: more is a mistake, and one that would only show after hours."""
+"""Maximum tokens of a context: more would be a mistake noticed only after hours."""
 
 SEEDS = ("The", "Therefore", "Because", "I", "You")
 
@@ -22,15 +22,14 @@ class ContextTemplates:
     The bare prompt is always the first context and is not among them.
 
     Args:
-        seeds: opening words; more of them make edits steadier and every step dearer.
+        seeds: opening words; more make edits more robust and every step more expensive.
         length: tokens of each text, the opening word and any BOS included (MEMIT: 10).
-        top_k: how many of the most probable tokens the sampling chooses among (MEMIT: 5).
+        top_k: number of most probable tokens to sample from (MEMIT: 5).
         seed: seed of the sampling; the same seed and model give the same texts.
         templates: use these instead, each with one `{}`, and sample nothing.
 
     Raises:
-        EditError: a given template without its slot or with other braces; an opening word that is blank; a number
-            that none can be.
+        EditError: a template has no slot or other braces, an opening word is blank, or a number is out of range.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Terms of the loss that a target activation minimises; each returns one value per request, never a mean over them.
+"""Loss terms of target activations; each returns one value per request, never a mean over them.
 
-A method sums the terms it names. What a term may look at is in `StepView`.
+The loss is the sum of the configured terms, which read `StepView`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lke_lightning.edits import check_number
 
 @dataclass(frozen=True)
 class StepView:
-    """What is known in one step of the optimisation, for the requests that are still optimised."""
+    """The state of one optimization step, for the requests that are still being optimized."""
 
     nll: Tensor
     """Mean negative log-likelihood of the target's tokens, (requests, contexts), the bare prompt first."""
@@ -41,7 +41,7 @@ class Objective(ABC):
 
 
 class NegativeLogLikelihood(Objective):
-    """The target shall be said after the prompt, in every context alike.
+    """The target's negative log-likelihood after the prompt, averaged over contexts.
 
     Args:
         weight: factor; 1 in every published method.
@@ -57,10 +57,10 @@ class NegativeLogLikelihood(Objective):
 
 
 class EssenceKL(Objective):
-    """What the model says after "{subject} is a" shall stay: KL(now || before), before = at the step 0 of this batch.
+    """Keeps the prediction after "{subject} is a": KL(now || before), before = at step 0 of this batch.
 
     Args:
-        weight: factor, kappa of the papers; more of it keeps other facts of the subject and slows the edit.
+        weight: factor, kappa of the papers; a larger one protects other facts of the subject and slows the edit.
     """
 
     def __init__(self, weight: float = 0.0625) -> None:
@@ -73,7 +73,7 @@ class EssenceKL(Objective):
 
 
 class TargetNorm(Objective):
-    """The change shall be small: |delta| / |initial|^2, the numerator not squared, as published since ROME.
+    """Keeps the change small: |delta| / |initial|^2, the numerator not squared, as published since ROME.
 
     Args:
         weight: factor, `v_weight_decay` of the published code.

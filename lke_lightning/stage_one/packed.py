@@ -1,4 +1,4 @@
-"""All rows of some requests as one batch that a descent runs at every step and that shrinks as requests finish."""
+"""All rows of several requests as one batch, which runs at every step and shrinks as requests finish."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lke_lightning.stage_one.rows import RequestRows
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows of the requests that are still optimised. Numbers are int64; target reads come before essence reads."""
+    """Rows of the requests still being optimized. Numbers are int64; target reads come before essence reads."""
 
     replay: Replay
     contexts: int
@@ -33,7 +33,7 @@ class PackedRows:
 
     @classmethod
     def build(cls, model: LanguageModel, built: Sequence[RequestRows], site: Site, max_tokens: int) -> PackedRows:
-        """Compute what no step changes."""
+        """Compute what is the same at every step."""
         rows, row_requests, reads, labels, cells, essence_reads, essences = [], [], [], [], [], [], []
         contexts = len(built[0].contexts)
         for i, request in enumerate(built):
@@ -69,14 +69,14 @@ class PackedRows:
             vocabulary), zero for requests without one.
         """
         logits = self.replay.logits(change[self.row_requests]).split([len(self.labels), len(self.essences)])
-        said, essence_said = (part.to(change.dtype).log_softmax(1) for part in logits)
+        log_probs, essence_log_probs = (part.to(change.dtype).log_softmax(1) for part in logits)
 
         cells = len(change) * self.contexts
-        of_label = said.gather(1, self.labels.unsqueeze(1)).squeeze(1)
+        of_label = log_probs.gather(1, self.labels.unsqueeze(1)).squeeze(1)
         total = change.new_zeros(cells).index_add(0, self.cells, -of_label)
         tokens = change.new_zeros(cells).index_add(0, self.cells, torch.ones_like(of_label))
-        wrong = change.new_zeros(cells).index_add(0, self.cells, (said.argmax(1) != self.labels).to(change.dtype))
-        essence = change.new_zeros(len(change), said.shape[1]).index_copy(0, self.essences, essence_said)
+        wrong = change.new_zeros(cells).index_add(0, self.cells, (log_probs.argmax(1) != self.labels).to(change.dtype))
+        essence = change.new_zeros(len(change), log_probs.shape[1]).index_copy(0, self.essences, essence_log_probs)
         shape = (len(change), self.contexts)
         return (total / tokens).view(shape), (wrong == 0).view(shape), essence
 

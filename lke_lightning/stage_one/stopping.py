@@ -1,6 +1,6 @@
-"""When a request's target is good enough. A rule looks at one step and says which requests are done.
+"""Stop rules: they decide at each step which requests are done.
 
-Rules are asked before the step's update, so what is kept is the vector that passed.
+Rules are checked before the step's update, so the vector that satisfied the rule is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lke_lightning.stage_one.objectives import StepView
 
 
 class StopRule(ABC):
-    """Says which requests are done."""
+    """Decides which requests are done."""
 
     @abstractmethod
     def __call__(self, step: StepView, loss: Tensor) -> Tensor:
@@ -22,14 +22,14 @@ class StopRule(ABC):
 
 
 class MostProbable(StopRule):
-    """MPES, most-probable early stopping: stop once the target is the model's first choice in every context.
+    """MPES, most-probable early stopping: stop once the target is the model's top prediction in every context.
 
-    Published as "+N": `extra_steps` further steps after the first success, counted over all steps that succeed, also
-    when one in between does not. The published code looks at the prefixed contexts only (`reference_quirks`); here
+    Published as "+N": `extra_steps` further steps after the first success, counted over all successful steps, even if
+    unsuccessful ones lie in between. The published code checks only the prefixed contexts (`reference_quirks`); here
     the bare prompt counts too.
 
     Args:
-        extra_steps: N; more of them make the edit firmer and the weights grow faster.
+        extra_steps: N; more steps make the edit stronger and the weights grow faster.
     """
 
     def __init__(self, extra_steps: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Where a target may lie: projections applied to delta after every step."""
+"""Constraints on targets: projections applied to delta after every step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NormBall(TargetSpace):
         self.factor = factor
 
     def project(self, change: Tensor, initial_norm: Tensor) -> Tensor:
-        """Scale back what is too long."""
+        """Scale vectors that are too long back to the radius."""
         limit = self.factor * initial_norm
         norm = change.norm(dim=1)
         return change * (limit / norm).clamp(max=1).nan_to_num(nan=1.0).unsqueeze(1)

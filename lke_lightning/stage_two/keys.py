@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class KeyPolicy(ABC):
-    """How much each context, the bare prompt first, weighs in an average; the weights sum to 1."""
+    """The weight of each context, the bare prompt first, in an average; weights sum to 1."""
 
     @abstractmethod
     def key_weights(self, contexts: int, reference_quirks: bool) -> Tensor:
@@ -21,9 +21,9 @@ class KeyPolicy(ABC):
 
 
 class ContextMean(KeyPolicy):
-    """The mean over all contexts, as MEMIT's paper says; the target is compared on the bare prompt.
+    """The mean over all contexts, as in MEMIT's paper; the target is compared on the bare prompt.
 
-    The published code averages in two levels, so that the bare prompt weighs one half (`reference_quirks`).
+    The published code averages in two levels, so the bare prompt has weight one half (`reference_quirks`).
     """
 
     def key_weights(self, contexts: int, reference_quirks: bool) -> Tensor:
@@ -40,9 +40,9 @@ class ContextMean(KeyPolicy):
 
 
 class MixedKeys(KeyPolicy):
-    """ROME: the direction belongs to the mean over contexts, the equality to the bare prompt.
+    """ROME: the direction uses the mean over contexts, the equality the bare prompt.
 
-    The mix is what makes some single edits disable a model; see `ConsistentKeys`.
+    This mix is the reason that some single edits disable a model; see `ConsistentKeys`.
     """
 
     def key_weights(self, contexts: int, reference_quirks: bool) -> Tensor:

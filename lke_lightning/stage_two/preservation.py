@@ -1,6 +1,6 @@
-"""What an update must respect: terms of the least-squares problem beside the edits themselves.
+"""Preservation: terms of the least-squares problem beside the edits themselves.
 
-Each says what it adds to A in  minimise |(W + D) K - V|^2 + tr(D A D') . Torch only.
+Each adds a matrix to A in  minimise |(W + D) K - V|^2 + tr(D A D') . Torch only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, check_number
 
 MOST = 1e15
-"""Weight of a term at most: beside more than that, float64 rounds everything else away."""
+"""Maximum weight of a term: with more, float64 would round everything else away."""
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +29,11 @@ class Preservation(ABC):
 
     @abstractmethod
     def gram(self, second_moment: Tensor) -> Tensor:
-        """Return what is added to A, (d_key, d_key), from C0 (d_key, d_key)."""
+        """Return the term's summand of A, (d_key, d_key), from C0 (d_key, d_key)."""
 
 
 def check_preservation(terms: Sequence[Preservation]) -> list[Preservation]:
-    """Return the terms; raise `EditError` where they ask for nothing, because then no update is the smallest."""
+    """Return the terms; raise `EditError` if all weights are 0, because then the solution is not unique."""
     if not any(term.weight for term in terms):
         state = "has only terms of weight 0" if terms else "is empty"
         raise EditError(
@@ -44,15 +44,15 @@ def check_preservation(terms: Sequence[Preservation]) -> list[Preservation]:
 
 
 def total_gram(terms: Sequence[Preservation], second_moment: Tensor) -> Tensor:
-    """Return A, the sum of what terms add, (d_key, d_key), from C0 (d_key, d_key)."""
+    """Return A, the sum over terms, (d_key, d_key), from C0 (d_key, d_key)."""
     return torch.stack([term.gram(second_moment) for term in terms]).sum(0)
 
 
 class BaseStatistics(Preservation):
-    """Outputs on ordinary text shall stay: weight * tr(D C0 D').
+    """Keeps outputs on ordinary text: weight * tr(D C0 D').
 
     Args:
-        weight: lambda_p; more of it protects the model and slows edits. MEMIT's `mom2_update_weight`.
+        weight: lambda_p; a larger one protects the model and weakens edits. MEMIT's `mom2_update_weight`.
     """
 
     def __init__(self, weight: float) -> None:
@@ -65,13 +65,13 @@ class BaseStatistics(Preservation):
 
 
 class NormPenalty(Preservation):
-    """The weight shall stay near the unedited one: weight * |D|_F^2 (ENCORE's norm constraint).
+    """Keeps the weight near the unedited one: weight * |D|_F^2 (ENCORE's norm constraint).
 
-    With `PastEdits` the penalty is on the total change since the unedited model, although every batch solves for its
-    own: the sequence of updates is recursive least squares.
+    With `PastEdits` the penalty applies to the total change since the unedited model, although every batch solves only
+    for its own: the sequence of updates is recursive least squares.
 
     Args:
-        weight: lambda_n; more of it keeps norms low and edits weaker.
+        weight: lambda_n; a larger one keeps norms lower and edits weaker.
     """
 
     def __init__(self, weight: float) -> None:
@@ -84,13 +84,13 @@ class NormPenalty(Preservation):
 
 
 class PastEdits:
-    """Earlier edits shall stay: the keys of every batch, as used, enter A for the batches after it.
+    """Keeps earlier edits: the keys of every batch, as used, enter A for later batches.
 
-    AlphaEdit's code reads them again once the whole batch is written. That gives the same keys: those of a layer depend
-    on the layers below it only, and these were written when its keys were first read.
+    AlphaEdit's code reads them again after the whole batch is written. That gives the same keys: those of a layer
+    depend only on the layers below it, which were written when its keys were first read.
 
     Args:
-        weight: how much an earlier edit counts beside a new one; 1 in the published code.
+        weight: weight of an earlier edit relative to a new one; 1 in the published code.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -99,7 +99,7 @@ class PastEdits:
 
 
 class EditWeights:
-    """Edits count more or less than one beside the preservation terms; EMMET's slack mu is a weight of 1 / mu.
+    """Weights edits relative to the preservation terms; EMMET's slack mu is a weight of 1 / mu.
 
     Args:
         weight: factor for every edit, on top of a request's own `weight`.
@@ -111,11 +111,11 @@ class EditWeights:
 
 
 class NullSpace:
-    """Updates act only on directions that ordinary text hardly uses (AlphaEdit, arXiv 2410.02355).
+    """Restricts updates to directions that ordinary text hardly uses (AlphaEdit, arXiv 2410.02355).
 
     Args:
         threshold: eigenvalues of C0 below this count as unused. Absolute, so it depends on the scale of the model's
-            activations; more of it leaves more room for edits and protects less.
+            activations; a larger one leaves more room for edits and protects less.
     """
 
     def __init__(self, threshold: float = 2e-2) -> None:
@@ -130,7 +130,7 @@ class NullSpace:
             vectors: its eigenvectors, as columns, (d_key, d_key).
 
         Raises:
-            EditError: all directions are used, or none is.
+            EditError: all directions are used, or none.
         """
         rank = int((values < self.threshold).sum())
         if rank in (0, len(values)):

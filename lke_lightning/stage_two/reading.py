@@ -1,4 +1,4 @@
-"""Read keys and present outputs at the slots, layer by layer, while the layers are being written."""
+"""Read keys and current outputs at the slots, layer by layer, while the layers are being written."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lke_lightning.model.tokens import Row
 
 
 class SlotReader:
-    """Runs only to the layer asked for, only tokens up to the slot, and continues from the last layer read.
+    """Runs only up to the requested layer and the slot, and continues from the last layer read.
 
-    Ask for layers in ascending order; what was read of a layer stays valid until that layer is written. Processes
-    divide the requests, and each gets what all of them read.
+    Request layers in ascending order; a layer's readings stay valid until that layer is written. Processes divide the
+    requests, and each gets the readings of all.
 
     Args:
         model: the language model.
@@ -54,7 +54,7 @@ class SlotReader:
 
         Args:
             layer: its number.
-            averages: the weights (contexts,) of each average that is wanted; one result for each.
+            averages: the weights (contexts,) of each requested average; one result for each.
         """
         block, matrix = self.model.architecture.blocks[layer], self.model.architecture.matrix(layer)
         at_slots = []
@@ -68,7 +68,7 @@ class SlotReader:
         return [self._average(self._parts, at_slots, weights) for weights in averages]
 
     def outputs(self, site: Site, weights: Tensor) -> Tensor:
-        """Return what stands at the target layer's site now, averaged over contexts, (requests, hidden size)."""
+        """Return the current output at the target layer's site, averaged over contexts, (requests, hidden size)."""
         target = self.model.target_layer
         module = self.model.architecture.blocks[target] if site == "block" else self.model.architecture.matrix(target)
         used = (weights > 0).to(self.model.device).repeat(self._rows // self.contexts)
@@ -82,7 +82,7 @@ class SlotReader:
         return self._average(parts, at_slots, weights[weights > 0])
 
     def _average(self, parts: Sequence[_Part], values: Sequence[Tensor], weights: Tensor) -> Tensor:
-        """Average over contexts what parts have at their slots; gather all requests, (requests, size)."""
+        """Average the parts' values at their slots over contexts; gather all requests, (requests, size)."""
         mine = None
         if parts:  # more processes than requests: some have none
             ordered = torch.cat(list(values))[torch.cat([part.rows for part in parts]).argsort()]
@@ -93,7 +93,7 @@ class SlotReader:
 
 @dataclass
 class _Part:
-    """Rows of about one length that run together."""
+    """Rows of similar length that run together."""
 
     rows: Tensor
     """Which rows these are, (rows,) int64."""

@@ -1,4 +1,4 @@
-"""Which edits a run made, in order, and which of them hold today: the only place that knows."""
+"""The edits of a run, in order, and which of them are active: the single source of truth."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ HOLDS, REPLACED, UNDONE = "in the weights", "replaced", "undone"
 class Register:
     """All edits of a run; an edit's number is its place in that order, and its row in a solver's memory.
 
-    An edit holds (it is in the weights), or a later edit of the same fact has replaced it, or it was undone. Of the
-    edits of one fact at most one holds.
+    An edit is active (in the weights), replaced by a later edit of the same fact, or undone. At most one edit of a fact
+    is active.
     """
 
     def __init__(self) -> None:
         self.ids: list[str] = []
         self.facts: list[Fact] = []
         self.replaces: list[int | None] = []
-        """For each edit, the number of the one that it took the place of."""
+        """For each edit, the number of the one that it replaced."""
         self.groups: list[int] = []
         """For each edit, the number of the first one that it shares its target with; its own where it shares none."""
         self.states: list[State] = []
         self._holding: dict[Fact, int] = {}
 
     def __len__(self) -> int:
-        """Count all edits, also those that do not hold any more."""
+        """Count all edits, including inactive ones."""
         return len(self.ids)
 
     @property
@@ -70,11 +70,11 @@ class Register:
         self._holding = {fact: i for i, fact in enumerate(self.facts) if self.states[i] == HOLDS}
 
     def number_of(self, fact: Fact) -> int | None:
-        """Return the number of the edit that states a fact today."""
+        """Return the number of the active edit of a fact."""
         return self._holding.get(fact)
 
     def enter(self, requests: Sequence[EditRequest], groups: Sequence[int]) -> None:
-        """Add edits behind the others; each takes the place of the one that states its fact.
+        """Append edits; each replaces the active one of its fact.
 
         Args:
             requests: the edits.
@@ -103,13 +103,13 @@ class Register:
             del part[count:]
 
     def deactivate(self, numbers: Sequence[int], state: State) -> None:
-        """Let edits that hold do so no more."""
+        """Deactivate active edits."""
         for number in numbers:
             self.states[number] = state
             del self._holding[self.facts[number]]
 
     def activate(self, numbers: Sequence[int]) -> None:
-        """Let edits hold again; no other edit of their facts may."""
+        """Activate edits; no other edit of their facts may be active."""
         for number in numbers:
             self.states[number] = HOLDS
             self._holding[self.facts[number]] = number
@@ -128,10 +128,10 @@ class Register:
             )
 
     def to_undo(self, ids: Sequence[str]) -> list[int]:
-        """Return the numbers of edits that hold.
+        """Return the numbers of active edits.
 
         Raises:
-            EditError: one was never made, does not hold, or shares its target with one that is not to be undone.
+            EditError: one was never made, is inactive, or shares its target with one that is not to be undone.
         """
         numbers = [self._latest(name) for name in ids]
         for name, number in zip(ids, numbers, strict=True):
@@ -143,10 +143,10 @@ class Register:
         return numbers
 
     def to_redo(self, ids: Sequence[str]) -> list[int]:
-        """Return the numbers of edits that were made once and do not hold.
+        """Return the numbers of inactive edits.
 
         Raises:
-            EditError: one was never made, holds, or shares its target with one that is to stay undone; or two of them
+            EditError: one was never made, is active, or shares its target with one that stays undone; or two of them
                 state the same fact.
         """
         numbers = [self._latest(name) for name in ids]

@@ -1,4 +1,4 @@
-"""Second moments of keys on ordinary text: what the unedited model relies on, and edits should leave alone.
+"""Second moments of keys on ordinary text, on which edits should leave the outputs unchanged.
 
 C0 = E[k k'] over tokens, uncentred, for every edited layer in one pass (ROME, MEMIT: `layer_stats`).
 """
@@ -27,7 +27,7 @@ from lke_lightning.model.tokens import Row
 FLOATS = ("F64", "F32", "BF16", "F16")
 """What safetensors calls the dtypes that a second moment may have."""
 SYMMETRY = 1e-4
-"""How far a second moment may be from its transpose, as a share of its largest entry: sums in float32 come nearer."""
+"""Tolerance of symmetry, as a share of the largest entry: sums in float32 come nearer."""
 
 
 class Statistics(ABC):
@@ -49,11 +49,10 @@ class StoredStatistics(Statistics):
     """Second moments from a safetensors file that holds one (d_key, d_key) tensor per matrix, by its module name.
 
     Args:
-        path: the file. It is trusted to belong to the model: that its matrices can be second moments is checked, what
-            they were made of cannot be.
+        path: the file. It must belong to the model: only the form of its matrices can be checked, not their origin.
 
     Raises:
-        EditError: there is no such file, it is no safetensors file, or it holds what is no second moment.
+        EditError: the file is missing, is not a safetensors file, or holds something other than second moments.
     """
 
     def __init__(self, path: str) -> None:
@@ -66,7 +65,7 @@ class StoredStatistics(Statistics):
                 kinds = {name: (part.get_dtype(), part.get_shape()) for name, part in parts.items()}
         except (SafetensorError, OSError) as error:
             raise EditError(
-                f"{path!r} (stage_two.statistics.path) is cut short or no safetensors file: {error}"
+                f"{path!r} (stage_two.statistics.path) is truncated or not a safetensors file: {error}"
             ) from error
         if not kinds:
             raise EditError(f"{path!r} (stage_two.statistics.path) holds no tensor")
@@ -81,7 +80,7 @@ class StoredStatistics(Statistics):
         """Read one tensor per edited layer.
 
         Raises:
-            EditError: a matrix is not in the file, has another size, or is no second moment.
+            EditError: a matrix is missing, has another size, or is not a second moment.
         """
         names = {module: name for name, module in model.network.named_modules()}
         found = {}
@@ -96,7 +95,7 @@ class StoredStatistics(Statistics):
                     raise EditError(f"statistics of {name!r} are {shape}, this model's keys need {(d_key, d_key)}")
                 wrong = what_is_wrong(found[layer])
                 if wrong:
-                    raise EditError(f"{name!r} in {self.path!r} is no second moment: {wrong}")
+                    raise EditError(f"{name!r} in {self.path!r} is not a second moment: {wrong}")
         return found
 
 
@@ -109,13 +108,13 @@ class KeyStatistics(Statistics):
         corpus: text files (.txt: a document per line; .jsonl, .json, .parquet, .csv: the column `text`; also
             compressed, .gz), hub names with their configuration such as `wikimedia/wikipedia:20231101.en`, or `demo`
             for the text of the demo world.
-        tokens: how many tokens to read, `None` for 100 for each entry of a key; about 10 suffice (FastMEMIT).
+        tokens: how many tokens to read, `None`: 100 per entry of a key; about 10 per entry suffice (FastMEMIT).
         length: documents are cut after this many tokens.
         batch_tokens: how many tokens are run at once.
         cache_dir: where results are kept; default: the user's cache folder, or `LKE_CACHE`.
 
     Raises:
-        EditError: a number is below 1, a text file cannot be read, or there can be no such cache folder.
+        EditError: a number is below 1, a text file cannot be read, or the cache folder is invalid.
     """
 
     def __init__(
@@ -141,7 +140,7 @@ class KeyStatistics(Statistics):
         """
         if DEMO in self.corpus.names and getattr(model.network.config, "name_or_path", "") != resolve(DEMO):
             rank_zero_warn(
-                "Key statistics are computed on the text of the demo world, which says little about this model: "
+                "Key statistics are computed on the text of the demo world, which represents this model poorly: "
                 "give ordinary text (stage_two.statistics.corpus)"
             )
         tokens = self.wanted(model)
@@ -164,7 +163,7 @@ class KeyStatistics(Statistics):
         return {layer: found[layer] for layer in model.layers}
 
     def wanted(self, model: LanguageModel) -> int:
-        """Return how many tokens are read for a model."""
+        """Return the number of tokens to read for a model."""
         return self.tokens or 100 * max(weight.delta.shape[1] for weight in model.edited.values())
 
     def is_cached(self, model: LanguageModel) -> bool:
@@ -174,7 +173,7 @@ class KeyStatistics(Statistics):
         )
 
     def eigen(self, moment: Tensor) -> tuple[Tensor, Tensor]:
-        """Decompose a second moment once: the cache keeps what was found, by the content of the matrix."""
+        """Decompose a second moment once; results are cached by the content of the matrix."""
         team = Team.of()
         if not team.is_first:
             values, vectors = torch.empty_like(moment[0]), torch.empty_like(moment)
@@ -190,7 +189,7 @@ class KeyStatistics(Statistics):
         return team.first_tensor(values), team.first_tensor(vectors.contiguous())
 
     def keys(self, model: LanguageModel, tokens: int) -> dict[int, dict[str, str]]:
-        """Return what identifies the statistics of each layer in the cache."""
+        """Return the cache keys of the statistics of each layer."""
         vocabulary = json.dumps(sorted(model.text.tokenizer.get_vocab().items()))
         common = {
             "model": model.base_hash,
@@ -209,7 +208,7 @@ class KeyStatistics(Statistics):
         team = Team.of(model.network)
         batches = team.share(self._batches(model, tokens))
         what = f"Key statistics of layers {list(layers)}"
-        with model.unedited():  # they are kept under the hash of the unedited weights
+        with model.unedited():  # they are cached under the hash of the unedited weights
             for rows in track(batches, what, transient=True, disable=not team.is_first):
                 batch = model.text.pad(rows, model.device)
                 real = batch.mask.bool()
@@ -227,11 +226,13 @@ class KeyStatistics(Statistics):
         for layer, moment in found.items():
             wrong = what_is_wrong(moment)
             if wrong:
-                raise EditError(f"the key statistics of layer {layer} cannot be used: {wrong}; is the model whole?")
+                raise EditError(
+                    f"the key statistics of layer {layer} cannot be used: {wrong}; check that the model is complete"
+                )
         return found
 
     def _batches(self, model: LanguageModel, tokens: int) -> list[list[Row]]:
-        """Read documents up to the number of tokens, then group them by length so that little is padding."""
+        """Read documents up to the number of tokens, then group them by length to minimize padding."""
         rows: list[Row] = []
         left = tokens
         for document in self.corpus.documents():
@@ -250,7 +251,7 @@ class KeyStatistics(Statistics):
 
 
 def what_is_wrong(moment: Tensor) -> str | None:
-    """Say why a square matrix is no second moment; `None`: it can be one."""
+    """Return why a square matrix cannot be a second moment; `None`: it can be one."""
     if not moment.isfinite().all():
         return "it has entries that are not finite"
     if moment.diagonal().min() < 0:

@@ -1,4 +1,4 @@
-"""What is done to an update before it is written, and to the sum of updates when the model is read. Torch only."""
+"""Transforms of an update before it is written, and of the total change when the model is read. Torch only."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class UpdateTransform(ABC):
 
 
 class TopRelativeChange(UpdateTransform):
-    """RECT (arXiv 2401.04700): only the entries that change most, relative to the weight, are changed.
+    """RECT (arXiv 2401.04700): keeps only the entries with the largest change relative to the weight.
 
     Args:
-        keep: share of the entries that is kept, 0 to 1; 0.2 in the authors' code, 0.4 in AlphaEdit's comparison.
+        keep: share of the entries to keep, 0 to 1; 0.2 in the authors' code, 0.4 in AlphaEdit's comparison.
 
     Raises:
         EditError: the share is not between 0 and 1.
@@ -43,7 +43,7 @@ class TopRelativeChange(UpdateTransform):
 
 
 class ReadoutTransform(ABC):
-    """Restrains the total change when the model is read (scored or exported); editing never sees the result."""
+    """Transforms the total change when the model is read (scored or exported); editing never sees the result."""
 
     @abstractmethod
     def __call__(self, base: Tensor, change: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class SpectralCap(ReadoutTransform):
     s -> log_b(s) - log_b(m) + m for s > m, the largest singular value of the unedited weight.
 
     Args:
-        base: b; smaller lets more of the change through (published: e, 2, 1.5 and 1.2).
+        base: b; a smaller one preserves more of the change (published: e, 2, 1.5 and 1.2).
 
     Raises:
         EditError: the base is not above 1.

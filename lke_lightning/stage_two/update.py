@@ -26,7 +26,7 @@ from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
 from lke_lightning.step import EditStep
 
 SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left)}
-"""Which share of what the target lacks a layer takes on, by how many layers are left with it."""
+"""The share of the residual that a layer takes, by the number of remaining layers including it."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class Mark:
     deltas: dict[int, Tensor]
     """By layer, the total change (d_out, d_key)."""
     memory: dict[int, Any]
-    """By layer, what the solver needs to return its memory to that moment."""
+    """By layer, the solver's mark of its memory."""
     edits: int
     """How many edits had been made."""
 
 
 class WeightUpdate(Callback):
-    """Spread what the targets lack over the edited layers and solve for each layer's update.
+    """Spread the residuals of the targets over the edited layers and solve for each layer's update.
 
-    Implements stage two of ENCORE and of the MEMIT family (arXiv 2502.01636): for layer i of m, keys are read under
-    the weights as they now are, the residual is (target - present output) / (m - i), so that the last layer takes
-    all that is left, and the update is added to the weight.
+    Implements stage two of ENCORE and of the MEMIT family (arXiv 2502.01636): for layer i of m, keys are read with
+    the current weights, the residual is (target - current output) / (m - i), so that the last layer takes all that is
+    left, and the update is added to the weight.
 
     An edit of a fact that was edited before (same subject and relation) first retires the older one from the solver's
     memory and from the weights, where the method allows that exactly (`why_not_exact`).
@@ -56,11 +56,11 @@ class WeightUpdate(Callback):
             models need theirs, see configs/published.yaml.
         keys: how keys are averaged over contexts. Default: `ContextMean`.
         statistics: second moments of keys on ordinary text. Default: computed on the demo text.
-        spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which asks more of early layers.
-        transform: what is done to each update before it is written (RECT).
-        readout: what is done to the total change when the model is scored; editing never sees it (PRUNE).
-        keep_on_host: hold the solver's memory in the host's memory and bring one layer at a time to the device.
-        reference_quirks: do as the published code where it differs from the paper (`ContextMean`).
+        spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which puts more on early layers.
+        transform: applied to each update before it is written (RECT).
+        readout: applied to the total change when the model is scored or exported; editing never sees it (PRUNE).
+        keep_on_host: keep the solver's memory in host memory and move one layer at a time to the device.
+        reference_quirks: follow the published code where it differs from the paper (`ContextMean`).
     """
 
     def __init__(
@@ -80,26 +80,26 @@ class WeightUpdate(Callback):
         self.spread, self.transform, self.readout = spread, transform, readout
         self.keep_on_host, self.reference_quirks = keep_on_host, reference_quirks
         self.memory: dict[int, Memory] = {}
-        """What the solver remembers of earlier batches, by layer; rows are the numbers of the run's register."""
+        """The solver's memory of earlier batches, by layer; rows are the numbers of the run's register."""
         self._fingerprints: dict[str, str] = {}
         self._is_ready = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the solver's memory, and from which statistics it started."""
+        """Return the solver's memory, and the fingerprints of the statistics it started from."""
         memory = {str(layer): self.solver.saved(memory) for layer, memory in self.memory.items()}
         return {"memory": memory, "statistics": self._fingerprints}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the memory of the interrupted run."""
+        """Restore the memory of the interrupted run."""
         self.memory = {int(layer): dict(memory) for layer, memory in state_dict["memory"].items()}
         self._fingerprints, self._is_ready = dict(state_dict["statistics"]), False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell how the change is to be read."""
+        """Set the editor's readout."""
         pl_module.readout = self.readout
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare each layer's solve, or complete what came from a checkpoint."""
+        """Prepare each layer's solve, or complete the memory of a checkpoint."""
         self.prepare(pl_module.language_model)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
@@ -111,7 +111,7 @@ class WeightUpdate(Callback):
         """Load or compute the statistics of the unedited model and start every layer's memory from them.
 
         Raises:
-            EditError: they are not those that a memory from a checkpoint was started from.
+            EditError: they differ from those of the checkpoint's memory.
         """
         if self._is_ready:
             return
@@ -142,7 +142,7 @@ class WeightUpdate(Callback):
             register: the edits made so far.
 
         Returns:
-            What each layer was asked.
+            The system of each layer.
 
         Raises:
             EditError: an update is not finite; it is not written then.
@@ -172,7 +172,7 @@ class WeightUpdate(Callback):
         return systems
 
     def why_not_exact(self) -> str | None:
-        """Say why this method's weights are no solution that an edit can leave without a trace; `None`: they are."""
+        """Return why this method has no exact undo; `None`: it has."""
         if self.solver.past_edits is None:
             return "its solver keeps no memory of past edits (past_edits)"
         if self.solver.past_edits.weight != 1:
@@ -182,14 +182,14 @@ class WeightUpdate(Callback):
         return None
 
     def check_exact_undo(self) -> None:
-        """Raise `EditError`, with the reason, unless an edit can be taken back exactly."""
+        """Raise `EditError`, with the reason, unless edits can be undone exactly."""
         reason = self.why_not_exact()
         if reason:
-            raise EditError(f"with this method an edit cannot be taken back exactly: {reason}")
+            raise EditError(f"with this method an edit cannot be undone exactly: {reason}")
 
     @torch.no_grad()
     def undo(self, model: LanguageModel, register: Register, ids: Sequence[str]) -> dict[str, str | None]:
-        """Take edits back, as if they had never been made: the others keep their keys and targets.
+        """Undo edits, as if they had never been made: the others keep their keys and targets.
 
         When no edit is left, the weights are the unedited ones, bit for bit.
 
@@ -213,7 +213,7 @@ class WeightUpdate(Callback):
         """Write edits again that were undone or replaced.
 
         Returns:
-            For each, the edit of the same fact that it takes the place of, or `None`.
+            For each, the edit of the same fact that it replaces, or `None`.
 
         Raises:
             EditError: one of them is in the weights, or the method does not allow it; nothing is changed then.
@@ -238,7 +238,7 @@ class WeightUpdate(Callback):
         register.deactivate(register.holding, UNDONE)
 
     def mark(self, model: LanguageModel, register: Register) -> Mark:
-        """Note where the run stands, so that `roll_back` can return there."""
+        """Mark the present state, so that `roll_back` can return to it."""
         deltas = {layer: model.weight(layer).delta.clone() for layer in model.layers}
         return Mark(deltas, {layer: self.solver.mark(memory) for layer, memory in self.memory.items()}, len(register))
 
@@ -254,7 +254,7 @@ class WeightUpdate(Callback):
         register.shorten(mark.edits)
 
     def _move(self, model: LanguageModel, out: Sequence[int] = (), back: Sequence[int] = ()) -> None:
-        """Take edits out of memory and weights, and others in again."""
+        """Remove edits from memory and weights, and add others again."""
         for layer in model.layers if out or back else ():
             weight = model.weight(layer)
             for numbers, move in ((out, self.solver.retire), (back, self.solver.restore)):
@@ -265,17 +265,15 @@ class WeightUpdate(Callback):
 
     @staticmethod
     def _write(model: LanguageModel, layer: int, update: Tensor) -> None:
-        """Add an update; every process has solved for it, and all take the first one's, so that they stay alike."""
+        """Add an update; every process has solved for it, and all take the first one's, so that they cannot diverge."""
         weight = model.weight(layer)
         update = Team.of(model.network).first_tensor(update.to(weight.delta))
         if not update.isfinite().all():
-            raise EditError(
-                f"the update of layer {layer} is not finite: the statistics or the hyperparameters do not suit it"
-            )
+            raise EditError(f"the update of layer {layer} is not finite: check the statistics and hyperparameters")
         weight.add(update)
 
     def _fetch(self, layer: int, model: LanguageModel) -> Memory:
-        """Bring what the solver computes with to the device."""
+        """Move the parts that the solver needs to the device."""
         on_device = self.solver.on_device
         return {name: part.to(model.device) if name in on_device else part for name, part in self.memory[layer].items()}
 

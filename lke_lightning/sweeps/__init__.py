@@ -1,1 +1,1 @@
-"""Many runs of `fit`, one table: methods side by side (`compare`), strengths for a new model (`tune`)."""
+"""Many runs of `fit`, one table: methods side by side (`compare`), hyperparameters for a new model (`tune`)."""

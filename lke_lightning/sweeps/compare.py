@@ -1,4 +1,4 @@
-"""Several methods on the same edits, in one table."""
+"""Compare several methods on the same edits in one table."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Comparison:
 
     @classmethod
     def read(cls, path: str) -> Comparison:
-        """Read a plan: `rows`, each with a `name` and `arguments` of `fit`, and perhaps common `arguments`.
+        """Read a plan: `rows`, each with a `name` and `arguments` of `fit`, and optionally common `arguments`.
 
         Each row gets the common YAML files, its own, the common options, and its own, in this order.
 
         Raises:
-            EditError: the file is missing or is no plan.
+            EditError: the file is missing or is not a plan.
         """
         what = f"the plan {path!r}"
         given = read(path)
@@ -49,14 +49,14 @@ class Comparison:
 def compare(plan: str, output: str | None = None) -> None:
     """Run several methods on the same edits and write one table of them.
 
-    Rows that are done are not run again; a row whose arguments or configuration files have changed is.
+    Finished rows are not run again unless their arguments or configuration files have changed.
 
     Args:
-        plan: a YAML file with `rows`, each a `name` and `arguments` of `fit`, and perhaps `arguments` of all rows.
+        plan: a YAML file with `rows`, each a `name` and `arguments` of `fit`, and optionally `arguments` of all rows.
         output: folder of the table and of each row's run; default: `runs/` and the name of the plan.
 
     Raises:
-        EditError: the plan is wrong, and nothing has been run; or rows have failed, and the others are in the table.
+        EditError: the plan is invalid, and nothing was run; or rows failed, and the others are in the table.
     """
     read = Comparison.read(plan)
     folder = made_folder(output or Path("runs") / Path(plan).stem)
@@ -66,7 +66,7 @@ def compare(plan: str, output: str | None = None) -> None:
         entries = [entry(outcome) for outcome in outcomes]
         table = {"plan": read.given, **circumstances(command), "rows": entries}
         write(folder / "comparison.json", json.dumps(table, indent=1) + "\n")
-        rows = [[said["name"], *cells(said)] for said in entries]
+        rows = [[summary["name"], *cells(summary)] for summary in entries]
         write(folder / "comparison.md", f"{markdown(['method', *HEADER], rows)}\n{CAPTION[0].upper()}{CAPTION[1:]}.\n")
 
     outcomes = carry_out_all(read.jobs, folder, report)
@@ -85,12 +85,14 @@ def _job(row: Any, place: int, common: list[str]) -> Job:
     _check_keys(row, {"name", "arguments"}, what)
     name = row.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[^\W_][^/\\\n]*", name):
-        raise EditError(f"{what} has the name {name!r}: it names a folder, so letters or digits first and no slash")
+        raise EditError(
+            f"{what} has the name {name!r}: it names a folder, so start with a letter or digit and use no slash"
+        )
     return Job(name, tuple(_files_first([*common, *_arguments(row, what)])))
 
 
 def _files_first(arguments: list[str]) -> list[str]:
-    """Move YAML files before all options, so that an option common to all rows wins over the files of a row."""
+    """Move YAML files before all options, so that a common option overrides the files of a row."""
     files: list[str] = []
     options: list[str] = []
     for i, part in enumerate(arguments):

@@ -1,4 +1,4 @@
-"""The strengths of a configuration by name, such as `BaseStatistics.weight`: which there are, and with other values."""
+"""The hyperparameters of a configuration by name, such as `BaseStatistics.weight`: listed and replaced."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lke_lightning.edits import EditError
 STAGES = ("stage_one", "stage_two")
 MULTIPLES = (0.25, 1.0, 4.0)
 SCALED = ("BaseStatistics.weight", "NormPenalty.weight")
-"""What is swept over multiples of what is configured."""
+"""Swept over multiples of the configured value."""
 COUNTED = {"MostProbable.extra_steps": [0, 2, 6]}
-"""What is swept over these values."""
+"""Swept over these values."""
 
 Config = dict[str, Any]
 Settings = dict[str, Any]
@@ -22,10 +22,10 @@ Settings = dict[str, Any]
 
 
 def default_sweep(config: Config) -> dict[str, list[Any]]:
-    """Choose values around what is configured, for those parts that there are.
+    """Choose values around the configured ones, for the parts that the configuration has.
 
     Raises:
-        EditError: there is none of them.
+        EditError: it has none of them.
     """
     present = {name: value for name, value in _arguments(config)}
     sweep = {
@@ -36,7 +36,7 @@ def default_sweep(config: Config) -> dict[str, list[Any]]:
     sweep |= {name: values for name, values in COUNTED.items() if name in present}
     if not sweep:
         wanted = ", ".join((*SCALED, *COUNTED))
-        raise EditError(f"the configuration has none of {wanted}: say with --sweep what to vary")
+        raise EditError(f"the configuration has none of {wanted}: choose what to vary with --sweep")
     return sweep
 
 
@@ -47,13 +47,13 @@ def check_sweep(config: Config, sweep: Mapping[str, Sequence[Any]]) -> None:
         if name not in there:
             close = difflib.get_close_matches(name, there, 3, 0.5)
             hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(there)}"
-            raise EditError(f"nothing to sweep is called {name!r}: {hint}")
+            raise EditError(f"no setting is called {name!r}: {hint}")
         if not isinstance(values, list | tuple) or not values:
             raise EditError(f"the sweep of {name!r} needs a list of values, not {values!r}")
 
 
 def configured(config: Config, settings: Settings) -> Config:
-    """Return the configuration with other values, in every part of a name's class."""
+    """Return the configuration with new values, in every part of a name's class."""
     changed = copy.deepcopy(config)
     for place, owner in _places(changed):
         place.update({name.rpartition(".")[2]: value for name, value in settings.items() if is_of(name, owner)})
@@ -71,7 +71,7 @@ def owners(config: Config) -> set[str]:
 
 
 def name(settings: Settings) -> str:
-    """Name a point after its values, fit for a file."""
+    """Name a point after its values, as a valid file name."""
     written = "_".join(f"{key}={value}" for key, value in settings.items())
     return "".join(letter if letter.isalnum() or letter in "._=-+" else "-" for letter in written)
 
@@ -82,7 +82,7 @@ def _arguments(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def _places(config: Config) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield each dict of arguments of the two stages, with what its arguments' names begin with."""
+    """Yield each dict of arguments of the two stages, with the prefix of its arguments' names."""
     for stage in STAGES:
         yield from _places_within(config.get(stage) or {}, stage)
 

@@ -1,4 +1,4 @@
-"""Which layers to edit, where nothing is published for a model: from its depth, or from one batch on single layers."""
+"""Which layers to edit in a model without published settings, from its depth and from trial edits on single layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def candidates(count: int) -> list[int]:
 
 
 def best_window(scores: Mapping[int, float], count: int) -> list[int]:
-    """Propose the neighbouring layers that do best on average; between candidates, scores are interpolated.
+    """Propose the adjacent layers with the best mean score; scores between candidates are interpolated.
 
     Args:
         scores: S by candidate layer.

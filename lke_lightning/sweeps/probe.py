@@ -31,7 +31,7 @@ from lke_lightning.sweeps.report import circumstances
 from lke_lightning.sweeps.tracing import PLACES, trace
 
 TOGETHER = 8
-"""Facts that are traced, and whose being known is asked, in one batch; what is done is written after each."""
+"""Facts that are traced and checked in one batch; results are written after each batch."""
 
 
 def probe(
@@ -47,23 +47,23 @@ def probe(
     samples: int = 5,
     output: str = "runs/probe",
 ) -> None:
-    """Show where a model keeps its facts, and propose layers and strengths to edit it with.
+    """Show where a model keeps its facts, and propose layers and hyperparameters to edit it with.
 
-    Facts and trials that are done are not done again.
+    Finished facts and trials are not repeated.
 
     Args:
         pretrained: a folder, a hub name, or `demo`.
         data: facts, with subjects and original answers, of which those that the model knows are used; default: the
             demo world.
-        method: YAML file with the two stages, for the trial edits; its strengths are where the proposal starts.
+        method: YAML file with the two stages, for the trial edits; the proposal starts from its hyperparameters.
         dtype: dtype in which the network runs.
-        matrix: path of the MLP output matrix inside a block, where it is not found.
-        trust_remote_code: run code that comes with the checkpoint.
-        facts: how many known facts to trace; more of them make the map surer.
-        trials: how many of them to edit, one at a time on each layer that is tried, and then all at once.
+        matrix: path of the MLP output matrix inside a block, if it is not recognized.
+        trust_remote_code: run code that comes with the model.
+        facts: how many known facts to trace; more make the map more reliable.
+        trials: how many of them to edit, one at a time on each candidate layer, and then all at once.
         noise: noise on the subject's embeddings, in standard deviations of all embeddings.
-        samples: how many noises are averaged.
-        output: folder of what is found: `probe.json`, `probe.png`, `proposed.yaml`.
+        samples: how many noise samples are averaged.
+        output: folder of the results: `probe.json`, `probe.png`, `proposed.yaml`.
 
     Raises:
         EditError: the model cannot be edited, it knows none of the facts, or the folder holds another probe.
@@ -92,7 +92,7 @@ def probe(
     }  # fmt: skip
     done = _Done(Path(output), settings)
     known = _known(whole, stream.requests, facts)
-    print(f"{whole.describe()}\nThe model knows {len(known)} of the facts that were asked; {count} layers")
+    print(f"{whole.describe()}\nThe model has {count} layers and knows {len(known)} of the facts tried")
 
     parts = [known[i : i + TOGETHER] for i in range(0, len(known), TOGETHER)]
     for part in track(parts, "Tracing", transient=True):
@@ -101,9 +101,9 @@ def probe(
             done.add(f"trace {fact.id}", asdict(traced))
     effects = _effects([done.found[f"trace {fact.id}"] for fact in known], count)
 
-    def tried(layers: list[int], strengths: grid.Config, requests: Sequence[EditRequest], alone: bool) -> Any:
+    def tried(layers: list[int], configuration: grid.Config, requests: Sequence[EditRequest], alone: bool) -> Any:
         model = LanguageModel(network, tokenizer, layers, matrix)
-        return _edit(model, strengths, requests, alone)
+        return _edit(model, configuration, requests, alone)
 
     chosen = known[:trials]
     by_layer: dict[int, float] = {}
@@ -115,7 +115,7 @@ def probe(
     weights = grid.default_sweep(config).get("BaseStatistics.weight")
     points = [{"BaseStatistics.weight": weight} for weight in weights] if weights else [{}]
     together = []
-    for point in track(points, f"Strengths on layers {layers}", transient=True):
+    for point in track(points, f"Hyperparameters on layers {layers}", transient=True):
         at = grid.configured(config, point)
         found = done.once(f"strength {grid.name(point)}", lambda at=at: tried(layers, at, chosen, alone=False))
         together.append({"settings": point, **found})
@@ -137,11 +137,11 @@ def probe(
     proposal = {"model": {"pretrained": pretrained, "dtype": dtype, "layers": layers}}
     if matrix:
         proposal["model"]["matrix"] = matrix
-    strengths = grid.configured(config, best["settings"])
-    proposal |= {stage: strengths[stage] for stage in grid.STAGES}
+    configuration = grid.configured(config, best["settings"])
+    proposal |= {stage: configuration[stage] for stage in grid.STAGES}
     header = (
         f"# Proposed by `python -m lke_lightning probe`: {len(known)} facts traced, {len(chosen)} edited; restoring\n"
-        f"# the subject's last token does most at layer {peak}. Sweep strengths on your own facts with `tune`.\n"
+        f"# the subject's last token has the largest effect at layer {peak}. Tune on your own facts with `tune`.\n"
     )
     write(done.folder / "proposed.yaml", header + yaml.safe_dump(proposal, sort_keys=False))
     print(f"Effect of the subject's last token is largest at layer {peak}; trial edits are best on layers {layers}")
@@ -152,7 +152,7 @@ def probe(
 
 
 class _Done:
-    """What was found so far, in a file with a line for each, so that an interrupted probe goes on."""
+    """The results so far, one per line of a file, so that an interrupted probe can be resumed."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.found = made_folder(folder), {}
@@ -161,30 +161,30 @@ class _Done:
         for line in lines:
             try:
                 name, value = json.loads(line)
-            except ValueError:  # the line that an interruption cut off
+            except ValueError:  # a line cut off by an interruption
                 continue
             self.found[name] = value
         if self.found.setdefault("settings", settings) != settings:
             raise EditError(
-                f"{folder} holds a probe of another model, of other facts or settings: name another --output"
+                f"{folder} holds a probe of another model, other facts or other settings: name another --output"
             )
         write(self._file, "".join(json.dumps(entry) + "\n" for entry in self.found.items()))
 
     def add(self, name: str, value: Any) -> None:
-        """Note a result at once."""
+        """Write a result to the file at once."""
         self.found[name] = value
         with self._file.open("a") as file:
             file.write(json.dumps([name, value]) + "\n")
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
-        """Return a result, found only if it is not there yet."""
+        """Return a result, computed only once."""
         if name not in self.found:
             self.add(name, find())
         return self.found[name]
 
 
 def _known(model: LanguageModel, requests: Iterable[EditRequest], wanted: int) -> list[EditRequest]:
-    """Return the first facts whose original answer is what the model says.
+    """Return the first facts whose original answer is the model's top prediction.
 
     Raises:
         EditError: there is none.
@@ -199,14 +199,14 @@ def _known(model: LanguageModel, requests: Iterable[EditRequest], wanted: int) -
             break
     if not known:
         raise EditError(
-            f"the model says the original answer of none of {len(usable)} facts with a subject and an original answer: "
+            f"the model predicts the original answer of none of the {len(usable)} facts that have a subject and one: "
             "give facts that it knows"
         )
     return known[:wanted]
 
 
 def _effects(traces: Sequence[dict[str, Any]], count: int) -> dict[str, list[float]]:
-    """Average what restoring adds to the answer's probability, by place and layer."""
+    """Average the gain in the answer's probability from restoring, by place and layer."""
     means = {
         place: [
             round(statistics.fmean(found["restored"][place][layer] - found["corrupted"] for found in traces), 6)
@@ -219,7 +219,7 @@ def _effects(traces: Sequence[dict[str, Any]], count: int) -> dict[str, list[flo
 
 
 def _edit(model: LanguageModel, config: grid.Config, requests: Sequence[EditRequest], alone: bool) -> dict[str, Any]:
-    """Edit facts, each alone or all at once, score them, and give the model its weights back."""
+    """Edit facts, each alone or all at once, score them, and restore the model's weights."""
     stages, _ = compose(config)
     stages.prepare(model, requests)
     register = Register()

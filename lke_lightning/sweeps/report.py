@@ -1,4 +1,4 @@
-"""What is said about finished runs: one entry and one table row each."""
+"""Summaries of finished runs: one entry and one table row each."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lke_lightning.sweeps.runs import Outcome
 
 HEADER = (*KINDS, "S", "perplexity", "norm growth", "steps", "seconds: stage one, two, evaluation")
 BRIEF = ("efficacy, paraphrase, neighborhood", "S", "perplexity", "largest norm growth")
-"""What a terminal of 80 columns has room for."""
-CAPTION = "success at the end (in parentheses: just after each batch); perplexity before > at the end; median steps"
+"""The columns that fit into a terminal of 80 columns."""
+CAPTION = "final success (in parentheses: just after each batch); perplexity before > final; median steps"
 
 
 def circumstances(command: str) -> dict[str, Any]:
-    """Describe by what, where and when a table was made."""
+    """Describe the command, machine, versions and date of a table."""
     return {
         "command": command,
         "machine": {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
@@ -33,47 +33,47 @@ def circumstances(command: str) -> dict[str, Any]:
 
 
 def entry(outcome: Outcome) -> dict[str, Any]:
-    """Return what a table knows about a run; with `error` and nothing measured if it failed."""
-    said: dict[str, Any] = {
+    """Return the summary of a run for a table; with `error` and without measurements if it failed."""
+    summary: dict[str, Any] = {
         "name": outcome.job.name,
         "status": outcome.status,
         "arguments": list(outcome.job.arguments),
     }
     if outcome.error:
-        said["error"] = outcome.error
+        summary["error"] = outcome.error
     card = outcome.card
     if card:
-        said |= {name: card[name] for name in ("method", "model", "data", "edits", "batch_size", "device")}
-        said |= {moment: _successes(card[moment]) for moment in ("final", "just_after")}
-        said["perplexity"] = card.get("perplexity")
-        said["norm_growth"] = {
+        summary |= {name: card[name] for name in ("method", "model", "data", "edits", "batch_size", "device")}
+        summary |= {moment: _successes(card[moment]) for moment in ("final", "just_after")}
+        summary["perplexity"] = card.get("perplexity")
+        summary["norm_growth"] = {
             layer: round(norm["after"] / norm["before"], 4) for layer, norm in card["weight_norms"].items()
         }
-        said |= {"steps": card.get("steps"), "seconds": card["seconds"]}
-    return said
+        summary |= {"steps": card.get("steps"), "seconds": card["seconds"]}
+    return summary
 
 
-def cells(said: dict[str, Any]) -> list[str]:
+def cells(summary: dict[str, Any]) -> list[str]:
     """Return the table cells of an entry, as `HEADER` names them."""
-    if said["status"] != "done":
-        return [said["status"], *("" for _ in HEADER[1:])]
-    final, just_after, steps = said["final"] or {}, said["just_after"] or {}, said["steps"] or {}
+    if summary["status"] != "done":
+        return [summary["status"], *("" for _ in HEADER[1:])]
+    final, just_after, steps = summary["final"] or {}, summary["just_after"] or {}, summary["steps"] or {}
     return [
         *(f"{number(final.get(kind))} ({number(just_after.get(kind))})" for kind in (*KINDS, "S")),
-        _perplexity(said),
-        ", ".join(f"{growth:.2f}" for growth in said["norm_growth"].values()),
+        _perplexity(summary),
+        ", ".join(f"{growth:.2f}" for growth in summary["norm_growth"].values()),
         number(steps.get("median"), 1),
-        ", ".join(f"{said['seconds'][name]:.0f}" for name in ("stage_one", "stage_two", "evaluation")),
+        ", ".join(f"{summary['seconds'][name]:.0f}" for name in ("stage_one", "stage_two", "evaluation")),
     ]
 
 
-def brief_cells(said: dict[str, Any]) -> list[str]:
+def brief_cells(summary: dict[str, Any]) -> list[str]:
     """Return the table cells of an entry, as `BRIEF` names them."""
-    if said["status"] != "done":
-        return [said["status"], *("" for _ in BRIEF[1:])]
-    final = said["final"] or {}
+    if summary["status"] != "done":
+        return [summary["status"], *("" for _ in BRIEF[1:])]
+    final = summary["final"] or {}
     successes = " ".join(number(final.get(kind)) for kind in KINDS)
-    return [successes, number(final.get("S")), _perplexity(said), f"{max(said['norm_growth'].values()):.2f}"]
+    return [successes, number(final.get("S")), _perplexity(summary), f"{max(summary['norm_growth'].values()):.2f}"]
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -89,17 +89,17 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def show(title: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """Print a brief table of entries under the names given."""
-    table = Table(title=escape(title), caption="at the end; success, fractions of 1")
+    table = Table(title=escape(title), caption="final success, fractions of 1")
     table.add_column("", overflow="fold")
     for name in BRIEF:
         table.add_column(name, justify="right")
-    for name, said in rows:
-        table.add_row(escape(name), *brief_cells(said))
+    for name, summary in rows:
+        table.add_row(escape(name), *brief_cells(summary))
     Console().print(table)
 
 
-def _perplexity(said: dict[str, Any]) -> str:
-    measured = said["perplexity"]
+def _perplexity(summary: dict[str, Any]) -> str:
+    measured = summary["perplexity"]
     if not measured:
         return "-"
     return " > ".join("-" if measured[when] is None else f"{measured[when]:.4g}" for when in ("before", "final"))

@@ -1,4 +1,4 @@
-"""Runs of `fit`, each a process and a folder of its own: done once, and one that fails stops no other."""
+"""Runs of `fit`, each in its own process and folder: finished runs are not repeated, failed ones do not stop others."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from lke_lightning.results import write
 LOG, DONE, SCORECARD = "log.txt", "done.json", "scorecard.json"
 FILE_OPTIONS = ("-c", "--config")
 TAIL = 15
-"""Lines of its log that are kept of a run that failed."""
+"""Lines of the log that are kept of a failed run."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be run: a name, which is also the folder's, and the arguments of `fit`."""
+    """A run: its name, which is also its folder's, and the arguments of `fit`."""
 
     name: str
     arguments: tuple[str, ...]
@@ -44,24 +44,24 @@ class Job:
                 yield Path(option.partition("=")[2])
 
     def check(self) -> None:
-        """Raise `EditError` unless all YAML files that the arguments name are there."""
+        """Raise `EditError` if a YAML file that the arguments name is missing."""
         for path in self.configurations():
             if not path.is_file():
                 raise EditError(f"{self.name}: no configuration {str(path)!r}; paths are relative to {Path.cwd()}")
 
     def identity(self) -> str:
-        """Hash the arguments and what is in the YAML files they name."""
+        """Hash the arguments and the contents of their YAML files."""
         contents = [path.read_text() for path in self.configurations()]
         return hashlib.sha256(json.dumps([self.arguments, contents]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job."""
+    """The outcome of a job."""
 
     job: Job
     card: dict[str, Any] | None = None
-    """Its scorecard, once it is done."""
+    """Its scorecard, if it is done."""
     error: str | None = None
     """The last lines of its log, if it failed."""
 
@@ -72,12 +72,12 @@ class Outcome:
 
 
 def carry_out_all(jobs: Sequence[Job], output: Path, report: Callable[[list[Outcome]], None]) -> list[Outcome]:
-    """Run what is not done yet, in order.
+    """Run the jobs that are not done yet, in order.
 
     Args:
         jobs: what to run; names differ.
-        output: each job writes into the folder below it that has its name.
-        report: called at first, and after every job, with the outcomes of all jobs.
+        output: each job writes into a subfolder with its name.
+        report: called at the start and after every job, with the outcomes of all jobs.
 
     Raises:
         EditError: a configuration file is missing; nothing has been run then.
@@ -93,11 +93,11 @@ def carry_out_all(jobs: Sequence[Job], output: Path, report: Callable[[list[Outc
 
 
 def carry_out(job: Job, folder: Path, number: str) -> Outcome:
-    """Run a job, unless just this one is done already, and say so under its number."""
+    """Run a job, unless it is done already, and print its number and status."""
     console, where = Console(), f"{number} {job.name}"
     outcome = _found(job, folder)
     if outcome.card:
-        console.print(f"{where}: done before", highlight=False, markup=False)
+        console.print(f"{where}: already done", highlight=False, markup=False)
         return outcome
     start = time.perf_counter()
     outcome = _ran(job, folder, where, console)
@@ -112,7 +112,7 @@ def call(*arguments: str) -> list[str]:
 
 
 def _found(job: Job, folder: Path) -> Outcome:
-    """Look whether just this job was done before."""
+    """Return the outcome of this very job, if it was done before."""
     if not ((folder / DONE).is_file() and (folder / SCORECARD).is_file()):
         return Outcome(job)
     same = json.loads((folder / DONE).read_text())["identity"] == job.identity()
@@ -121,7 +121,7 @@ def _found(job: Job, folder: Path) -> Outcome:
 
 def _ran(job: Job, folder: Path, where: str, console: Console) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / LOG).is_file():  # left by an earlier attempt: nothing of it may be taken for this one's
+    if (folder / LOG).is_file():  # left by an earlier attempt, whose files must not pass for this one's
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for name in (DONE, SCORECARD, ledger.NAME):
             (folder / name).unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def _ran(job: Job, folder: Path, where: str, console: Console) -> Outcome:
 
 
 def _watched(command: Sequence[str], log: Path, where: str, console: Console) -> int:
-    """Run a command, its output into a file and the output's last line on the terminal."""
+    """Run a command with its output in a file and the last line of it on the terminal."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # as an exception, like Ctrl-C
     with (
         log.open("w") as file,

@@ -1,4 +1,4 @@
-"""Causal tracing: which states carry a fact, found by corrupting the subject and restoring one state at a time.
+"""Causal tracing: find the states that carry a fact by corrupting the subject and restoring one state at a time.
 
 Meng et al., Locating and Editing Factual Associations in GPT, arXiv 2202.05262, section 2.
 """
@@ -21,7 +21,7 @@ PLACES = ("subject's last token", "last token")
 
 @dataclass(frozen=True)
 class Trace:
-    """What restoring does for one fact; probabilities of the answer's first token, averaged over noise samples."""
+    """The effect of restoring on one fact; probabilities of the answer's first token, averaged over noise samples."""
 
     clean: float
     corrupted: float
@@ -48,8 +48,8 @@ def trace(
     Args:
         model: the unedited language model.
         facts: the facts; a fact's result does not depend on which others are in the batch.
-        noise: standard deviation of the noise on the subject's embeddings, in those of all embeddings.
-        samples: how many noises are averaged; more of them make the map smoother.
+        noise: standard deviation of the noise on the subject's embeddings, in units of that of all embeddings.
+        samples: how many noise samples are averaged; more make the map smoother.
         seed: seed of the noise.
     """
     asked = [_encode(model, fact) for fact in facts]

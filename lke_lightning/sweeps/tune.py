@@ -1,4 +1,4 @@
-"""Hyperparameters for a new model: a search on a slice of the edits, what it trades, and a proposal."""
+"""Hyperparameter search for a new model, on a slice of the edits: trade-offs and a proposal."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
 
 NO_CHECKPOINTS = {"checkpoint": {"keep": 0}}
-"""Points are looked at and not gone on with; their checkpoints would fill the disk."""
+"""Points are never resumed; their checkpoints would fill the disk."""
 STUDY = "study.journal"
-"""Optuna's journal of the search, for its dashboard and for plots of one's own."""
+"""Optuna's journal of the search, for its dashboard and for your own plots."""
 
 
 class NoScore(Exception):
-    """A point has failed, or its S is undefined."""
+    """A point failed, or its S is undefined."""
 
 
 def tune(
@@ -43,17 +43,17 @@ def tune(
 ) -> None:
     """Search for hyperparameters on a slice of the edits and propose those with the best S.
 
-    Points that are done are not run again.
+    Finished points are not run again.
 
     Args:
-        arguments: after `--`, arguments of `fit`: model, method and data; the model's hyperparameters are where the
-            search starts.
+        arguments: after `--`, arguments of `fit`: model, method and data; the search starts from the configured
+            hyperparameters.
         sweep: values by name, such as `{"BaseStatistics.weight": [10, 40], "stage_one.lr": [0.1, 0.5]}`; default:
-            what is configured times 1/4, 1 and 4, and 0, 2 and 6 extra steps.
-        trials: try so many points, chosen by the tree-structured Parzen estimator (TPE) between the least and the
+            the configured weights times 1/4, 1 and 4, and 0, 2 and 6 extra steps.
+        trials: number of points, chosen by the tree-structured Parzen estimator (TPE) between the smallest and the
             largest value of each name; default: every combination of the values.
-        edits: how many edits to try, from the start of the data; more of them make the choice surer and slower.
-        output: folder of the tables, the pictures, the study, `proposed.yaml` and each point's run.
+        edits: edits of each point, from the start of the data; more make the choice more reliable and slower.
+        output: folder of the tables, the plots, the study, `proposed.yaml` and each point's run.
 
     Raises:
         EditError: Optuna is not installed; the arguments or the sweep are wrong; or no point could be scored.
@@ -71,25 +71,25 @@ def tune(
     )
     about = {**circumstances(command), "sweep": chosen, "layers": config["model"]["layers"]}
 
-    said = _search(task, chosen, trials, about)
-    named = [("* " * point["front"] + _describe(point["settings"]).replace(", ", "\n"), point) for point in said]
-    show(f"{len(said)} points, {edits} edits (*: on the Pareto front)", named)
+    points = _search(task, chosen, trials, about)
+    named = [("* " * point["front"] + _describe(point["settings"]).replace(", ", "\n"), point) for point in points]
+    show(f"{len(points)} points, {edits} edits (*: on the Pareto front)", named)
     print(f"Table     {folder / 'tuning.md'}, {folder / 'tuning.json'}")
-    best = propose(said)
+    best = propose(points)
     task.write_proposal(best)
-    print(f"Pictures  {folder}/tuning-*.png; study {folder / STUDY}")
+    print(f"Plots     {folder}/tuning-*.png; study {folder / STUDY}")
     print(f"Proposal  {folder / 'proposed.yaml'}: {_describe(best['settings'])}, S {best['final']['S']:.3f}")
-    for name in _at_the_edge(best["settings"], [point["settings"] for point in said]):
-        print(f"{name} is best at the edge of what was tried: search further that way")
+    for name in _at_the_edge(best["settings"], [point["settings"] for point in points]):
+        print(f"{name} is best at the edge of the searched range: extend the range in that direction")
 
 
-def propose(said: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the entry with the best S; of equal ones that which drifts least.
+def propose(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the entry with the best S; of equal ones, the one with the least drift.
 
     Raises:
-        EditError: none has an S.
+        EditError: no entry has an S.
     """
-    scored = [point for point in said if point["drift"]]
+    scored = [point for point in points if point["drift"]]
     if not scored:
         raise EditError(
             "no point could be scored: either all runs failed (see the table), or S is undefined, because it needs "
@@ -101,10 +101,10 @@ def propose(said: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _search(
     task: _Slice, sweep: dict[str, list[Any]], trials: int | None, about: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Try points, and write the tables after each and the pictures at the end.
+    """Run the points, and write the tables after each and the plots at the end.
 
-    The study is made anew each time: what is done before is not run again but told to the seeded sampler, which then
-    goes on where it was interrupted.
+    The study is rebuilt at each start: finished points are not run again but reported to the seeded sampler, which then
+    continues where it was interrupted.
 
     Returns:
         An entry for each point.
@@ -124,40 +124,40 @@ def _search(
         study_name="tune",
         directions=["maximize", *("minimize" for _ in task.drifts)],
     )
-    said: list[dict[str, Any]] = []
+    points: list[dict[str, Any]] = []
 
     def attempt(trial: Trial) -> tuple[float, ...]:
         settings = {name: _value(trial, name, values, trials is not None) for name, values in sweep.items()}
         job = task.job(settings)
         outcome = carry_out(job, task.folder / "points" / job.name, f"{trial.number + 1}/{total}")
         found = entry(outcome)
-        said.append({**found, "settings": settings, "drift": _drift(found, task.drifts), "front": False})
-        if said[-1]["drift"] is None:
+        points.append({**found, "settings": settings, "drift": _drift(found, task.drifts), "front": False})
+        if points[-1]["drift"] is None:
             raise NoScore
-        return found["final"]["S"], *said[-1]["drift"].values()
+        return found["final"]["S"], *points[-1]["drift"].values()
 
-    def tell(study: Study, _: Any) -> None:
+    def report(study: Study, _: Any) -> None:
         front = {trial.number for trial in study.best_trials}
-        for i, point in enumerate(said):
+        for i, point in enumerate(points):
             point["front"] = i in front
-        write(task.folder / "tuning.json", json.dumps({**about, "points": said}, indent=1) + "\n")
-        lines = [["*" if p["front"] else "", *map(str, p["settings"].values()), *cells(p)] for p in said]
+        write(task.folder / "tuning.json", json.dumps({**about, "points": points}, indent=1) + "\n")
+        lines = [["*" if p["front"] else "", *map(str, p["settings"].values()), *cells(p)] for p in points]
         table = markdown(["", *sweep, *HEADER], lines)
         write(task.folder / "tuning.md", f"{table}\n*: on the Pareto front. {CAPTION}.\n")
 
-    study.optimize(attempt, n_trials=trials, catch=NoScore, callbacks=[tell])
+    study.optimize(attempt, n_trials=trials, catch=NoScore, callbacks=[report])
     if study.best_trials:
         _draw(study, task)
-    return said
+    return points
 
 
 def _choices(values: Sequence[Any]) -> dict[str, Any]:
-    """Return the values by how JSON writes them: Optuna's choices are plain, and a value may be a list."""
+    """Return the values by their JSON text: Optuna's choices are plain, and a value may be a list."""
     return {json.dumps(value): value for value in values}
 
 
 def _value(trial: Trial, name: str, values: Sequence[Any], is_range: bool) -> Any:
-    """Take one of the values, or, of numbers, what lies between the least and the largest."""
+    """Suggest one of the values, or, for a range, a number between the smallest and the largest."""
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if not is_range or len(numbers) < len(values) or min(numbers) == max(numbers):
         choices = _choices(values)
@@ -175,7 +175,7 @@ def _draw(study: Study, task: _Slice) -> None:
     from optuna.visualization.matplotlib import plot_pareto_front
 
     for i, name in enumerate(task.drifts, 1):
-        with pyplot.style.context({}), warnings.catch_warnings():  # it sets a style for all that comes after
+        with pyplot.style.context({}), warnings.catch_warnings():  # it sets a global style
             warnings.simplefilter("ignore", ExperimentalWarning)
             axes = plot_pareto_front(
                 study, targets=lambda trial, i=i: (trial.values[i], trial.values[0]), target_names=[name, "S"]
@@ -187,7 +187,7 @@ def _draw(study: Study, task: _Slice) -> None:
 
 @dataclass
 class _Slice:
-    """Arguments of `fit`, the configuration they lead to, how many edits are tried, and where things are written."""
+    """Arguments of `fit`, the configuration they lead to, the number of edits, and the output folder."""
 
     arguments: list[str]
     config: grid.Config
@@ -196,7 +196,7 @@ class _Slice:
 
     @property
     def drifts(self) -> list[str]:
-        """By what it is measured how far a model moved."""
+        """Names of the drift measures."""
         with_text = (self.config.get("scorecard") or {}).get("text")
         return ["largest norm growth", *(["perplexity ratio"] if with_text else [])]
 
@@ -210,11 +210,11 @@ class _Slice:
         return Job(name, (*self.arguments, "-c", str(path), "--data.limit", str(limit)))
 
     def write_proposal(self, best: dict[str, Any]) -> None:
-        """Write the configuration of the best point, to be named after `-c`."""
+        """Write the configuration of the best point, for `-c`."""
         config = grid.configured(self.config, best["settings"])
         drift = ", ".join(f"{name} {value:.3f}" for name, value in best["drift"].items())
         header = (
-            f"# Proposed by `python -m lke_lightning tune`: of all points tried, S was best with these values.\n"
+            f"# Proposed by `python -m lke_lightning tune`: the best S of all points tried.\n"
             f"# Measured on {best['edits']} edits of {best['data']}: S {best['final']['S']:.3f}, {drift}.\n"
         )
         sections = {name: config[name] for name in ("model", *grid.STAGES)}
@@ -230,17 +230,17 @@ def _merged(arguments: Sequence[str]) -> grid.Config:
     done = subprocess.run(call("fit", *arguments, "--print_config"), capture_output=True, text=True, check=False)
     config = yaml.safe_load(done.stdout) if done.returncode == 0 else None
     if not isinstance(config, dict):
-        raise EditError(f"`fit` does not take these arguments: {done.stderr.strip()[-2000:]}")
+        raise EditError(f"`fit` refuses these arguments: {done.stderr.strip()[-2000:]}")
     return config
 
 
-def _drift(said: dict[str, Any], names: Sequence[str]) -> dict[str, float] | None:
-    """Return how far the model moved, by `names`; `None` where that or S is not known."""
-    if said["status"] != "done" or not said["final"] or said["final"]["S"] is None:
+def _drift(point: dict[str, Any], names: Sequence[str]) -> dict[str, float] | None:
+    """Return the drift measures in `names`; `None` if one of them or S is unknown."""
+    if point["status"] != "done" or not point["final"] or point["final"]["S"] is None:
         return None
-    measured = said["perplexity"] or {}
+    measured = point["perplexity"] or {}
     ratio = measured["final"] / measured["before"] if measured.get("before") and measured.get("final") else math.nan
-    drift = {"largest norm growth": max(said["norm_growth"].values()), "perplexity ratio": round(ratio, 4)}
+    drift = {"largest norm growth": max(point["norm_growth"].values()), "perplexity ratio": round(ratio, 4)}
     return {name: drift[name] for name in names} if all(math.isfinite(drift[name]) for name in names) else None
 
 
@@ -249,7 +249,7 @@ def _describe(settings: grid.Settings) -> str:
 
 
 def _at_the_edge(settings: grid.Settings, tried: Sequence[grid.Settings]) -> list[str]:
-    """Name what is best at its least or largest value, where less or more could be better still."""
+    """Name the settings whose best value is the smallest or largest tried, so that the range may be too narrow."""
     edges = []
     for name, value in settings.items():
         values = [point[name] for point in tried]
@@ -259,7 +259,7 @@ def _at_the_edge(settings: grid.Settings, tried: Sequence[grid.Settings]) -> lis
 
 
 def _check(edits: int, trials: int | None) -> None:
-    """Raise `EditError` where there is nothing to do or nothing to do it with."""
+    """Raise `EditError` for counts below 1 and if Optuna is missing."""
     if edits < 1:
         raise EditError(f"--edits is {edits}: at least one is needed")
     if trials is not None and trials < 1:

@@ -177,8 +177,8 @@ def test_the_printed_tables_name_their_protocols(world, tmp_path, capsys):
     fit(world, tmp_path, "--data.limit", "2", "--scorecard.generated", "true", "--scorecard.generated_tokens", "2")
     said = capsys.readouterr().out
     assert "teacher-forced; success (accuracy)" in said
-    assert "teacher-forced; right tokens (whole answers)" in said
-    assert "generated; exact (begins so)" in said
+    assert "teacher-forced; correct tokens (whole answers)" in said
+    assert "generated; exact (prefix)" in said
 
 
 @pytest.mark.parametrize(

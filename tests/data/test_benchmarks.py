@@ -107,7 +107,7 @@ def test_knowedit_takes_other_right_answers_for_aliases(tmp_path):
     [request] = (stream := read(KnowEdit, tmp_path, record)).requests
     assert request.neighborhood == (Probe("Ana speaks", "Thai", ("Lao", "Laotian")),)
     assert request.original is None
-    assert list(stream.irregular) == ["the original answer is the target: nothing to compare with"]
+    assert list(stream.irregular) == ["the original answer equals the target: no comparison"]
 
 
 def test_wikibio_edits_at_the_end_of_the_passage(tmp_path):

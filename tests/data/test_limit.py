@@ -24,8 +24,8 @@ def said(stream, caplog):
 @pytest.mark.parametrize(
     ("limit", "seed", "message"),
     [
-        (3, None, ["3 of all the edits of JsonLines: data.limit leaves out the rest"]),
-        (3, 0, ["3 of 5 edits of JsonLines: data.limit leaves out the rest"]),
+        (3, None, ["3 of all the edits of JsonLines: data.limit excludes the rest"]),
+        (3, 0, ["3 of 5 edits of JsonLines: data.limit excludes the rest"]),
         (5, None, []),
         (5, 0, []),
         (None, None, []),

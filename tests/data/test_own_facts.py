@@ -68,7 +68,7 @@ def test_what_is_odd_is_taken_and_counted(tmp_path):
 def test_facts_stated_anew_are_said(tmp_path, caplog):
     with caplog.at_level("INFO"):
         read(tmp_path / "a.jsonl", GOOD, GOOD | {"target": "Bonn"}, GOOD | {"prompt": "Ana likes"})
-    assert "1 edits state a fact anew" in caplog.text
+    assert "1 edits restate a fact" in caplog.text
 
 
 def test_a_dict_takes_what_a_line_takes():

@@ -233,11 +233,11 @@ def test_the_hub_is_asked_for_the_validation_split(monkeypatch):
     ("make", "message"),
     [
         (lambda path: SST2("nowhere.jsonl").check(), "no file 'nowhere.jsonl'"),
-        (lambda path: SST2(path, shots=11).check(), "there are 10 examples"),
+        (lambda path: SST2(path, shots=11).check(), "choose 0 to 10"),
         (lambda path: SST2(path, limit=0).check(), "at least one"),
         (lambda path: SST2(path).read(), "no questions besides"),
         (lambda path: MRPC(path).read(), "record 0 is not one of MRPC"),
-        (lambda path: MMLU(shots=6).check(), "there are 5 examples"),
+        (lambda path: MMLU(shots=6).check(), "choose 0 to 5"),
         (lambda path: MMLU(path).read(), "no files dev/"),
     ],
 )

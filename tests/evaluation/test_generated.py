@@ -95,7 +95,7 @@ def test_each_question_is_compared_with_its_own_answers():
     assert one.scores["neighborhood/generated"].tolist() == [[len(says["The capital"].split()) == 1, 1, 0]]
     assert one.scores["two_hop/generated"].tolist() == [[0, 0, 1], [1, 1, 1]]
     assert "portability/generated" not in one.scores
-    assert (one.said, two.said) == (says["Bob was born in"], says["The capital"])
+    assert (one.text, two.text) == (says["Bob was born in"], says["The capital"])
     assert two.scores["efficacy/generated"].tolist() == [[1, 1, 0]]
     assert ("a", says["a"], ("nothing", says["a"])) in seen
     assert len(seen) == len(set(seen))
@@ -160,7 +160,7 @@ def test_a_chat_answers_behind_its_template():
     assert expected == [naive(plain, ids, 6) for ids in plain.text.encode(asked)]
     assert complete(chat, PROMPTS, 6) == complete(plain, asked, 6) != complete(plain, PROMPTS, 6)
     request = EditRequest(id="0", prompt="Bob was", target="a", generation=("The capital",))
-    assert answer(chat, [request], 6)[0].said == complete(plain, ["the river Bob was is"], 6)[0]
+    assert answer(chat, [request], 6)[0].text == complete(plain, ["the river Bob was is"], 6)[0]
 
 
 def test_the_length_of_a_sampled_text_does_not_count_the_template(monkeypatch):

@@ -35,7 +35,7 @@ def test_right_tokens_and_what_is_said_against_plain_forwards(max_tokens):
         says += read.tolist()
         right.append(sum(a == b for a, b in zip(read.tolist(), target, strict=True)))
     found = continuations(model, pairs, max_tokens)
-    assert found.says.tolist() == says
+    assert found.top.tolist() == says
     assert found.right.tolist() == right
     assert found.tokens.tolist() == [len(target) for _, target in model.text.continuations(pairs)]
 
@@ -56,7 +56,7 @@ def test_tokens_are_counted_for_both_continuations_and_the_neighborhood_is_remem
     assert scores["neighborhood/tokens"][:, :2].flatten().tolist() == expected[4:8]
     assert scores["two_hop/tokens"][:, :2].flatten().tolist() == expected[8:]
     assert scores["two_hop/tokens"][:, 2:].isnan().all()
-    parts = found.says.split(found.tokens.tolist())
+    parts = found.top.split(found.tokens.tolist())
     assert scores["neighborhood/says"].tolist() == torch.cat(parts[2:4]).tolist()
     assert scores["portability"].shape == (1, 3)
 
@@ -89,5 +89,5 @@ def test_a_question_beyond_the_context_is_refused_and_one_that_fills_it_is_not(f
     [(prompt, answer)] = model.text.continuations([(fills, "city")])
     assert (len(prompt), len(answer)) == (128, 1)  # the last token of an answer is not read
     assert continuations(model, [(fills, "city")]).nll.isfinite().all()
-    with pytest.raises(EditError, match="takes 130 tokens, and the model's context holds 128: shorten it"):
+    with pytest.raises(EditError, match="takes 130 tokens, but the model's context holds 128: shorten it"):
         continuations(model, [("is", "a"), (beyond, "city")])

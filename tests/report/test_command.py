@@ -58,8 +58,8 @@ def test_the_page_is_whole_and_shows_all_that_was_measured(whole, finished):
     page = Page(whole[1])
     assert list(page.figures) == [
         "Just after each batch", "All edits so far", "Perplexity", "Retention per batch", "By age of edit",
-        "How sure the model is", "Norm growth", "Norms by depth", "Ordinary keys", "Who fills the residual stream",
-        "Spectrum of the change", "Steps to stop",
+        "Confidence in answers", "Norm growth", "Norms by depth", "Ordinary keys",
+        "Contributions to the residual stream", "Spectrum of the change", "Steps to stop",
     ]  # fmt: skip
     for drawn in page.figures.values():
         assert drawn.count("<path") > 5

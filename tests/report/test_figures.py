@@ -6,7 +6,7 @@ import pytest
 from lke_lightning.report.figures import COLOURS, EXHIBITS, GREY, STYLE, as_image
 from lke_lightning.report.reading import read_all
 
-SURE = next(exhibit for exhibit in EXHIBITS if exhibit.title == "How sure the model is")
+SURE = next(exhibit for exhibit in EXHIBITS if exhibit.title == "Confidence in answers")
 GROWTH = next(exhibit for exhibit in EXHIBITS if exhibit.title == "Norm growth")
 
 

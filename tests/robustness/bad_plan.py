@@ -68,6 +68,6 @@ CASES = [
     Bad(
         "plan-larger-than-the-memory",
         planned("--model.pretrained", with_sizes(hidden_size=2**17, intermediate_size=2**19)),
-        r"the run needs [\d.,]+ TiB of memory and this machine has .*: try --model.dtype",
+        r"the run needs [\d.,]+ TiB of memory, but this machine has .*: try --model.dtype",
     ),
 ]

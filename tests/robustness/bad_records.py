@@ -172,7 +172,7 @@ FILES = [
     Bad("file-list-cut", file("[\n" + TEXT + ",\n" + TEXT[:20], "facts.json"), "line 3, column"),
     Bad("line-list", file(TEXT + "\n3"), "line 2: a record must be a JSON object, this is a number"),
     Bad("entry-text", file('["a"]', "facts.json"), "record 0: a record must be a JSON object, this is a text"),
-    Bad("field-twice", file(TEXT[:-1] + ', "target": "river"}'), "line 1: field 'target' stands twice"),
+    Bad("field-twice", file(TEXT[:-1] + ', "target": "river"}'), "line 1: field 'target' occurs twice"),
     Bad("nested-deeply", file("[" * 100_000), "nested too deeply"),
     Bad("number-of-many-digits", file('{"id": ' + "9" * 5000 + "}"), "line 1: .*digits"),
     Bad("file-latin-1", file((TEXT + "\n" + TEXT.replace("city", "cité")).encode("latin-1")),
@@ -180,10 +180,10 @@ FILES = [
     Bad("list-latin-1", file(("[\n" + TEXT.replace("city", "cité") + "]").encode("latin-1"), "facts.json"),
         "line 2: the byte"),
     Bad("file-utf-16", file(TEXT.encode("utf-16")), "is in UTF-16.*iconv"),
-    Bad("gzip-cut", file(gzip.compress(TEXT.encode())[:-10], "facts.jsonl.gz"), "cannot be read, is it whole"),
+    Bad("gzip-cut", file(gzip.compress(TEXT.encode())[:-10], "facts.jsonl.gz"), "cannot be read, is it complete"),
     Bad("gzip-flipped", file(gzip.compress(TEXT.encode() * 9)[:-8] + bytes(8), "facts.jsonl.gz"), "cannot be read"),
-    Bad("bzip2-cut", file(bz2.compress(TEXT.encode())[:-10], "facts.jsonl.bz2"), "cannot be read, is it whole"),
-    Bad("xz-cut", file(lzma.compress(TEXT.encode())[:-10], "facts.jsonl.xz"), "cannot be read, is it whole"),
+    Bad("bzip2-cut", file(bz2.compress(TEXT.encode())[:-10], "facts.jsonl.bz2"), "cannot be read, is it complete"),
+    Bad("xz-cut", file(lzma.compress(TEXT.encode())[:-10], "facts.jsonl.xz"), "cannot be read, is it complete"),
     Bad("gzip-bad-record", file(gzip.compress(b'{"prompt": "a"}'), "facts.jsonl.gz"), "'target' is missing"),
     Bad("glob-characters", file('{"prompt": "a"}', "facts[1]*.jsonl"), r"facts\[1\]\*.jsonl, record 0: field 'target'"),
     Bad("glob-nowhere", ["fit", "--data.path", "no[1]*.jsonl"], r"no file 'no\[1\]\*.jsonl'"),
@@ -194,7 +194,7 @@ FILES = [
 LONG = "Ana " + "was born in the city of the river " * 40
 ENCODED = [
     Bad("prompt-beyond-context", line(GOOD | {"id": "good"}, id="long", prompt=LONG, subject=None),
-        "edit long: .*tokens, and the model's context holds 128: shorten it", loads_model=True),
+        "edit long: .*tokens, but the model's context holds 128: shorten it", loads_model=True),
     Bad("target-beyond-context", line(id="long", target=LONG), "edit long: .*context holds 128", loads_model=True),
 ]  # fmt: skip
 CASES = [*OWN, *PUBLISHED, *FILES, *ENCODED]

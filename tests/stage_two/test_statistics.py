@@ -212,7 +212,7 @@ def with_entry(row, column, value):
     ],
 )
 def test_what_is_no_second_moment_is_refused(moment, message, stored):
-    with pytest.raises(EditError, match=rf"c_proj' in '.*moments.safetensors' is no second moment.*{message}"):
+    with pytest.raises(EditError, match=rf"c_proj' in '.*moments.safetensors' is not a second moment.*{message}"):
         StoredStatistics(stored(moment)).second_moments(make_model(layers=(1,)))
 
 
@@ -230,7 +230,7 @@ def test_a_file_of_something_else_is_refused_by_name(stored, tmp_path):
     path = Path(stored(torch.eye(64)))
     for content in (path.read_bytes()[:1000], b"", b"not a tensor", path.read_bytes() + b"more"):
         path.write_bytes(content)
-        with pytest.raises(EditError, match=r"moments\.safetensors'.*cut short or no safetensors file"):
+        with pytest.raises(EditError, match=r"moments\.safetensors'.*truncated or not a safetensors file"):
             StoredStatistics(str(path))
     save_file({}, path)
     with pytest.raises(EditError, match="holds no tensor"):

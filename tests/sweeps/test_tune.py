@@ -67,7 +67,7 @@ def test_a_sweep_ends_in_a_configuration(tiny, tmp_path, capsys, monkeypatch):
     merged = yaml.safe_load(capsys.readouterr().out)
     assert {name: merged[name] for name in proposed} == proposed
     main(["tune", *options, "--", *tiny, "--model.layers", "[0,1]"])
-    assert "done before" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
 
 
 def test_default_sweep_takes_what_is_there():

@@ -1,4 +1,4 @@
-"""ROME's family: an update that holds exactly at its keys."""
+"""ROME's family: an update that is exact at its keys."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ class EqualityConstrained(Solver):
         return {"inverse": invert(total_gram(self.preservation, second_moment.double()))[0]}
 
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
-        """Solve for one batch; earlier ones are not remembered.
+        """Solve for one batch, without memory of earlier ones.
 
         Raises:
             EditError: two edits of the batch have the same key, or edits have weights.
         """
         if system.importance is not None and (system.importance != 1).any():
-            raise EditError("an equality holds or does not: edits with a weight need LeastSquares (data: weight)")
+            raise EditError(
+                "equality constraints cannot be weighted: edits with a weight need LeastSquares (data: weight)"
+            )
         directions = system.keys.double() @ memory["inverse"]
         coupling = directions @ system.anchors.double().T
         coupling += self.slack * torch.eye(len(coupling), dtype=coupling.dtype, device=coupling.device)
@@ -59,5 +61,5 @@ class EqualityConstrained(Solver):
         """Copy nothing: no batch changes the memory."""
 
     def rolled_back(self, memory: Memory, mark: None) -> Memory:
-        """Return the memory as it always is."""
+        """Return the memory, which never changes."""
         return memory

@@ -9,7 +9,7 @@ ROOM = 1.5
 
 
 def appended(part: Tensor, new: Tensor) -> Tensor:
-    """Put rows behind others, in place where there is room; the given part owns its storage and is used up."""
+    """Append rows, in place if there is room; the given part must own its storage and is consumed."""
     count, size = len(part) + len(new), part.stride(0) * part.element_size()
     has_room = part.storage_offset() == 0 and part.untyped_storage().nbytes() >= count * size
     if not has_room:

@@ -1,4 +1,4 @@
-"""The inverse of what preservation terms ask, and what to do where it does not exist."""
+"""The inverse of the preservation terms' matrix, with jitter or an error if it is singular."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from lke_lightning.edits import EditError
 
 
 def invert(gram: Tensor) -> tuple[Tensor, float]:
-    """Invert a symmetric positive definite matrix; return the inverse and what had to be added to the diagonal for it.
+    """Invert a symmetric positive definite matrix; return the inverse and the jitter added to the diagonal.
 
-    Jitter rule: statistics are kept in float32, so nothing below eps32 * (largest diagonal entry) is known. Where that
-    much has to be added for a factorisation, it is, with a warning, if at most one direction in a hundred needs it.
+    Jitter rule: statistics are kept in float32, so nothing below eps32 * (largest diagonal entry) is known. If a
+    factorization needs that much jitter, it is added, with a warning, if at most one direction in a hundred needs it.
 
     Raises:
-        EditError: more directions than that are empty: the statistics are singular; or they are not finite, or zero.
+        EditError: more directions than that are empty, so the statistics are singular; or they are not finite, or zero.
     """
     if not gram.isfinite().all():
         raise EditError("the statistics are not finite: the unedited model gives NaN or infinity on their text")
     if not gram.any():
         raise EditError(
-            "the preservation terms add up to nothing, so no update is the smallest: give the solver a "
+            "the preservation terms add up to zero, so nothing limits the updates: give the solver a "
             "BaseStatistics or a NormPenalty with a weight above 0"
         )
     factor, info = torch.linalg.cholesky_ex(gram)

@@ -1,4 +1,4 @@
-"""MEMIT's family: a least-squares update, and the memory of all edits that lets one of them be taken out again."""
+"""MEMIT's family: a least-squares update, and the memory of all edits that allows exact undo."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ DRIFT = {torch.float64: 1e-6, torch.float32: 1e-2}
 """Relative error of P (M x) - x, by dtype, above which P is computed anew."""
 
 PER_EDIT = frozenset({"keys", "changes", "weights", "counts"})
-"""The parts of a memory with a row for each edit; `counts` says which of them count today."""
+"""The parts of a memory with a row for each edit; `counts` marks the active ones."""
 
 EDITS_AT_ONCE = 8192
-"""Past edits of which a computation over all of them holds keys in float64 at once."""
+"""Past edits whose keys are held in float64 at once."""
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,9 @@ class LeastSquares(Solver):
 
     Args:
         preservation: terms that make up A.
-        past_edits: keep earlier edits in mind; `None` forgets them, as MEMIT of 2022 does.
+        past_edits: preserve earlier edits; `None` forgets them, as MEMIT of 2022 does.
         null_space: solve only in directions that ordinary text hardly uses.
-        edit_weights: let edits count more or less beside the preservation terms; default: each counts one.
+        edit_weights: weight of edits relative to the preservation terms; default: 1.
         dtype: of P and of the solve. `float32` halves memory and is fast on GPUs; its error grows with the condition
             of A (measured in benchmarks/solver.py). The first factorisation is done in float64 in any case.
     """
@@ -108,7 +108,7 @@ class LeastSquares(Solver):
         return memory
 
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
-        """Solve for one batch and take it into the memory."""
+        """Solve for one batch and add it to the memory."""
         scale = self._importance(system).unsqueeze(1).sqrt()
         half, factor = _half_gain(memory["inverse"], self._in_basis(memory, system.keys) * scale)
         whitened = torch.linalg.solve_triangular(factor, system.residuals.to(scale) * scale, upper=False)
@@ -122,7 +122,7 @@ class LeastSquares(Solver):
         return update, memory
 
     def _remember(self, memory: Memory, system: EditSystem) -> Memory:
-        """Keep what was asked, so that it can be retired; check the inverse when that is due."""
+        """Store the batch, so that its edits can be retired; check the inverse if that is due."""
         importance = self._importance(system) * self.past_edits.weight
         changes = system.residuals if system.changes is None else system.changes + system.residuals
         new = {"keys": system.keys.cpu(), "changes": changes.cpu(), "weights": importance.double().cpu()}
@@ -139,7 +139,7 @@ class LeastSquares(Solver):
             memory["probe"] = memory["probe"] + sign * (keys.T @ (keys @ _fixed(keys.shape[1])))
 
     def retire(self, memory: Memory, edits: Sequence[int], change: Tensor) -> tuple[Tensor, Memory]:
-        """Take edits out of the memory and out of the weight, as if they had never been made.
+        """Remove edits from the memory and the weight, as if they had never been made.
 
         With M' = M - k k' the solution that never saw (k, v) is W - (v - W k) k' M'^-1 (a downdate). Where no edit
         counts any more, the update is the negated change and the memory that of `init`, both bit for bit.
@@ -155,19 +155,19 @@ class LeastSquares(Solver):
         return self._moved(memory, edits, change, sign=-1)
 
     def restore(self, memory: Memory, edits: Sequence[int], change: Tensor) -> tuple[Tensor, Memory]:
-        """Take retired edits into the memory and into the weight again; arguments and result as for `retire`."""
+        """Add retired edits to the memory and the weight again; arguments and result as for `retire`."""
         return self._moved(memory, edits, change, sign=1)
 
     def count(self, memory: Memory) -> int:
-        """Count the edits that are remembered and not retired."""
+        """Count the active edits."""
         return int(memory["counts"].sum()) if "counts" in memory else 0
 
     def mark(self, memory: Memory) -> Tensor:
-        """Return which of the remembered edits count, (edits,) bool."""
+        """Return which edits are active, (edits,) bool."""
         return memory["counts"].clone() if "counts" in memory else torch.zeros(0, dtype=torch.bool)
 
     def rolled_back(self, memory: Memory, mark: Tensor) -> Memory:
-        """Retire what was remembered since, for good, and let what was retired since count again."""
+        """Drop edits added since, and reactivate those retired since."""
         if self.past_edits is None:
             return memory
         if "counts" not in memory:
@@ -182,7 +182,7 @@ class LeastSquares(Solver):
         return self._checked(memory)  # an interrupted batch may have changed the inverse and nothing else
 
     def cleared(self, memory: Memory) -> Memory:
-        """Let no edit count; all keep their numbers."""
+        """Deactivate all edits; they keep their numbers."""
         if not self.count(memory):
             return memory
         return self._factored({**memory, "counts": torch.zeros_like(memory["counts"])})
@@ -220,7 +220,7 @@ class LeastSquares(Solver):
         if drift <= DRIFT[self.dtype]:
             return memory
         if Team.of().is_first:
-            log.info("the solver's inverse has drifted by %.1e: computed anew from its edits", drift)
+            log.info("the solver's inverse has drifted by %.1e: recomputed from its edits", drift)
         return self._factored(memory)
 
     def _factored(self, memory: Memory) -> Memory:

@@ -1,4 +1,4 @@
-"""What every solver takes, keeps and returns."""
+"""The interface of solvers: a batch's system, the memory and the update."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Eigen = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class EditSystem:
-    """What a batch asks of one weight: that residuals are added to the outputs for these keys."""
+    """The system of a batch for one weight: add the residuals to the outputs for the keys."""
 
     keys: Tensor
     """Averaged over contexts, (n, d_key)."""
     anchors: Tensor
     """Keys at which an equality-constrained update holds exactly, (n, d_key); ROME's differ from `keys`."""
     residuals: Tensor
-    """What the outputs lack, (n, d_out)."""
+    """Missing part of the outputs, (n, d_out)."""
     changes: Tensor | None = None
     """What the total change of the weight so far adds to the outputs for the keys, (n, d_out); `None`: nothing."""
     importance: Tensor | None = None
-    """How much each edit counts, (n,); `None`: one."""
+    """Weight of each edit, (n,); `None`: one."""
 
 
 class Solver(ABC):
@@ -39,11 +39,11 @@ class Solver(ABC):
 
     past_edits: PastEdits | None = None
     on_device: ClassVar[frozenset[str]] = frozenset({"inverse", "basis"})
-    """The parts of a memory that are computed with; the others stay on the host."""
+    """The parts of a memory that are used on the device; the others stay on the host."""
 
     @abstractmethod
     def init(self, second_moment: Tensor, eigen: Eigen = torch.linalg.eigh) -> Memory:
-        """Do once per layer what depends on C0 (d_key, d_key) only.
+        """Start the memory of a layer, from C0 (d_key, d_key).
 
         Args:
             second_moment: C0.
@@ -52,14 +52,14 @@ class Solver(ABC):
 
     @abstractmethod
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
-        """Return the update (d_out, d_key) and the memory for the next batch; the given one is used up."""
+        """Return the update (d_out, d_key) and the memory for the next batch; the given one is consumed."""
 
     def saved(self, memory: Memory) -> Memory:
         """Return the part of a memory that a checkpoint has to hold."""
         return memory
 
     def completed(self, memory: Memory, second_moment: Tensor) -> Memory:
-        """Add to a saved memory what follows from C0."""
+        """Complete a saved memory with the parts that follow from C0."""
         return memory
 
     def mark(self, memory: Memory) -> Any:
@@ -67,9 +67,9 @@ class Solver(ABC):
         return {name: part.clone() for name, part in memory.items()}
 
     def rolled_back(self, memory: Memory, mark: Any) -> Memory:
-        """Return the memory of an earlier moment, to rounding; the given one is used up."""
+        """Return the memory of an earlier moment, up to rounding; the given one is consumed."""
         return mark
 
     def cleared(self, memory: Memory) -> Memory:
-        """Return a memory in which no edit counts; the given one is used up. Default: none ever does."""
+        """Return a memory without active edits; the given one is consumed. Default: it never has any."""
         return memory

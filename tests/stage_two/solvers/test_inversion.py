@@ -19,7 +19,7 @@ def test_singular_statistics_are_refused_and_a_norm_penalty_mends_them():
 
 
 def test_statistics_of_nothing_are_not_called_singular():
-    with pytest.raises(EditError, match="add up to nothing"):
+    with pytest.raises(EditError, match="add up to zero"):
         LeastSquares([BaseStatistics(1.0)]).init(torch.zeros(D_KEY, D_KEY))
 
 
