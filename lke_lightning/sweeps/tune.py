@@ -269,12 +269,11 @@ def _merged(arguments: Sequence[str]) -> grid.Config:
 def _depth(model: dict[str, Any]) -> int:
     from transformers import AutoConfig
 
-    from lke_lightning.model.language_model import resolve
+    from lke_lightning.model.language_model import located
 
+    where, file = located(model["pretrained"])
     try:
-        config = AutoConfig.from_pretrained(
-            resolve(model["pretrained"]), trust_remote_code=bool(model["trust_remote_code"])
-        )
+        config = AutoConfig.from_pretrained(where, trust_remote_code=bool(model["trust_remote_code"]), **file)
     except (OSError, ValueError) as error:
         raise EditError(f"cannot read the configuration of {model['pretrained']!r}: {error}") from error
     return config.get_text_config().num_hidden_layers
