@@ -1,13 +1,17 @@
-# Two commands from a bare machine: `make fit` runs the main job, `make test` the tests.
+# Three commands from a bare machine: `make fit` runs the main job, `make real` one on a public model, `make test` the
+# tests.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: fit test lint clean
+.PHONY: fit real test lint clean
 
 fit: $(READY)
 	$(BIN)/python -m lke_lightning fit
+
+real: $(READY)
+	$(BIN)/python -m lke_lightning real
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
