@@ -25,8 +25,8 @@ MODEL = "model"
 """The name of text that the model itself writes."""
 OPENINGS = ("The", "A", "In", "It", "When", "I", "You", "He", "She", "We", "They", "This", "There", "For", "If", "On")
 """What that text begins with."""
-ROWS, LENGTH, NUCLEUS = 128, 128, 0.95
-"""Texts that are sampled together, tokens of each, and the probability mass that tokens are sampled from."""
+ROWS, LENGTH, TOP_K = 128, 128, 50
+"""Texts that are sampled together, tokens of each, and how many of the most probable tokens are sampled from."""
 
 
 class TextCorpus:
@@ -81,7 +81,7 @@ class TextCorpus:
 
 @torch.no_grad()
 def sampled(model: LanguageModel, seed: int = 0) -> Iterator[str]:
-    """Yield texts without end that a model writes, by nucleus sampling; the same seed and model give the same.
+    """Yield texts without end that a model writes, by top-k sampling; the same seed and model give the same.
 
     Args:
         model: the language model, as it is.
@@ -94,7 +94,7 @@ def sampled(model: LanguageModel, seed: int = 0) -> Iterator[str]:
     ids = openings.repeat(ROWS // len(OPENINGS), 1)
     new = min(LENGTH, model.context_length or LENGTH) - first
     # settings of their own, because a model's may sharpen or penalise; no text ends early
-    settings = GenerationConfig(do_sample=True, top_p=NUCLEUS, top_k=0, max_new_tokens=new, min_new_tokens=new)
+    settings = GenerationConfig(do_sample=True, top_k=TOP_K, max_new_tokens=new, min_new_tokens=new)
     settings.pad_token_id = model.text.padding
     for number in count(seed):
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
@@ -172,7 +172,7 @@ def _identity(name: str) -> str:
     if name == DEMO:
         return "demo:" + hashlib.sha256("\n".join(make_world().corpus()).encode()).hexdigest()[:16]
     if name == MODEL:
-        return f"{MODEL}:{ROWS}x{LENGTH}:{NUCLEUS}"
+        return f"{MODEL}:{ROWS}x{LENGTH}:{TOP_K}"
     if not _is_file(name):
         return name
     with Path(name).open("rb") as file:
