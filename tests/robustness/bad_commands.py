@@ -177,7 +177,7 @@ CASES = [
     Bad("probe-into-a-file", at("file", "probe --output RUN", a_file), "cannot write into"),
     Bad("real-choose-into-a-file", at("file", CHOOSE, a_file), "exists and a new file"),
     Bad("real-choose-and-fit", at("out", f"{CHOOSE} --data.limit 1"), "takes none of fit's"),
-    Bad("real-of-nowhere", at("out", CHOOSE), "no such file as no.gguf"),
+    Bad("real-of-nowhere", at("out", CHOOSE), "no such file as no.gguf", True),
     Bad("pretrain-over-a-full-folder", at("out", "pretrain --output RUN", full), "exists and is not an empty folder"),
     Bad("pretrain-over-a-file", at("out", "pretrain --output RUN", a_file), "out exists"),
     Bad("pretrain-below-a-file", at("out", "pretrain --output RUN/x", a_file), "out"),
