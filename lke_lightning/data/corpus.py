@@ -25,7 +25,7 @@ MODEL = "model"
 """The name of text that the model itself writes."""
 OPENINGS = ("The", "A", "In", "It", "When", "I", "You", "He", "She", "We", "They", "This", "There", "For", "If", "On")
 """What that text begins with."""
-ROWS, LENGTH, TOP_K = 128, 128, 50
+ROWS, LENGTH, TOP_K = 64, 128, 50
 """Texts that are sampled together, tokens of each, and how many of the most probable tokens are sampled from."""
 
 
