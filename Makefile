@@ -1,4 +1,5 @@
-# Two commands from a bare machine: `make fit` runs the main job, `make test` the tests.
+# Three commands from a bare machine: `make fit` runs the main job, `make real` one on a public model, `make test` the
+# tests.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -9,10 +10,13 @@ OLDEST := .venv-oldest
 CORE := tests/test_api.py tests/test_bounds.py tests/test_checkpoints.py tests/test_cli.py tests/test_private_names.py \
         tests/commands tests/data tests/families/test_conformance.py tests/metrics tests/model tests/stage_one tests/stage_two
 
-.PHONY: fit test test-oldest lint clean
+.PHONY: fit real test test-oldest lint clean
 
 fit: $(READY)
 	$(BIN)/python -m lke_lightning fit
+
+real: $(READY)
+	$(BIN)/python -m lke_lightning real
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -21,6 +21,11 @@ VARIABLE = "LKE_CACHE"
 """Environment variable that names the folder where no option does."""
 
 
+def default_folder() -> Path:
+    """Return the folder that `LKE_CACHE` names, or the user's cache folder."""
+    return Path(os.environ.get(VARIABLE) or user_cache_dir("lke_lightning"))
+
+
 class TensorCache:
     """Groups of tensors, each under a kind and a key that says what they follow from.
 
@@ -33,7 +38,7 @@ class TensorCache:
     """
 
     def __init__(self, folder: str | None, option: str) -> None:
-        self.folder = Path(folder or os.environ.get(VARIABLE) or user_cache_dir("lke_lightning"))
+        self.folder = Path(folder) if folder else default_folder()
         named = option if folder or not os.environ.get(VARIABLE) else VARIABLE
         try:
             if self.folder.is_dir():

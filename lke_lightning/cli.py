@@ -22,12 +22,17 @@ class Command(NamedTuple):
     """Parameters that are given in this order, without their names."""
     is_named: bool = False
     """Whether the word may be given by its name as well."""
+    fits: bool = False
+    """Whether it takes arguments of `fit`, and `fit` to hand them to."""
 
 
 COMMANDS = {
     "fit": Command("edit a model, batch by batch; without arguments: 200 facts of the demo world"),
-    "plan": Command("say what memory, disk and time a run of fit will take; arguments of fit", "commands.plan"),
+    "plan": Command(
+        "say what memory, disk and time a run of fit will take; arguments of fit", "commands.plan", fits=True
+    ),
     "validate": Command("score a model on facts, unedited or from a checkpoint (--ckpt_path)"),
+    "real": Command("edit a small public model, which is downloaded; arguments of fit", "commands.real", fits=True),
     "compare": Command("run several methods on the same edits and make one table of them (--plan)", "sweeps.compare"),
     "tune": Command(
         "search for strengths on a slice of the edits and propose some; arguments of fit follow after --",
@@ -85,7 +90,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if COMMANDS[command].module is None:
             import_module("lke_lightning.fitting").run(args)
-        elif command == "plan":
+        elif COMMANDS[command].fits:
             run = import_module("lke_lightning.fitting").run
             _function(command)(args[1:], lambda given, instead: run(["fit", *given], instead))
         else:

@@ -48,7 +48,7 @@ class Editor(lightning.LightningModule):
     5. `on_train_batch_end`: the guard may roll the batch back; what is left is scored, recorded and saved.
 
     Args:
-        pretrained: a folder, a hub name, or `demo`.
+        pretrained: a folder, a hub name, a GGUF file in either, or `demo`.
         dtype: dtype in which the network is loaded and runs; the change is kept in float32 or better.
         layers: layers whose MLP output matrix is edited, ascending; the last is where targets live. `None`: those
             that the model's own configuration names as `edit_layers`.
@@ -78,7 +78,7 @@ class Editor(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["trust_remote_code"])
-        if Path(pretrained).is_dir():  # so that a checkpoint finds its model from any working directory
+        if Path(pretrained).exists():  # so that a checkpoint finds its model from any working directory
             pretrained = self.hparams.pretrained = str(Path(pretrained).resolve())
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise EditError(f"model.dtype {dtype!r} is unknown: use float32, bfloat16, float16 or float64")

@@ -173,7 +173,7 @@ def write_delta(editor: Editor, path: Path, rank: int | None = None) -> dict[str
     metadata = {
         "format": DELTA,
         "version": DELTA_VERSION,
-        "base_model": Path(editor.pretrained).name if Path(editor.pretrained).is_dir() else editor.pretrained,
+        "base_model": Path(editor.pretrained).name if Path(editor.pretrained).exists() else editor.pretrained,
         "base_hash": editor.language_model.base_hash,
         "base_sample": json.dumps({name: _sample(change.base) for name, change in found.items()}),
         "dtype": str(editor.language_model.network.dtype).removeprefix("torch."),

@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from lke_lightning.edits import EditError
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def _at_once(path: Path, create: Callable[[Path], None]) -> None:
             unfinished.unlink(missing_ok=True)
         # torch raises an error of its own after the one that a full disk raised; libraries in Rust raise their own
         if isinstance(error, EditError) or not (
-            isinstance(error, OSError | RuntimeError | safetensors.SafetensorError) or "(os error " in str(error)
+            isinstance(error, OSError | RuntimeError | SafetensorError) or "(os error " in str(error)
         ):
             raise
         first = error if isinstance(error, OSError) else error.__context__

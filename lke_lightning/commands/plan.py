@@ -31,7 +31,7 @@ from lke_lightning.data import EditStream, RequestList
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.model.architecture import Architecture, matrix_shape
-from lke_lightning.model.language_model import LanguageModel, resolve
+from lke_lightning.model.language_model import LanguageModel, located
 from lke_lightning.results import write
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.solvers import EditSystem, Solver
@@ -187,8 +187,9 @@ def skeleton(editor: Editor) -> tuple[nn.Module, list[tuple[int, int]]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     dtype, code = getattr(torch, editor.dtype_name), {"trust_remote_code": editor.trust_remote_code}
+    where, file = located(editor.pretrained)
     try:
-        config = AutoConfig.from_pretrained(resolve(editor.pretrained), **code)
+        config = AutoConfig.from_pretrained(where, **code, **file)
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config, dtype=dtype, **code)
     except (OSError, ValueError) as error:

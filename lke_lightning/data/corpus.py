@@ -1,4 +1,4 @@
-"""Ordinary text: documents from files, from the hub, or of the demo world."""
+"""Ordinary text: documents from files, from the hub, of the demo world, or sampled from a model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,28 @@ import glob
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lke_lightning.demo.world import make_world
+from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError
-from lke_lightning.model.language_model import DEMO
+from lke_lightning.model.language_model import DEMO, LanguageModel
 
 KINDS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 """The reader of `datasets` for each suffix of a text file; `.gz` may follow any."""
 COLUMN = "text"
 """Where the document is in a record of any of them."""
+
+MODEL = "model"
+"""The name of text that the model itself writes."""
+OPENINGS = ("The", "A", "In", "It", "When", "I", "You", "He", "She", "We", "They", "This", "There", "For", "If", "On")
+"""What that text begins with."""
+ROWS, LENGTH, TOP_K = 64, 128, 50
+"""Texts that are sampled together, tokens of each, and how many of the most probable tokens are sampled from."""
 
 
 class TextCorpus:
@@ -25,7 +36,7 @@ class TextCorpus:
     Args:
         names: text files (.txt: a document per line; .jsonl, .json, .parquet, .csv: the column `text`; each may be
             compressed, .gz), hub names with their configuration such as `wikimedia/wikipedia:20231101.en`, or `demo`
-            for the text of the demo world.
+            for the text of the demo world, or `model` for text that the model writes.
         option: what an error message calls them.
 
     Raises:
@@ -41,10 +52,13 @@ class TextCorpus:
     @property
     def is_here(self) -> bool:
         """Whether all text is on this machine."""
-        return all(name == DEMO or _is_file(name) for name in self.names)
+        return all(name in (DEMO, MODEL) or _is_file(name) for name in self.names)
 
-    def documents(self) -> Iterator[str]:
+    def documents(self, model: LanguageModel | None = None) -> Iterator[str]:
         """Yield the documents; blank ones are skipped.
+
+        Args:
+            model: writes the text of `model`, which has no end; without one there is no such text.
 
         Raises:
             EditError: a file cannot be read as text, or the hub does not have it or cannot be reached.
@@ -52,6 +66,8 @@ class TextCorpus:
         for name in self.names:
             if name == DEMO:
                 yield from make_world().corpus()
+            elif name == MODEL and model is not None:
+                yield from sampled(model)
             elif _is_file(name):
                 yield from read_documents([name], self.option)
             else:
@@ -62,6 +78,31 @@ class TextCorpus:
     def identity(self) -> str:
         """Tell this text from other text: by its content where it is on this machine, else by its name."""
         return ",".join(map(_identity, self.names))
+
+
+@torch.no_grad()
+def sampled(model: LanguageModel, seed: int = 0) -> Iterator[str]:
+    """Yield texts without end that a model writes, by top-k sampling; the same seed and model give the same.
+
+    Args:
+        model: the language model, as it is.
+        seed: of the sampling.
+    """
+    from transformers import GenerationConfig
+
+    first = len(model.text.prefix) + 1
+    openings = torch.tensor([ids[:first] for ids in model.text.encode(OPENINGS)], device=model.device)
+    ids = openings.repeat(ROWS // len(OPENINGS), 1)
+    new = min(LENGTH, model.context_length or LENGTH) - first
+    # settings of their own, because a model's may sharpen or penalise; no text ends early
+    settings = GenerationConfig(do_sample=True, top_k=TOP_K, max_new_tokens=new, min_new_tokens=new)
+    settings.pad_token_id = model.text.padding
+    for number in count(seed):
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(number)
+            found = model.network.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        texts = model.text.tokenizer.batch_decode(found, skip_special_tokens=True)
+        yield from Team.of(model.network).first(texts)
 
 
 def check_files(files: Sequence[str], option: str) -> None:
@@ -126,12 +167,14 @@ def _suffix(name: str) -> str:
 
 def _is_file(name: str) -> bool:
     """Tell files, also missing ones, from hub names."""
-    return name != DEMO and (_suffix(name) in KINDS or Path(name).is_file())
+    return name not in (DEMO, MODEL) and (_suffix(name) in KINDS or Path(name).is_file())
 
 
 def _identity(name: str) -> str:
     if name == DEMO:
         return "demo:" + hashlib.sha256("\n".join(make_world().corpus()).encode()).hexdigest()[:16]
+    if name == MODEL:
+        return f"{MODEL}:{ROWS}x{LENGTH}:{TOP_K}"
     if not _is_file(name):
         return name
     with Path(name).open("rb") as file:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lke_lightning.edits import EditError
+from lke_lightning.model import gguf
 from lke_lightning.model.activations import before_head, capture, in_rows, into_head, only_blocks
 from lke_lightning.model.architecture import Architecture
 from lke_lightning.model.cache import Padded
@@ -28,12 +29,17 @@ def resolve(pretrained: str) -> str:
     return str(Path(__file__).parents[1] / "demo" / "model") if pretrained == DEMO else pretrained
 
 
+def located(pretrained: str) -> tuple[str, dict[str, str]]:
+    """Return what transformers' `from_pretrained` takes for the name of a model; see `gguf.located`."""
+    return gguf.located(resolve(pretrained))
+
+
 def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
     """Load a causal language model and its tokenizer.
 
     Args:
-        pretrained: a folder, a hub name, or `"demo"` for the model that comes with the package.
-        dtype: dtype of the network, such as `"float32"` or `"bfloat16"`.
+        pretrained: a folder, a hub name, a GGUF file in either, or `"demo"` for the model that comes with the package.
+        dtype: dtype of the network, such as `"float32"` or `"bfloat16"`; that of a GGUF file's weights is given up.
         trust_remote_code: run code that comes with the checkpoint.
 
     Raises:
@@ -41,14 +47,17 @@ def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = Fals
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = resolve(pretrained)
+    where, file = located(pretrained)
+    options = {"trust_remote_code": trust_remote_code, **file}
+    whole = {"dtype": getattr(torch, dtype), "output_loading_info": True, **(gguf.dequantised() if file else {})}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
-        network, report = AutoModelForCausalLM.from_pretrained(
-            where, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, output_loading_info=True
-        )
-    except Exception as error:  # a dozen kinds of transformers, safetensors, the hub's client and pickle
-        raise EditError(f"cannot load a causal language model from {pretrained!r}: {why(where, error)}") from error
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        network, report = AutoModelForCausalLM.from_pretrained(where, **options, **whole)
+    except Exception as error:  # a dozen kinds of transformers, safetensors, the hub's client, pickle and struct
+        reason = gguf.why(pretrained, where, file["gguf_file"], error) if file else why(where, error)
+        raise EditError(f"cannot load a causal language model from {pretrained!r}: {reason}") from error
+    if file:
+        gguf.forget_blocks(network)
     check_complete(report, pretrained)
     return network.eval(), tokenizer
 

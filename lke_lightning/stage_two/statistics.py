@@ -107,7 +107,7 @@ class KeyStatistics(Statistics):
     Args:
         corpus: text files (.txt: a document per line; .jsonl, .json, .parquet, .csv: the column `text`; also
             compressed, .gz), hub names with their configuration such as `wikimedia/wikipedia:20231101.en`, or `demo`
-            for the text of the demo world.
+            for the text of the demo world, or `model` for text that the unedited model writes.
         tokens: how many tokens to read, `None`: 100 per entry of a key; about 10 per entry suffice (FastMEMIT).
         length: documents are cut after this many tokens.
         batch_tokens: how many tokens are run at once.
@@ -206,9 +206,9 @@ class KeyStatistics(Statistics):
         sums = [torch.zeros(d, d, dtype=torch.float64, device=model.device) for d in d_keys]
         seen = 0
         team = Team.of(model.network)
-        batches = team.share(self._batches(model, tokens))
         what = f"Key statistics of layers {list(layers)}"
         with model.unedited():  # they are cached under the hash of the unedited weights
+            batches = team.share(self._batches(model, tokens))
             for rows in track(batches, what, transient=True, disable=not team.is_first):
                 batch = model.text.pad(rows, model.device)
                 real = batch.mask.bool()
@@ -235,7 +235,7 @@ class KeyStatistics(Statistics):
         """Read documents up to the number of tokens, then group them by length to minimize padding."""
         rows: list[Row] = []
         left = tokens
-        for document in self.corpus.documents():
+        for document in self.corpus.documents(model):
             ids = model.text.encode([document])[0][: min(self.length, left)]
             if ids:
                 rows.append(Row(ids, len(ids) - 1))

@@ -2,14 +2,18 @@
 
 import gzip
 import json
+from itertools import islice
 
 import datasets
 import pandas
 import pytest
+import torch
 
-from lke_lightning.data.corpus import TextCorpus, check_files, read_documents
+from lke_lightning.data.corpus import LENGTH, OPENINGS, ROWS, TextCorpus, check_files, read_documents, sampled
 from lke_lightning.demo.world import make_world
 from lke_lightning.edits import EditError
+from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.testing import tiny_network, tiny_tokenizer
 
 TEXTS = ["one", "two of them", "drei \u00e4"]
 
@@ -118,3 +122,20 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(error, monkeypatch):
     with pytest.raises(EditError, match=r"'someone/something' \(x.corpus\) is neither .*: \w+") as caught:
         next(corpus.documents())
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_text_of_a_model_is_its_own_and_the_same_each_time(bos):
+    network = tiny_network("llama")
+    network.generation_config.update(repetition_penalty=9.0, eos_token_id=1)  # of no account
+    model = LanguageModel(network, tiny_tokenizer(bos=bos), [1])
+    before = torch.get_rng_state()
+    texts = list(islice(sampled(model), ROWS + 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert texts == list(islice(TextCorpus(["model"], "corpus").documents(model), ROWS + 1))
+    assert texts != list(islice(sampled(model, seed=1), ROWS + 1))
+    assert len(set(texts)) == ROWS + 1, "no two texts are the same"
+    for number, text in enumerate(texts):
+        opening = OPENINGS[number % len(OPENINGS)]
+        assert text[0] == opening[0]
+    assert max(map(len, model.text.encode(texts))) > LENGTH // 2, "they do not end early"

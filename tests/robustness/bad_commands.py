@@ -70,6 +70,8 @@ def pretrain(*options):
     return at("", " ".join(["pretrain", "--output", "PLACE/out", *options]))
 
 
+CHOOSE = "real --model.pretrained no.gguf --choose RUN"
+
 CASES = [
     Bad("no-such-command", ["fot"], "no command 'fot'.*did you mean 'fit'"),
     Bad("no-command-comes-close", ["zzz"], "no command 'zzz'.*there are fit, plan"),
@@ -172,6 +174,9 @@ CASES = [
     Bad("probe-data-no-edits", probe("--data DemoWorld --data.limit 0"), "data.limit is 0"),
     Bad("probe-data-nowhere", probe("--data CounterFact --data.path nowhere.json"), r"nowhere\.json"),
     Bad("probe-into-a-file", at("file", "probe --output RUN", a_file), "cannot write into"),
+    Bad("real-choose-into-a-file", at("file", CHOOSE, a_file), "exists and a new file"),
+    Bad("real-choose-and-fit", at("out", f"{CHOOSE} --data.limit 1"), "takes none of fit's"),
+    Bad("real-of-nowhere", at("out", CHOOSE), "no such file as no.gguf", True),
     Bad("pretrain-over-a-full-folder", at("out", "pretrain --output RUN", full), "exists and is not an empty folder"),
     Bad("pretrain-over-a-file", at("out", "pretrain --output RUN", a_file), "out exists"),
     Bad("pretrain-below-a-file", at("out", "pretrain --output RUN/x", a_file), "out"),

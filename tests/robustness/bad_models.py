@@ -6,7 +6,8 @@ import shutil
 import torch
 from safetensors.torch import load_file, save_file
 
-from lke_lightning.testing import tiny_tokenizer
+from lke_lightning.testing import tiny_network, tiny_tokenizer
+from tests.gguf_files import write_gguf
 from tests.robustness.bad_input import Bad
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -105,6 +106,27 @@ def other(family, **sizes):
     return broken(damage)
 
 
+def in_gguf(damage=lambda file: None, **options):
+    """Return what edits a GGUF file that was damaged."""
+
+    def arguments(folder, world):
+        file = write_gguf(folder / "tiny.gguf", tiny_network("llama"), tiny_tokenizer(), **options)
+        damage(file)
+        return ["fit", "--model.pretrained", str(file)]
+
+    return arguments
+
+
+def cut_gguf(size):
+    return in_gguf(lambda file: file.write_bytes(file.read_bytes()[:size]))
+
+
+def several_gguf(folder, world):
+    for name in ("q4.gguf", "q8.gguf"):
+        (folder / name).touch()
+    return ["fit", "--model.pretrained", str(folder)]
+
+
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -149,6 +171,16 @@ CASES = [
     Bad("encoder-decoder", other("t5", **T5), "cannot load.*T5Config"),
     Bad("recurrent", other("mamba", **MAMBA), "recurrent state", True),
     Bad("experts", other("mixtral", **EXPERTS), "mixture of experts", True),
+    Bad("gguf-none-such", in_gguf(lambda file: file.unlink()), "no such file as .*tiny.gguf"),
+    Bad("gguf-empty", cut_gguf(0), "tiny.gguf.*is no GGUF file"),
+    Bad("gguf-text", in_gguf(lambda file: file.write_text("hello")), "is no GGUF file"),
+    Bad("gguf-cut-in-head", cut_gguf(100), "tiny.gguf.*cut short or damaged"),
+    Bad("gguf-cut-in-tokens", cut_gguf(3000), "cut short or damaged"),
+    Bad("gguf-cut-in-weights", cut_gguf(100_000), "cut short or damaged"),
+    Bad("gguf-cut-at-end", cut_gguf(-5), "cut short or damaged"),
+    Bad("gguf-unknown-kind", in_gguf(architecture="rwkv7"), "cannot read GGUF files of this architecture.*rwkv7"),
+    Bad("gguf-no-tokenizer", in_gguf(with_tokenizer=False), "holds no tokenizer that can be read"),
+    Bad("gguf-several", several_gguf, "holds 2 GGUF files: name one, such as .*q4.gguf"),
     Bad("layers-none-such", ["fit", "--model.layers", "[0,9]"], "do not exist: the model has layers 0 to 3", True),
     Bad("matrix-none-such", ["fit", "--model.matrix", "mlp.zzz"], "'mlp.zzz' is not a matrix", True),
     Bad("dtype-none-such", ["fit", "--model.dtype", "float8"], "model.dtype 'float8' is unknown"),

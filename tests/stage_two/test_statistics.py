@@ -235,3 +235,12 @@ def test_a_file_of_something_else_is_refused_by_name(stored, tmp_path):
     save_file({}, path)
     with pytest.raises(EditError, match="holds no tensor"):
         StoredStatistics(str(path))
+
+
+def test_statistics_of_the_models_own_text_are_those_of_the_unedited_model(tmp_path):
+    model = make_model("llama")
+    found = KeyStatistics("model", tokens=2000, cache_dir=str(tmp_path / "a")).second_moments(model)
+    model.weight(1).add(torch.randn_like(model.weight(1).delta))
+    again = KeyStatistics("model", tokens=2000, cache_dir=str(tmp_path / "b")).second_moments(model)
+    assert model.weight(1).delta.any()
+    assert all(torch.equal(found[layer], again[layer]) for layer in model.layers)
