@@ -315,12 +315,12 @@ METHODS = {
 def test_methods_without_exact_undo_are_reverted_to_the_bit_and_go_on(begin, small_world, options):
     parts = stages(small_world, **options)
     model = begin([BOB, ANA], **parts)
-    with pytest.raises(EditError, match="cannot be taken back exactly"):
+    with pytest.raises(EditError, match="cannot be undone exactly"):
         model.undo("bob")
     model.revert()
     assert same(weights(model.model).values(), load(str(small_world / "model"))[0].state_dict().values())
     assert model.edited == []
-    with pytest.raises(EditError, match="cannot be taken back exactly"):
+    with pytest.raises(EditError, match="cannot be undone exactly"):
         model.redo("bob")
     model.edit([CYD])
     assert model.edited == ["cyd"]

