@@ -13,7 +13,7 @@ from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, Pa
 from lke_lightning.stage_two.solvers import EditSystem, LeastSquares
 
 LAMBDA_P, LAMBDA_N = 20000.0, 10.0
-"""ENCORE's strengths for GPT2-XL (arXiv 2502.01636)."""
+"""ENCORE's hyperparameters for GPT2-XL (arXiv 2502.01636)."""
 
 
 class Problem:

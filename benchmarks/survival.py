@@ -173,7 +173,7 @@ def main(edits: int = 200, pretrained: str | None = None, facts: str | None = No
 
     Args:
         edits: how many facts are edited, and how many of those that follow are the control.
-        pretrained: a second model beside the demo model, with the strengths of tests/conf/cf-llama-9m.yaml.
+        pretrained: a second model beside the demo model, with the hyperparameters of tests/conf/cf-llama-9m.yaml.
         facts: a file of CounterFact records that it knows.
     """
     runs = [run("demo", "demo", DemoWorld(limit=2 * edits), str(configs() / "method" / "encore.yaml"), edits)]

@@ -27,7 +27,7 @@ def default_folder() -> Path:
 
 
 class TensorCache:
-    """Groups of tensors, each under a kind and a key that says what they follow from.
+    """Groups of tensors, each under a kind and a key that identifies their inputs.
 
     Args:
         folder: where they are kept; `None`: the folder that `LKE_CACHE` names, or the user's cache folder.
@@ -55,7 +55,7 @@ class TensorCache:
         return self.folder / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 
     def get(self, kind: str, key: Mapping[str, str]) -> dict[str, Tensor] | None:
-        """Return tensors, on the CPU; `None`: they are not there, or are damaged, which is said in a warning."""
+        """Return tensors, on the CPU; `None`: they are missing, or damaged, with a warning."""
         file = self.file(kind, key)
         try:
             if not file.is_file():
@@ -74,12 +74,12 @@ class TensorCache:
         return tensors
 
     def put(self, kind: str, key: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors; where that cannot be, it is said in a warning, and the run goes on."""
+        """Store tensors; if that fails, warn and continue."""
         metadata = {**key, "sha256": digest(tensors)}
         try:
             replace(self.file(kind, key), lambda file: write_tensors(file, tensors, metadata))
         except EditError as error:
-            rank_zero_warn(f"What was computed is not kept for the next run: {error}")
+            rank_zero_warn(f"The result could not be cached for the next run: {error}")
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

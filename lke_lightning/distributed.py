@@ -24,7 +24,7 @@ RUN_FOLDER = "LKE_RUN_FOLDER"
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a run, seen from one of them. With a single process everything is the identity.
+    """The processes of a run, seen from one of them. With a single process every method is the identity.
 
     Where a process group exists, all of its processes have to come to every method, in the same order.
 
@@ -58,7 +58,7 @@ class Team:
         return items[start : start + each + (self.rank < more)]
 
     def gather(self, found: Sequence[Item]) -> list[Item]:
-        """Put together what the processes found for their shares, in the order of the items; CPU objects only."""
+        """Gather the results of all shares, in the order of the items; CPU objects only."""
         if self.in_step:
             return self.first(list(found))
         return [item for part in self.everyones(list(found)) for item in part]
@@ -90,7 +90,7 @@ class Team:
         return self.first_tensor(value) if self.in_step else value
 
     def sum(self, value: Tensor) -> Tensor:
-        """Add up what the processes found for their shares; any shape and dtype."""
+        """Sum the results of all shares; any shape and dtype."""
         if self.size == 1 or self.in_step:
             return self.alike(value)
         _together(lambda: distributed.all_reduce(value))
@@ -172,11 +172,11 @@ def named_folder(is_first: bool) -> str | None:
 
 
 def _together(call: Callable[[], Any]) -> None:
-    """Do what needs all processes; say in plain words what it means when others do not come."""
+    """Run a collective operation; explain the failure if other processes do not join."""
     try:
         call()
     except RuntimeError as error:  # DistBackendError and gloo's own errors are ones
         raise EditError(
             f"process {distributed.get_rank()} of {distributed.get_world_size()} waited in vain for the others: one "
-            f"has ended or hangs, see what it said. Continue with --ckpt_path last ({str(error).splitlines()[0]})"
+            f"has ended or hangs; see its output. Continue with --ckpt_path last ({str(error).splitlines()[0]})"
         ) from error

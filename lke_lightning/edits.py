@@ -15,16 +15,16 @@ SLOT = "{}"
 """The mark in a template where a subject (or a whole prompt) goes."""
 
 KINDS = ("efficacy", "paraphrase", "neighborhood")
-"""What every edit is asked about: its own prompt, other wordings, other subjects. Other papers call them reliability,
-generalization, and specificity or locality."""
+"""The kinds of prompts of every edit: its own, rephrased ones, and prompts about other subjects. Other papers call the
+scores reliability, generalization, and specificity or locality."""
 
 
 WEIGHTS = (1e-6, 1e6)
-"""The smallest and the largest weight of an edit: beyond them, least squares lose their digits."""
+"""The smallest and the largest weight of an edit: beyond them, least squares lose precision."""
 
 
 class EditError(ValueError):
-    """Input that cannot be edited with; the message says what is wrong and what to do."""
+    """Invalid input; the message says what is wrong and what to do."""
 
     @classmethod
     def behind(cls, error: BaseException | None) -> EditError | None:
@@ -35,7 +35,7 @@ class EditError(ValueError):
 
 
 def kind(value: Any) -> str:
-    """Say what a value is, in JSON's terms."""
+    """Name the type of a value, in JSON's terms."""
     return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
@@ -50,11 +50,11 @@ def check_text(value: Any, what: str, instead: str = "") -> str:
 
     Args:
         value: what should be one.
-        what: what the message calls it.
-        instead: what to do where it is empty.
+        what: its name in the message.
+        instead: what to do if it is empty.
 
     Raises:
-        EditError: something else, a blank text, or one with half a character, which no tokenizer and no file takes.
+        EditError: the value is not a text, is blank, or has a lone surrogate, which no tokenizer or file accepts.
     """
     if not isinstance(value, str):
         raise EditError(f"{what} is {kind(value)}" + ("" if value is None else ", not a text"))
@@ -63,7 +63,9 @@ def check_text(value: Any, what: str, instead: str = "") -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise EditError(f"{what} has half a character, a lone surrogate ({value[error.start]!r}): mend it") from error
+        raise EditError(
+            f"{what} has half a character, a lone surrogate ({value[error.start]!r}): correct it"
+        ) from error
     return value
 
 
@@ -112,12 +114,12 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Probe:
-    """A prompt and the answer it should get: a neighbourhood fact or a question that follows from an edit."""
+    """A prompt and its correct answer: a neighborhood fact or a consequence of an edit."""
 
     prompt: str
     answer: str
     aliases: tuple[str, ...] = ()
-    """Other wordings of the answer, for what is generated freely."""
+    """Other accepted wordings, for generated answers."""
 
     def __post_init__(self) -> None:
         """Check every field, and turn lists into tuples."""
@@ -128,7 +130,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class EditRequest:
-    """One fact to change: after `prompt`, with `subject` in its slot, the model shall say `target`.
+    """One edit: after `prompt`, with `subject` in its slot, the model should generate `target`.
 
     Raises:
         EditError: a field that is empty or of another kind, a weight outside `WEIGHTS`, a template without its slot or
@@ -139,11 +141,11 @@ class EditRequest:
     prompt: str
     """Template with one `{}` for the subject; without a subject, the whole prompt."""
     target: str
-    """What the model shall say, without leading space."""
+    """The new answer, without leading space."""
     subject: str | None = None
-    """What the fact is about; `None`: the last prompt token is where the edit is made."""
+    """The subject of the fact; `None`: the edit is made at the last prompt token."""
     original: str | None = None
-    """What the model says today (CounterFact's true target); success is measured against it."""
+    """The model's present answer (CounterFact's true target); success compares the target with it."""
     relation: str | None = None
     paraphrases: tuple[str, ...] = ()
     """Full prompts that ask for the same fact."""

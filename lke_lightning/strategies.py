@@ -1,4 +1,4 @@
-"""How a run is spread over devices: the whole model on each of them, or a part on each."""
+"""Strategies for several devices: a full replica of the model on each, or a shard."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Sharded(ModelParallelStrategy):
 
     A block is whole while it runs and apart otherwise. Each pass needs all devices, so edits are not divided between
     them: this saves memory, not time. The whole model is read into the host's memory by every process at the start.
-    Checkpoints hold the change alone, as they always do, so a run may go on with any other strategy.
+    Checkpoints hold the change alone, as they always do, so a run may be resumed with any other strategy.
 
     Args:
         timeout: how long processes wait for one another before the run ends.

@@ -1,4 +1,4 @@
-"""Published strengths: every combination of the table composes and parses, and wrong names are told."""
+"""Published hyperparameters: every combination of the table composes and parses, and wrong names are told."""
 
 import pytest
 import yaml
@@ -49,7 +49,7 @@ def test_some_numbers_as_the_papers_print_them():
 def test_the_file_it_writes_is_what_fit_takes(tmp_path, capsys):
     file = tmp_path / "new" / "rome.yaml"
     main(["published", "rome", "llama2-7b", "--output", str(file)])
-    assert "# Strengths of arXiv 2308.07269 (EasyEdit)" in file.read_text()
+    assert "# Hyperparameters of arXiv 2308.07269 (EasyEdit)" in file.read_text()
     assert yaml.safe_load(file.read_text()) == Published.compose("rome", "llama2-7b").config
     main(["published", "rome", "llama2-7b"])
     assert capsys.readouterr().out == file.read_text()

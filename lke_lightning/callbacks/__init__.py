@@ -1,1 +1,1 @@
-"""What is shown while a run goes on."""
+"""Callbacks of a run besides the two stages."""

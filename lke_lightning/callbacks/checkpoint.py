@@ -24,20 +24,19 @@ from lke_lightning.edits import EditError, check_number
 
 
 class RunCheckpoint(Checkpoint):
-    """Saves a run every so many batches, every so many minutes, at its end, and when the process is told to stop.
+    """Saves a run every so many batches, every so many minutes, at its end, and on a signal to stop.
 
     Checkpoints never start in the middle of a batch, so whatever kills a run, it continues from the end of one. Where
     an evaluation is due after a batch, the checkpoint waits for it: continuing from there must not skip it.
 
-    A process is told to stop by SIGTERM, and under SLURM by the signal that Lightning requeues at (SIGUSR1 unless the
-    plug-in says otherwise), after which the job is put into the queue again. Whichever process hears of it, all stop
-    after the same batch.
+    The signals to stop are SIGTERM and, under SLURM, the one at which Lightning requeues (SIGUSR1 unless the plug-in
+    sets another), after which the job is requeued. Whichever process receives it, all stop after the same batch.
 
     Args:
-        every_n_train_steps: save after so many batches; 0: not by count.
-        train_time_interval: save when so much time has passed as well.
-        keep: how many checkpoints stay on disk, the newest; at least 2, so that there is one to go back to, or
-            -1 for all of them, or 0 to write none.
+        every_n_train_steps: save every so many batches; 0: not by count.
+        train_time_interval: also save when this much time has passed.
+        keep: how many of the newest checkpoints stay on disk; at least 2, so that there is one to go back to, or -1 to
+            keep all, or 0 to write none.
     """
 
     def __init__(
@@ -55,14 +54,14 @@ class RunCheckpoint(Checkpoint):
         self.interval = train_time_interval
         self.last_model_path = ""
         self._saved_at, self._saved_batches = time.monotonic(), -1
-        self._told: int | None = None
+        self._signal: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: Editor, stage: str) -> None:
-        """Find the folder, always the same in a run's: what continues a run looks nowhere else."""
+        """Find the folder, which is fixed within a run's folder: resuming looks nowhere else."""
         self.folder = Path(trainer.default_root_dir) / checkpoints.FOLDER
 
     def on_train_start(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Note what is on disk, and listen; what is newer than the checkpoint gone on from is no part of this run."""
+        """Start to listen for signals; set aside checkpoints newer than the one resumed from."""
         source = Path(trainer.ckpt_path).resolve() if trainer.ckpt_path else None
         if source is not None and source.parent == self.folder.resolve() and trainer.is_global_zero:
             checkpoints.set_newer_aside(source)
@@ -79,7 +78,7 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: Editor, *_: Any) -> None:
-        """Let an evaluation during the run be left, which then will be made again."""
+        """Allow a stop during an evaluation, which is then repeated on resuming."""
         if trainer.state.fn == "fit":
             self._agree_to_stop(trainer)
 
@@ -93,8 +92,8 @@ class RunCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: Editor, exception: BaseException) -> None:
-        """Put a job whose time is up into the queue again."""
-        is_over = isinstance(exception, SIGTERMException) and self._told not in (None, signal.SIGTERM)
+        """Requeue a job whose time is up."""
+        is_over = isinstance(exception, SIGTERMException) and self._signal not in (None, signal.SIGTERM)
         if is_over and self.keep and trainer.is_global_zero:
             _requeue()
 
@@ -108,19 +107,19 @@ class RunCheckpoint(Checkpoint):
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             numbers.append(environment.requeue_signal or signal.SIGUSR1)
 
-        def hear(number: int, _: Any) -> None:
-            if self._told is None and hasattr(trainer.strategy.launcher, "kill"):
+        def receive(number: int, _: Any) -> None:
+            if self._signal is None and hasattr(trainer.strategy.launcher, "kill"):
                 trainer.strategy.launcher.kill(signal.SIGTERM)  # processes that this one has started
-            self._told = self._told or number
+            self._signal = self._signal or number
 
         for number in numbers if threading.current_thread() is threading.main_thread() else ():
-            signal.signal(number, hear)
+            signal.signal(number, receive)
 
     def _agree_to_stop(self, trainer: Trainer) -> None:
-        """Let Lightning know, on all processes at the same place, if one was told to stop."""
-        heard = [number for number in Team.of().everyones(self._told) if number is not None]
-        if heard:
-            self._told = signal.SIGTERM if signal.SIGTERM in heard else heard[0]
+        """Tell Lightning, on all processes at the same point, if one received a signal to stop."""
+        received = [number for number in Team.of().everyones(self._signal) if number is not None]
+        if received:
+            self._signal = signal.SIGTERM if signal.SIGTERM in received else received[0]
             trainer._signal_connector.received_sigterm = True
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -143,7 +142,7 @@ class RunCheckpoint(Checkpoint):
                 checkpoints.keep_newest(path.parent, self.keep, Path(trainer.ckpt_path) if trainer.ckpt_path else None)
         Team.of().wait()  # no process ends, and takes the others with it, before the files are in order
         if trainer.received_sigterm:
-            rank_zero_info(f"told to stop after {trainer.global_step} batches: continue with --ckpt_path {path}")
+            rank_zero_info(f"stopped by a signal after {trainer.global_step} batches: continue with --ckpt_path {path}")
 
 
 def _requeue() -> None:
@@ -152,4 +151,4 @@ def _requeue() -> None:
     try:
         subprocess.run(["scontrol", "requeue", job], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        rank_zero_warn(f"job {job} could not be put into the queue again: {error}")
+        rank_zero_warn(f"job {job} could not be requeued: {error}")

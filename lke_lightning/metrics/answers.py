@@ -1,9 +1,9 @@
-"""Is a freely generated answer right? Comparison of texts after a stated normalisation.
+"""Correctness of freely generated answers: comparison of texts after normalization.
 
-Normalised: Unicode NFKC, letter case folded, punctuation (Unicode category P) deleted, the articles a, an and the left
-out unless nothing else is there, blanks collapsed; the steps of SQuAD's answers, for all of Unicode. *exact*: the whole
-of what was generated is one of the accepted answers. *prefix*: it begins with one, up to the end of a word; a model
-that answers and then goes on is right by this one only, and so is one that goes on to take its answer back.
+Normalization: Unicode NFKC, case folded, punctuation (Unicode category P) deleted, the articles a, an and the dropped
+unless nothing else remains, whitespace collapsed; SQuAD's steps, for all of Unicode. *exact*: the whole generated text
+is one of the accepted answers. *prefix*: it begins with one, ending at a word boundary; a model that answers and then
+continues is correct only by this one, even if it then retracts its answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ANSWER_MEASURES = ("exact", "prefix")
 
 
 def normalize(text: str) -> str:
-    """Return the text without what does not matter.
+    """Return the normalized text.
 
     Example:
         >>> normalize(" The  U.S. president's ")
@@ -30,12 +30,12 @@ def normalize(text: str) -> str:
 
 
 def digest(text: str) -> int:
-    """Return 63 bits that tell normalised texts apart, for comparison without keeping them."""
+    """Return a 63-bit hash of the normalized text, for comparison without storing it."""
     return int.from_bytes(hashlib.sha256(normalize(text).encode()).digest()[:8], "big") >> 1
 
 
-def match(said: str, accepted: Sequence[str]) -> tuple[bool, bool]:
-    """Compare what was generated with the accepted answers.
+def match(text: str, accepted: Sequence[str]) -> tuple[bool, bool]:
+    """Compare a generated text with the accepted answers.
 
     Returns:
         exact, prefix.
@@ -44,6 +44,6 @@ def match(said: str, accepted: Sequence[str]) -> tuple[bool, bool]:
         >>> match("the Nile, in Egypt", ["Nile", "Nile River"])
         (False, True)
     """
-    words = normalize(said).split()
+    words = normalize(text).split()
     answers = [normalize(answer).split() for answer in accepted]
     return words in answers, any(answer and words[: len(answer)] == answer for answer in answers)

@@ -1,9 +1,9 @@
-"""How many tokens of an answer are right, and is the answer? zsRE's accuracies, published and corrected; locality.
+"""Token and whole-answer accuracy of zsRE, as published and corrected; locality.
 
-Teacher-forced: each token of the answer is asked for behind the tokens before it, whether the model would have said
-them or not. Published (`compute_rewrite_quality_zsre`; reliability, generality and locality of many later papers): the
-share of tokens that are the most probable ones. It credits half of a two-token answer whose second half follows from
-the first. Corrected: an answer counts when all of its tokens are right.
+Teacher-forced: each token of the answer is predicted from the answer's tokens before it, whether or not the model
+would have generated them. Published (`compute_rewrite_quality_zsre`; reliability, generality and locality of many
+later papers): the share of tokens that are the most probable ones. It credits half of a two-token answer whose second
+token follows from the first. Corrected: an answer counts if all of its tokens are correct.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def token_accuracies(right: Tensor, tokens: Tensor) -> Tensor:
         tokens: how many it has, at least 1, (prompts,).
 
     Returns:
-        The share of right tokens, and 1 where all are right, (prompts, 2) float64.
+        The share of correct tokens, and 1 where all are correct, (prompts, 2) float64.
 
     Example:
         >>> token_accuracies(torch.tensor([1, 3]), torch.tensor([2, 3]))
@@ -32,12 +32,12 @@ def token_accuracies(right: Tensor, tokens: Tensor) -> Tensor:
     return torch.stack([right.double() / tokens, (right == tokens).double()], 1)
 
 
-def agreement(says: Tensor, said: Tensor, tokens: Tensor) -> Tensor:
-    """Compare what a model says with what it said before it was edited: locality.
+def agreement(top: Tensor, top_before: Tensor, tokens: Tensor) -> Tensor:
+    """Compare a model's top predictions with those of the unedited model: locality.
 
     Args:
-        says: the most probable token at every position of the answers, one answer after another, (all tokens,) int.
-        said: the same of the unedited model.
+        top: the most probable token at every position of the answers, one answer after another, (all tokens,) int.
+        top_before: the same of the unedited model.
         tokens: how many tokens each answer has, at least 1, (prompts,) int.
 
     Returns:
@@ -49,5 +49,5 @@ def agreement(says: Tensor, said: Tensor, tokens: Tensor) -> Tensor:
                 [0.5000, 0.0000]], dtype=torch.float64)
     """
     answer = torch.arange(len(tokens)).repeat_interleave(tokens.long())
-    same = torch.zeros(len(tokens), dtype=torch.long).index_add_(0, answer, (says == said).long())
+    same = torch.zeros(len(tokens), dtype=torch.long).index_add_(0, answer, (top == top_before).long())
     return token_accuracies(same, tokens)

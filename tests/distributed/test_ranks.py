@@ -74,7 +74,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(before, after, job, play, tm
     first = job(run, before, stop=before - 1)  # in the middle of the second batch, one rank hears of it
     ends, said = play(job(one, 1), first, job(run, after, "--ckpt_path", "last"))
     assert ends == [[0], [128 + signal.SIGTERM] * before, [0] * after], said
-    assert "told to stop after 2 batches" in said["job-1.0.log"]
+    assert "stopped by a signal after 2 batches" in said["job-1.0.log"]
     assert differences(end_of(one), end_of(run)) == []
 
 

@@ -19,7 +19,7 @@ def _run(folder, name, content):
 
 def _damaged(name, file, content, says=""):
     return Bad(
-        f"report-{name}", lambda folder, _: _run(folder, file, content), rf"{file} is damaged.*{says}.*whole copy"
+        f"report-{name}", lambda folder, _: _run(folder, file, content), rf"{file} is damaged.*{says}.*intact copy"
     )
 
 
