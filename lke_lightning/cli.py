@@ -35,11 +35,11 @@ COMMANDS = {
     "real": Command("edit a small public model, which is downloaded; arguments of fit", "commands.real", fits=True),
     "compare": Command("run several methods on the same edits and make one table of them (--plan)", "sweeps.compare"),
     "tune": Command(
-        "search for strengths on a slice of the edits and propose some; arguments of fit follow after --",
+        "search for hyperparameters on a slice of the edits; arguments of fit follow after --",
         "sweeps.tune",
         ("arguments",),
     ),
-    "probe": Command("show where a model keeps its facts; propose layers and strengths (--pretrained)", "sweeps.probe"),
+    "probe": Command("show where a model keeps its facts; propose layers (--pretrained)", "sweeps.probe"),
     "published": Command(
         "print the YAML file of published hyperparameters: published METHOD MODEL [DATA]",
         "published",
