@@ -65,6 +65,7 @@ def edited(pretrained, dtype="float32", rank=3, noise=0.0, size=0.05):
 def save(editor, path, readout=None):
     """Write a checkpoint as a run does; a readout is what its configuration says."""
     stages = Stages(TargetOptimization(), WeightUpdate())
+    stages.two.memory = {layer: {} for layer in editor.language_model.layers}
     checkpoint = run_folder.write(path.parent / f"run-{path.stem}", None, editor, stages, [], batch_size=1).checkpoint
     if readout is not None:
         checkpoint["editing"]["configuration"] = {"stage_one": {}, "stage_two": {"readout": readout}}
