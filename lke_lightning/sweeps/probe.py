@@ -7,7 +7,6 @@ import json
 import math
 import shlex
 import statistics
-from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -77,7 +76,7 @@ def probe(
     config = read(path)
     try:
         compose(config)
-    except ArgumentError as error:
+    except EditError as error:
         raise EditError(f"the method {method!r} cannot be used: {error}") from error
     made_folder(output)
     stream = data or DemoWorld(limit=1800)  # all of them
