@@ -107,6 +107,8 @@ def resume(
         two.load_state_dict(run.checkpoint["callbacks"]["WeightUpdate"])
     moved = {} if pretrained is None else {"pretrained": pretrained}
     editor = Editor.restored(run.checkpoint, trust_remote_code=trust_remote_code, **moved)
+    if stage_one or stage_two:
+        editor.configuration = {}  # that of the run does not describe them
     two.prepare(editor.language_model)
     return EditedModel(editor, Stages(one, two), run.checkpoint["editing"]["stream"]["batch_size"], run)
 
@@ -221,12 +223,12 @@ class EditedModel:
         self._follow()
         export.write(self.editor, Path(output), format, rank, tolerance)
 
-    def save(self, folder: str | Path, keep: int = 2) -> None:
+    def save(self, folder: str | Path, keep: int = -1) -> None:
         """Write a run's folder, for `resume` and for the commands `log`, `show`, `undo`, `redo`, `export`.
 
         Args:
             folder: the folder that was opened or written before, or one that does not exist or is empty.
-            keep: how many checkpoints stay there, the newest; -1 for all of them.
+            keep: how many checkpoints stay there, the newest; -1: all of them.
 
         Raises:
             EditError: the folder holds something else, was changed by others since, or cannot be written.

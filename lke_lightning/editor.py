@@ -307,6 +307,7 @@ class Editor(lightning.LightningModule):
                 torch.set_rng_state(self._random["torch"])
                 version, state, gauss = self._random["python"]
                 random.setstate((version, tuple(state), gauss))
+            self._random = {}
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take the change; nothing but the language model itself may be missing.

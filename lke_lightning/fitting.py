@@ -121,6 +121,8 @@ class EditCLI(LightningCLI):
             self._held.enter_context(locked(root))
         if given.ckpt_path == "last":
             given.ckpt_path = checkpoints.newest(root)
+            if given.ckpt_path is None and self.config.subcommand != "fit":
+                raise EditError(f"{root} has no checkpoint: name the folder of a run, or leave --ckpt_path out")
             if given.ckpt_path is None:
                 rank_zero_info(f"no checkpoint in {root} yet: starting with the first edit")
         elif given.ckpt_path is not None:

@@ -140,7 +140,7 @@ class Ledger:
                 entry, wrong = _parsed(line)
                 if wrong is not None:
                     raise EditError(
-                        f"{self.path} is damaged: line {number} is not an entry of a ledger ({wrong}); put a whole "
+                        f"{self.path} is damaged: line {number} is not an entry of a ledger ({wrong}); put an intact "
                         "copy back"
                     )
                 yield entry

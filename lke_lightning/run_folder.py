@@ -118,6 +118,8 @@ def write(
     ledger.cut(size)
     ledger.append(entries)
     batches = sum(entry["event"] == "batch" for entry in entries)
+    nothing = {"batch_size": batch_size, "digests": torch.zeros(0, dtype=torch.int64), "ends": []}
+    stream = before["editing"]["stream"] if before else nothing
     state, editing = editor.saved()
     checkpoint = {
         "pytorch-lightning_version": version("lightning"),
@@ -136,8 +138,8 @@ def write(
         },
         "editing": {
             **editing,
-            "stream": {"batch_size": batch_size, "digests": torch.zeros(0, dtype=torch.int64), "ends": []},
-            **{name: before["editing"][name] for name in ("stream", "random") if before},
+            **({"random": before["editing"]["random"]} if before else {}),
+            "stream": stream if not batches else {**stream, "batch_size": batch_size},
         },
     }
     run = Run(root.resolve(), checkpoint)

@@ -356,9 +356,9 @@ def test_a_saved_model_goes_on_as_if_it_had_never_been_away(begin, tmp_path):
 def test_saving_keeps_the_newest_checkpoints(begin, tmp_path):
     model = begin([BOB, ANA])
     for fact in (CYD, BOB_ANEW, {**ANA_ANEW, "id": "3"}):
-        model.save(tmp_path)
+        model.save(tmp_path, keep=2)
         model.edit([fact])
-    model.save(tmp_path, keep=-1)
+    model.save(tmp_path)  # deletes none
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
         "batch-00000003.ckpt", "batch-00000004.ckpt", "batch-00000005.ckpt", "last.ckpt",
     ]  # fmt: skip

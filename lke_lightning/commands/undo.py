@@ -81,7 +81,7 @@ def _change(
         known = {request.id: request for request in saved.requests()}
         gone = [name for name in ids if name not in known]
         if gone:
-            raise EditError(f"the ledger in {root} does not tell of edit {gone[0]}: put a whole copy of it back")
+            raise EditError(f"the ledger in {root} does not tell of edit {gone[0]}: put an intact copy of it back")
         requests = [known[name] for name in ids]
         model = resume(saved, pretrained=pretrained, trust=trust, trust_remote_code=trust_remote_code)
         with model.editor.as_read():

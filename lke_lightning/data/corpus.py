@@ -49,11 +49,6 @@ class TextCorpus:
         self.names, self.option = list(names), option
         check_files([name for name in self.names if _is_file(name)], option)
 
-    @property
-    def is_here(self) -> bool:
-        """Whether all text is on this machine."""
-        return all(name in (DEMO, MODEL) or _is_file(name) for name in self.names)
-
     def documents(self, model: LanguageModel | None = None) -> Iterator[str]:
         """Yield the documents; blank ones are skipped.
 

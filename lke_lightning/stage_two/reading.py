@@ -16,6 +16,9 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Site
 from lke_lightning.model.tokens import Row
 
+MAX_TOKENS = 32768
+"""How many tokens run at once: keys need no gradients, and few layers."""
+
 
 class SlotReader:
     """Runs only up to the requested layer and the slot, and continues from the last layer read.
@@ -27,7 +30,6 @@ class SlotReader:
         model: the language model.
         requests: the edits.
         contexts: templates, `"{}"` first.
-        max_tokens: how many tokens run at once.
     """
 
     def __init__(
@@ -35,7 +37,6 @@ class SlotReader:
         model: LanguageModel,
         requests: Sequence[EditRequest],
         contexts: Sequence[str],
-        max_tokens: int = 32768,
     ) -> None:
         self._team = Team.of(model.network)
         mine = self._team.share(requests)
@@ -44,7 +45,7 @@ class SlotReader:
         self.model, self.contexts = model, len(contexts)
         self._parts = [
             _Part(torch.tensor(members, device=model.device), model.text.pad([rows[i] for i in members], model.device))
-            for members in by_length([len(row.ids) for row in rows], max_tokens, model.device)
+            for members in by_length([len(row.ids) for row in rows], MAX_TOKENS, model.device)
         ]
         self._rows = len(rows)
         self._start = 0

@@ -73,6 +73,11 @@ class Register:
         """Return the number of the active edit of a fact."""
         return self._holding.get(fact)
 
+    def replaced_by(self, number: int) -> int | None:
+        """Return the number of the edit whose place an edit took, unless that one was undone since."""
+        older = self.replaces[number]
+        return older if older is not None and self.states[older] == REPLACED else None
+
     def enter(self, requests: Sequence[EditRequest], groups: Sequence[int]) -> None:
         """Append edits; each replaces the active one of its fact.
 

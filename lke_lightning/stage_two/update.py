@@ -201,7 +201,7 @@ class WeightUpdate(Callback):
         """
         self.check_exact_undo()
         numbers = register.to_undo(ids)
-        older = [register.replaces[number] for number in numbers]
+        older = [register.replaced_by(number) for number in numbers]
         back = [number for number in older if number is not None]
         self._move(model, out=numbers, back=back)
         register.deactivate(numbers, UNDONE)

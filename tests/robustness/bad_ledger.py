@@ -54,7 +54,7 @@ def of(**fields):
 DAMAGED = r"ledger\.jsonl is damaged: line 1 is not an entry of a ledger"
 
 CASES = [
-    *(Bad(f"ledger-{command}-{name}", run_with(command, first(line)), DAMAGED + ".*put a whole copy")
+    *(Bad(f"ledger-{command}-{name}", run_with(command, first(line)), DAMAGED + ".*put an intact copy")
       for command in ("log", "show", "undo", "report")
       for name, line in [
           ("words", b"not json"), ("list", b"[1]"), ("number", b"7"), ("without-event", b'{"id": "0"}'),

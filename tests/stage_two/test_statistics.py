@@ -103,7 +103,7 @@ def test_where_nothing_can_be_kept_the_run_goes_on_with_a_warning(cached):
     statistics, moment, file = cached
     file.unlink()
     file.mkdir()
-    with pytest.warns(UserWarning, match="not kept for the next run: cannot write"):
+    with pytest.warns(UserWarning, match="not be cached for the next run: cannot write"):
         assert torch.equal(statistics.second_moments(make_model(layers=(1,)))[1], moment)
     assert list(file.parent.iterdir()) == [file]
 

@@ -120,6 +120,15 @@ def test_a_replaced_edit_holds_again_when_its_successor_is_undone():
         assert relative(model.weight(layer).delta, from_scratch(stage, register, layer, model, {"new", "other"})) < 1e-8
 
 
+def test_what_was_undone_stays_so_when_a_later_edit_of_its_fact_is_undone_too():
+    model, stage, register = run(SOLVERS["least squares"](), [[request("old", "Bob")], [request("new", "Bob")]])
+    assert stage.redo(model, register, ["old"]) == {"old": "new"}
+    assert stage.undo(model, register, ["old"]) == {"old": "new"}
+    assert stage.undo(model, register, ["new"]) == {"new": None}
+    assert register.holding == []
+    assert all(torch.equal(model.weight(i).matrix.weight, model.weight(i).base) for i in model.layers)
+
+
 def test_what_cannot_be_undone_is_said():
     model, stage, register = run(SOLVERS["least squares"](), [[request(0)]])
     with pytest.raises(EditError, match="no edit with the id 'x'"):

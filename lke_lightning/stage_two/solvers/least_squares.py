@@ -171,15 +171,16 @@ class LeastSquares(Solver):
         if self.past_edits is None:
             return memory
         if "counts" not in memory:
-            return self._checked(memory)
+            return self._factored(memory)
         then = torch.zeros_like(memory["counts"])
         then[: len(mark)] = mark
         nothing = torch.zeros(memory["changes"].shape[1], memory["keys"].shape[1])
+        if torch.equal(then, memory["counts"]):  # an interrupted batch may have changed the inverse and nothing else
+            memory = self._factored(memory)
         for moved, sign in ((memory["counts"] & ~then, -1), (then & ~memory["counts"], 1)):
             if moved.any():
                 _, memory = self._moved(memory, moved.nonzero().squeeze(1).tolist(), nothing, sign)
-        memory = {name: part[: len(mark)] if name in PER_EDIT else part for name, part in memory.items()}
-        return self._checked(memory)  # an interrupted batch may have changed the inverse and nothing else
+        return {name: part[: len(mark)] if name in PER_EDIT else part for name, part in memory.items()}
 
     def cleared(self, memory: Memory) -> Memory:
         """Deactivate all edits; they keep their numbers."""
