@@ -138,7 +138,7 @@ class KeyStatistics(Statistics):
         Raises:
             EditError: the text cannot be read or has too few tokens, or the model's keys are not finite.
         """
-        if DEMO in self.corpus.names and getattr(model.network.config, "name_or_path", "") != resolve(DEMO):
+        if DEMO in self.corpus.names and not _is_demo(model):
             rank_zero_warn(
                 "Key statistics are computed on the text of the demo world, which represents this model poorly: "
                 "give ordinary text (stage_two.statistics.corpus)"
@@ -248,6 +248,11 @@ class KeyStatistics(Statistics):
                 batches.append([])
             batches[-1].append(row)
         return batches
+
+
+def _is_demo(model: LanguageModel) -> bool:
+    """Tell whether a model is the one that comes with the package, by where it was loaded from."""
+    return Path(getattr(model.network.config, "name_or_path", "")).resolve() == Path(resolve(DEMO)).resolve()
 
 
 def what_is_wrong(moment: Tensor) -> str | None:
