@@ -129,14 +129,13 @@ def _parser(command: str) -> argparse.ArgumentParser:
     from docstring_parser import parse
     from jsonargparse import ArgumentParser
 
-    from lke_lightning.suggestions import subclasses, suggest
+    from lke_lightning.suggestions import options_of, subclasses, suggest
 
     class Parser(ArgumentParser):
         """A parser whose errors are short, with the options and classes that come close."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            options = [flag[2:] for action in self._actions for flag in action.option_strings if ".help" not in flag]
-            message = suggest(message, options, classes)
+            message = suggest(message, options_of(self), classes)
             if not self.exit_on_error:  # the parser of a part: its message goes into the one of the whole
                 super().error(message, ex)
             self.exit(2, f"error: {message}\nSee {self.prog} --help\n")

@@ -39,7 +39,7 @@ from lke_lightning.stage_two.preservation import Preservation
 from lke_lightning.stage_two.solvers import Solver
 from lke_lightning.stage_two.statistics import Statistics
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
-from lke_lightning.suggestions import subclasses, suggest
+from lke_lightning.suggestions import options_of, subclasses, suggest
 from lke_lightning.trainer import CALLBACKS, SETTINGS, check_order, check_settings
 
 # What is imported can be named in YAML without its path.
@@ -65,10 +65,8 @@ class EditParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Add suggestions to the message."""
         parser = getattr(ex, "subcommand_parser", None) or self
-        options = sorted(
-            {name[2:] for action in parser._actions for name in action.option_strings if ".help" not in name}
-        )
-        super().error(suggest(message, options, [part.__name__ for base in BASES for part in subclasses(base)]), ex)
+        classes = [part.__name__ for base in BASES for part in subclasses(base)]
+        super().error(suggest(message, options_of(parser), classes), ex)
 
 
 class EditCLI(LightningCLI):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 
 UNKNOWN = re.compile(r"--([\w.]+)|(?:[Kk]ey|Option) [\"']([\w.]+)[\"']|does not accept [\w ]*[\"']?([\w.]+)")
@@ -28,6 +29,12 @@ def suggest(message: str, options: Sequence[str], classes: Sequence[str] = ()) -
     for name in re.findall(r"(?:Given value|import path string): ([A-Za-z]\w*)", message):
         close += [match for match in difflib.get_close_matches(name, classes, 3, 0.6) if match != name]
     return f"{message}\nDid you mean: {', '.join(dict.fromkeys(close))}?" if close else message
+
+
+def options_of(parser: ArgumentParser) -> list[str]:
+    """Return the names of a parser's options, those that ask for help left out."""
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    return sorted(flag[2:] for flag in flags if ".help" not in flag)
 
 
 def subclasses(base: type) -> Iterator[type]:
