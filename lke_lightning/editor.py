@@ -140,10 +140,12 @@ class Editor(lightning.LightningModule):
         return self.clock * 0 + step.loss
 
     def on_train_batch_end(self, outputs: Any, batch: EditBatch, batch_idx: int) -> None:
-        """Log how the edited matrices grow."""
+        """Log how the edited matrices grow, and how much room each had for the batch."""
         for layer in self.language_model.layers:
             before, now = self.language_model.weight(layer).norms()
             self.log(f"norm_growth/layer_{layer}", now / before, batch_size=max(1, len(self.step)))
+            if layer in self.step.fulfilment:
+                self.log(f"fulfilment/layer_{layer}", self.step.fulfilment[layer].median(), batch_size=len(self.step))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the weights change by stage two."""

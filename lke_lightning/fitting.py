@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace, set_loader
+from jsonargparse import set_loader
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -30,7 +30,6 @@ from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.downstream import Task
 from lke_lightning.ledger import locked
-from lke_lightning.model.language_model import DEMO
 from lke_lightning.stage_one.objectives import Objective
 from lke_lightning.stage_one.stopping import StopRule
 from lke_lightning.stage_one.target_space import TargetSpace
@@ -107,7 +106,6 @@ class EditCLI(LightningCLI):
             raise EditError(f"seed_everything is {given.seed_everything}: a seed is 0 or more, and below 2^32")
         if self._instead is not None:
             return
-        _check_hyperparameters(given)
         if given.trainer.default_root_dir == "":
             raise EditError("trainer.default_root_dir is empty: name a folder, or leave the option out")
         if given.trainer.default_root_dir is None:
@@ -211,17 +209,6 @@ def run(args: list[str], instead: Instead | None = None) -> None:
             )
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
-
-
-def _check_hyperparameters(given: Namespace) -> None:
-    """Say so where another model is about to be edited with the demo model's hyperparameters."""
-    demos = read(configs() / METHOD)["stage_one"]
-    is_same = all(given.stage_one[name] == demos[name] for name in ("lr", "max_steps"))
-    if is_same and given.model.pretrained != DEMO:
-        rank_zero_info(
-            f"The hyperparameters are those of the demo model, not of {given.model.pretrained}: find its own with "
-            "`python -m lke_lightning tune`, or see `published --help` for those that papers give"
-        )
 
 
 def _is_first_rank() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from lke_lightning.edits import EditBatch, EditRequest
@@ -26,6 +27,8 @@ class EditStep:
     """Context templates that the targets hold in, `"{}"` first."""
     left_out: list[tuple[EditRequest, str]] = field(default_factory=list)
     """Requests of the batch that are not edited, each with the reason."""
+    fulfilment: dict[int, Tensor] = field(default_factory=dict)
+    """By layer, the share of each edit that the solve would write if it were the only one, (requests,) float64."""
     scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """What the scorecard found just after the batch was written, by id and kind."""
 
@@ -48,7 +51,8 @@ class EditStep:
         targets = Targets.joined([part.targets for part in parts]) if parts else whole.targets.chosen([])
         requests = tuple(request for part in parts for request in part.requests)
         lost = [*whole.left_out, *(reason for part in parts for reason in part.left_out), *left_out]
-        return cls(requests, targets, whole.contexts, lost)
+        shares = {layer: torch.cat([part.fulfilment[layer] for part in parts]) for layer in whole.fulfilment if parts}
+        return cls(requests, targets, whole.contexts, lost, shares)
 
     def __len__(self) -> int:
         """Count the requests that are edited."""

@@ -245,6 +245,7 @@ class Scorecard(Callback):
                 str(layer): {"before": round(before, 4), "after": round(after, 4)}
                 for layer, (before, after) in norms.items()
             },
+            "strengths": {str(layer): found for layer, found in editor.stages.two.strengths.items()},
             "seconds": {
                 **{name: round(spent, 2) for name, spent in (dict.fromkeys(ACTIVITIES, 0.0) | editor.seconds).items()},
                 "total": round(self._total_seconds(), 2),

@@ -41,7 +41,9 @@ class TargetOptimization(Callback):
         stopping: rules; the first that fires ends a request. Default: `MostProbable`, then `LossBelow`.
         space: what delta is projected onto after every step. Default: `NormBall(0.75)`.
         contexts: texts in front of the prompt. Default: five sampled ones.
-        lr: learning rate of Adam; higher reaches targets in fewer steps and overshoots more.
+        relative_lr: learning rate of Adam as a share of the initial norm: a step in which every coordinate moves
+            alike is this long. Higher reaches targets in fewer steps and overshoots more.
+        lr: learning rate in the units of the activations, as published; it counts where it is given.
         max_steps: forward passes at most, so one update fewer.
         site: `block`: the target is the target block's output (MEMIT family); `matrix`: its MLP matrix's (ROME).
         max_tokens: how many tokens are run at once, at first; where memory runs out it is halved. Results do not
@@ -63,8 +65,9 @@ class TargetOptimization(Callback):
         stopping: list[StopRule] | None = None,
         space: TargetSpace | None = None,
         contexts: ContextTemplates | None = None,
-        lr: float = 0.5,
-        max_steps: int = 20,
+        lr: float | None = None,
+        relative_lr: float = 0.1,
+        max_steps: int = 25,
         site: Site = "block",
         max_tokens: int = 32768,
         check_every: int | None = None,
@@ -75,7 +78,8 @@ class TargetOptimization(Callback):
             raise EditError(
                 "stage_one.objectives is empty: name at least NegativeLogLikelihood, or leave the option out"
             )
-        check_number("stage_one.lr", lr, above=0, at_most=1000)
+        check_number("stage_one.lr", 1 if lr is None else lr, above=0, at_most=1000)
+        check_number("stage_one.relative_lr", relative_lr, above=0, at_most=10)
         check_number("stage_one.max_steps", max_steps, at_least=1)
         check_number("stage_one.max_tokens", max_tokens, at_least=1)
         check_number("stage_one.check_every", 1 if check_every is None else check_every, at_least=1)
@@ -85,7 +89,7 @@ class TargetOptimization(Callback):
         self.stopping = [MostProbable(), LossBelow()] if stopping is None else stopping
         self.space = space or NormBall()
         self.context_templates = contexts or ContextTemplates()
-        self.lr, self.max_steps, self.site = lr, max_steps, site
+        self.lr, self.relative_lr, self.max_steps, self.site = lr, relative_lr, max_steps, site
         self.max_tokens, self.check_every = max_tokens, check_every
         self.share_targets, self.reference_quirks = None if reference_quirks else share_targets, reference_quirks
         self.contexts: list[str] = []
@@ -169,8 +173,10 @@ class TargetOptimization(Callback):
         initial = starts[:, 0]
         initial_norm = initial.norm(dim=1)
         device = initial.device
-        change = torch.zeros_like(initial, requires_grad=True)
-        optimizer = torch.optim.Adam([change], lr=self.lr)
+        unit = torch.ones_like(initial_norm) if self.lr is not None else initial_norm / initial.shape[1] ** 0.5
+        unit = unit.clamp_min(torch.finfo(unit.dtype).tiny).unsqueeze(1)  # Adam's steps are measured in it
+        scaled = torch.zeros_like(initial, requires_grad=True)
+        optimizer = torch.optim.Adam([scaled], lr=self.relative_lr if self.lr is None else self.lr)
         outcome = _Outcome(
             torch.zeros_like(initial), *(torch.zeros(len(built), dtype=t, device=device) for t in _Outcome.DTYPES)
         )
@@ -182,6 +188,7 @@ class TargetOptimization(Callback):
         team = Team.of(model.network)
 
         for step in range(1, self.max_steps + 1):
+            change = scaled * unit
             nll, most_probable, essence = rows.predict(change[active])
             essence_before = essence.detach() if essence_before is None else essence_before
             history = torch.cat([history, most_probable.unsqueeze(0)])
@@ -204,7 +211,7 @@ class TargetOptimization(Callback):
             torch.where(going, loss, 0).sum().backward()
             optimizer.step()
             with torch.no_grad():
-                change.copy_(self.space.project(change, initial_norm))
+                scaled.copy_(self.space.project(scaled * unit, initial_norm) / unit)
             if left < len(active):  # finished requests cost nothing from here on
                 active, history, essence_before = active[going], history[:, going], essence_before[going]
                 rows, going = rows.keep(going), going[going]

@@ -22,10 +22,12 @@ log = logging.getLogger(__name__)
 
 
 class Preservation(ABC):
-    """A quadratic penalty on the change of a weight."""
+    """A quadratic penalty on the change of a weight, by an absolute weight or in proportion to the other terms."""
 
-    weight: float = 1.0
-    """Factor of the whole term; 0 switches it off."""
+    weight: float | None = 1.0
+    """Factor of the whole term; 0 switches it off, `None`: it has none of its own."""
+    fulfilment: float | None = None
+    """The share of a single edit that is to be written; it determines the factor of all terms."""
 
     @abstractmethod
     def gram(self, second_moment: Tensor) -> Tensor:
@@ -33,54 +35,97 @@ class Preservation(ABC):
 
 
 def check_preservation(terms: Sequence[Preservation]) -> list[Preservation]:
-    """Return the terms; raise `EditError` if all weights are 0, because then the solution is not unique."""
-    if not any(term.weight for term in terms):
+    """Return the terms.
+
+    Raises:
+        EditError: all weights are 0, because then the solution is not unique; or a term has a weight where another one
+            has a fulfilment, because then it is not clear what is in proportion to what.
+    """
+    if not any(term.weight is None or term.weight for term in terms):
         state = "has only terms of weight 0" if terms else "is empty"
         raise EditError(
             f"the solver's preservation {state}, so nothing limits its updates: give it a BaseStatistics or a "
             "NormPenalty with a weight above 0"
         )
+    wanting = [term for term in terms if term.fulfilment is not None]
+    if wanting and (len(wanting) > 1 or any(term.weight is not None for term in terms)):
+        raise EditError(
+            "one term of the solver's preservation has a fulfilment, which determines the weights of all: give "
+            "NormPenalty a proportion beside it, or give every term a weight"
+        )
     return list(terms)
 
 
+def wanted_fulfilment(terms: Sequence[Preservation]) -> float | None:
+    """Return the fulfilment that one of the terms asks for; `None`: A is what the terms say."""
+    return next((term.fulfilment for term in terms if term.fulfilment is not None), None)
+
+
 def total_gram(terms: Sequence[Preservation], second_moment: Tensor) -> Tensor:
-    """Return A, the sum over terms, (d_key, d_key), from C0 (d_key, d_key)."""
-    return torch.stack([term.gram(second_moment) for term in terms]).sum(0)
+    """Return A, the sum over terms, (d_key, d_key), from C0 (d_key, d_key); a fulfilment leaves its factor open."""
+    absolute = [term.weight for term in terms if isinstance(term, BaseStatistics) and term.weight is not None]
+    unit = absolute[0] if absolute else 1.0
+    return torch.stack([term.gram(second_moment) * (unit if term.weight is None else 1.0) for term in terms]).sum(0)
 
 
 class BaseStatistics(Preservation):
-    """Keeps outputs on ordinary text: weight * tr(D C0 D').
+    """Keeps outputs on ordinary text: lambda_p * tr(D C0 D').
 
     Args:
-        weight: lambda_p; a larger one protects the model and weakens edits. MEMIT's `mom2_update_weight`.
+        weight: lambda_p, MEMIT's `mom2_update_weight`; a larger one protects the model and weakens edits. It is
+            measured in the activations of its model and means nothing for another one.
+        fulfilment: where no weight is given: the share, between 0 and 1, of a single edit that is written: lambda_p
+            is such that k' A^-1 k / (1 + k' A^-1 k) is this in the median of the run's first keys, in every layer.
     """
 
-    def __init__(self, weight: float) -> None:
-        check_number("BaseStatistics.weight", weight, at_least=0, at_most=MOST)
-        self.weight = weight
+    def __init__(self, weight: float | None = None, fulfilment: float | None = None) -> None:
+        self.weight, self.fulfilment = _strength("BaseStatistics", weight, fulfilment)
 
     def gram(self, second_moment: Tensor) -> Tensor:
         """Scale C0."""
-        return self.weight * second_moment
+        return second_moment if self.weight is None else self.weight * second_moment
 
 
 class NormPenalty(Preservation):
-    """Keeps the weight near the unedited one: weight * |D|_F^2 (ENCORE's norm constraint).
+    """Keeps the weight near the unedited one: lambda_n * |D|_F^2 (ENCORE's norm constraint).
 
     With `PastEdits` the penalty applies to the total change since the unedited model, although every batch solves only
     for its own: the sequence of updates is recursive least squares.
 
     Args:
         weight: lambda_n; a larger one keeps norms lower and edits weaker.
+        fulfilment: where no weight is given and this is the only term: as for `BaseStatistics`.
+        proportion: where neither is given: lambda_n / lambda_p, in units of the median mean square of a key's entry
+            (the median of C0's diagonal), so that it means the same for every model.
     """
 
-    def __init__(self, weight: float) -> None:
-        check_number("NormPenalty.weight", weight, at_least=0, at_most=MOST)
-        self.weight = weight
+    def __init__(
+        self, weight: float | None = None, fulfilment: float | None = None, proportion: float | None = None
+    ) -> None:
+        if proportion is not None:
+            check_number("NormPenalty.proportion", proportion, at_least=0, at_most=MOST)
+        self.proportion = proportion if weight is None and fulfilment is None else None
+        self.weight, self.fulfilment = None, None
+        if self.proportion is None:
+            self.weight, self.fulfilment = _strength("NormPenalty", weight, fulfilment)
 
     def gram(self, second_moment: Tensor) -> Tensor:
         """Scale the identity."""
-        return self.weight * torch.eye(len(second_moment), dtype=second_moment.dtype, device=second_moment.device)
+        scale = 1.0 if self.weight is None else self.weight
+        if self.proportion is not None:
+            scale = self.proportion * second_moment.diagonal().median()
+        return scale * torch.eye(len(second_moment), dtype=second_moment.dtype, device=second_moment.device)
+
+
+def _strength(owner: str, weight: float | None, fulfilment: float | None) -> tuple[float | None, float | None]:
+    """Check the two ways to say how strong a term is; the weight counts where both are given."""
+    if weight is not None:
+        check_number(f"{owner}.weight", weight, at_least=0, at_most=MOST)
+        return weight, None
+    if fulfilment is None:
+        raise EditError(f"{owner} has neither a weight nor a fulfilment: give it one of them")
+    check_number(f"{owner}.fulfilment", fulfilment, above=0, below=1)
+    return None, fulfilment
 
 
 class PastEdits:
@@ -114,13 +159,20 @@ class NullSpace:
     """Restricts updates to directions that ordinary text hardly uses (AlphaEdit, arXiv 2410.02355).
 
     Args:
-        threshold: eigenvalues of C0 below this count as unused. Absolute, so it depends on the scale of the model's
-            activations; a larger one leaves more room for edits and protects less.
+        threshold: eigenvalues of C0 below this count as unused. It depends on the scale of the model's activations; a
+            larger one leaves more room for edits and protects less.
+        share: where no threshold is given: the share, between 0 and 1, of the text's mean |k|^2 that the unused
+            directions hold together. It means the same for every model.
     """
 
-    def __init__(self, threshold: float = 2e-2) -> None:
-        check_number("NullSpace.threshold", threshold, above=0)
-        self.threshold = threshold
+    def __init__(self, threshold: float | None = None, share: float | None = None) -> None:
+        if threshold is None and share is None:
+            raise EditError("NullSpace has neither a threshold nor a share: give it one of them")
+        if threshold is not None:
+            check_number("NullSpace.threshold", threshold, above=0)
+        if share is not None:
+            check_number("NullSpace.share", share, above=0, below=1)
+        self.threshold, self.share = threshold, share if threshold is None else None
 
     def basis(self, values: Tensor, vectors: Tensor) -> Tensor:
         """Return an orthonormal basis of the unused directions, (d_key, rank).
@@ -132,13 +184,17 @@ class NullSpace:
         Raises:
             EditError: all directions are used, or none.
         """
-        rank = int((values < self.threshold).sum())
+        if self.share is None:
+            unused, limit = values < self.threshold, f"threshold {self.threshold:g}"
+        else:
+            unused, limit = values.cumsum(0) < self.share * values.sum(), f"share {self.share:g}"
+        rank = int(unused.sum())
         if rank in (0, len(values)):
             state = "uses every direction" if rank == 0 else "uses no direction"
             raise EditError(
-                f"with threshold {self.threshold:g} ordinary text {state} of {len(values)} keys (eigenvalues "
-                f"{values[0]:.2g} to {values[-1]:.2g}, median {values.median():.2g}): choose a threshold in between"
+                f"with {limit} ordinary text {state} of {len(values)} keys (eigenvalues "
+                f"{values[0]:.2g} to {values[-1]:.2g}, median {values.median():.2g}): choose one in between"
             )
         if Team.of().is_first:
-            log.info("null space: %d of %d directions below %g", rank, len(values), self.threshold)
+            log.info("null space: %d of %d directions by %s", rank, len(values), limit)
         return vectors[:, :rank]

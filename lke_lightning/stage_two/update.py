@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lke_lightning.checkpoints import understood
 from lke_lightning.distributed import Team
-from lke_lightning.edits import EditError
+from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
@@ -27,6 +29,11 @@ from lke_lightning.step import EditStep
 
 SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left)}
 """The share of the residual that a layer takes, by the number of remaining layers including it."""
+
+STRENGTH_FROM = 100
+"""A wanted fulfilment is the median over so many edits."""
+WEAK, STRONG = 0.3, 0.99
+"""Fulfilments of single edits below and above which a weight was hardly meant for the model."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,7 @@ class WeightUpdate(Callback):
     memory and from the weights, where the method allows that exactly (`why_not_exact`).
 
     Args:
-        solver: turns keys and residuals into an update. Default: ENCORE's least squares with weights of 1; real
-            models need theirs, see configs/published.yaml.
+        solver: turns keys and residuals into an update. Default: ENCORE's least squares.
         keys: how keys are averaged over contexts. Default: `ContextMean`.
         statistics: second moments of keys on ordinary text. Default: computed on the demo text.
         spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which puts more on early layers.
@@ -74,7 +80,9 @@ class WeightUpdate(Callback):
         keep_on_host: bool = False,
         reference_quirks: bool = False,
     ) -> None:
-        self.solver = solver or LeastSquares([BaseStatistics(1.0), NormPenalty(1.0)], PastEdits())
+        self.solver = solver or LeastSquares(
+            [BaseStatistics(fulfilment=0.8), NormPenalty(proportion=0.05)], PastEdits()
+        )
         self.keys = keys or ContextMean()
         self.statistics = statistics or KeyStatistics()
         self.spread, self.transform, self.readout = spread, transform, readout
@@ -100,18 +108,25 @@ class WeightUpdate(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare each layer's solve, or complete the memory of a checkpoint."""
-        self.prepare(pl_module.language_model)
+        self.prepare(pl_module.language_model, trainer.datamodule.requests, pl_module.stages.one.contexts)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
         """Write the batch into the weights."""
         with pl_module.working("stage_two"):
             self.write(pl_module.language_model, pl_module.step, pl_module.register)
 
-    def prepare(self, model: LanguageModel) -> None:
+    def prepare(
+        self, model: LanguageModel, requests: Sequence[EditRequest] = (), contexts: Sequence[str] = ("{}",)
+    ) -> None:
         """Load or compute the statistics of the unedited model and start every layer's memory from them.
 
+        Args:
+            model: the language model.
+            requests: the edits to come; a wanted fulfilment is that of the first `STRENGTH_FROM` of them.
+            contexts: templates, `"{}"` first.
+
         Raises:
-            EditError: they differ from those of the checkpoint's memory.
+            EditError: the statistics differ from those of the checkpoint's memory.
         """
         if self._is_ready:
             return
@@ -129,8 +144,51 @@ class WeightUpdate(Callback):
                     layer: self.solver.completed(self.memory[layer], moment) for layer, moment in moments.items()
                 }
         else:
-            self.memory = {layer: self.solver.init(moment, self.statistics.eigen) for layer, moment in moments.items()}
+            keys = self._first_keys(model, requests[:STRENGTH_FROM], contexts)
+            self.memory = {
+                layer: self.solver.init(moment, keys.get(layer), self.statistics.eigen)
+                for layer, moment in moments.items()
+            }
+            self._tell_strength()
         self._fingerprints, self._is_ready = fingerprints, True
+
+    @torch.no_grad()
+    def _first_keys(
+        self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]
+    ) -> dict[int, Tensor]:
+        """Read the keys of some edits in the unedited model, by layer (edits, d_key); none for no edits."""
+        if not requests:
+            return {}
+        weights = self.keys.key_weights(len(contexts), self.reference_quirks)
+        with model.unedited():
+            reader = SlotReader(model, requests, contexts)
+            return {layer: reader.keys(layer, [weights])[0] for layer in model.layers}
+
+    @property
+    def strengths(self) -> dict[int, dict[str, float]]:
+        """By layer, the `factor` of the preservation terms and the `fulfilment` of the run's first edits."""
+        found = {layer: memory["strength"].tolist() for layer, memory in self.memory.items() if "strength" in memory}
+        return {layer: {"factor": factor, "fulfilment": share} for layer, (factor, share) in found.items()}
+
+    def _tell_strength(self) -> None:
+        """Say to which share single edits are written, and warn where that means almost nothing, or no mercy."""
+        shares = [found["fulfilment"] for found in self.strengths.values()]
+        if not shares or not all(map(math.isfinite, shares)):
+            return
+        layers = ", ".join(f"{layer}: {share:.2f}" for layer, share in zip(self.memory, shares, strict=True))
+        factors = ", ".join(f"{found['factor']:.4g}" for found in self.strengths.values())
+        rank_zero_info(f"Fulfilment of a single edit by layer: {layers}; factor of the preservation terms: {factors}")
+        share = statistics.median(shares)
+        if share < WEAK or STRONG < share < 1:
+            times, effect = (
+                share / (1 - share) / 3,
+                "edits will hardly show" if share < WEAK else "nothing is protected",
+            )
+            rank_zero_warn(
+                f"with these preservation weights a single edit is written to {share:.1%}, so that {effect}: they were "
+                "probably found for another model. Give BaseStatistics a fulfilment in place of a weight; weights "
+                f"{times:.3g} times as large would come to 75%"
+            )
 
     @torch.no_grad()
     def write(self, model: LanguageModel, step: EditStep, register: Register) -> dict[int, EditSystem]:
@@ -163,7 +221,9 @@ class WeightUpdate(Callback):
             residuals = missing * SPREAD[self.spread](len(model.layers) - i)
             weight = model.weight(layer)
             systems[layer] = EditSystem(keys, anchors, residuals, keys @ weight.delta.T, counts)
-            update, memory = self.solver.compute(self._fetch(layer, model), systems[layer])
+            memory = self._fetch(layer, model)
+            step.fulfilment[layer] = self.solver.fulfilment(memory, systems[layer]).cpu()
+            update, memory = self.solver.compute(memory, systems[layer])
             self._keep(layer, memory)
             if self.transform is not None:
                 update = self.transform(weight.live(), update)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lke_lightning.edits import EditError, check_number
-from lke_lightning.stage_two.preservation import Preservation, check_preservation, total_gram
+from lke_lightning.stage_two.preservation import Preservation, check_preservation, total_gram, wanted_fulfilment
 from lke_lightning.stage_two.solvers.inversion import invert
-from lke_lightning.stage_two.solvers.solver import EditSystem, Eigen, Memory, Solver
+from lke_lightning.stage_two.solvers.solver import EditSystem, Eigen, Memory, Solver, strength
 
 
 class EqualityConstrained(Solver):
@@ -21,20 +21,33 @@ class EqualityConstrained(Solver):
 
     Args:
         preservation: terms that make up A; ROME: `BaseStatistics(1)`.
-        slack: mu of EMMET; 0 demands equality.
+        slack: mu of EMMET; 0 demands equality, whatever the weights of the terms are.
+
+    Raises:
+        EditError: equality is demanded and a term has a fulfilment, which is 1 then.
     """
 
     def __init__(self, preservation: Sequence[Preservation], slack: float = 0.0) -> None:
         check_number("EqualityConstrained.slack", slack, at_least=0)
         self.preservation, self.slack = check_preservation(preservation), slack
+        if slack == 0 and wanted_fulfilment(self.preservation) is not None:
+            raise EditError("without a slack edits are written exactly: give BaseStatistics a weight, or a slack")
 
-    def init(self, second_moment: Tensor, eigen: Eigen = torch.linalg.eigh) -> Memory:
+    def init(self, second_moment: Tensor, keys: Tensor | None = None, eigen: Eigen = torch.linalg.eigh) -> Memory:
         """Invert A.
 
         Raises:
             EditError: A is singular.
         """
-        return {"inverse": invert(total_gram(self.preservation, second_moment.double()))[0]}
+        inverse, _ = invert(total_gram(self.preservation, second_moment.double()))
+        gains = None if keys is None else _gains(inverse, keys, keys) / self.slack
+        found = strength(wanted_fulfilment(self.preservation), gains)
+        return {"inverse": inverse / found[0], "strength": found}
+
+    def fulfilment(self, memory: Memory, system: EditSystem) -> Tensor:
+        """Compute it from A^-1; with a slack of 0 it is 1."""
+        gains = _gains(memory["inverse"], system.keys, system.anchors)
+        return gains / (self.slack + gains)
 
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
         """Solve for one batch, without memory of earlier ones.
@@ -63,3 +76,8 @@ class EqualityConstrained(Solver):
     def rolled_back(self, memory: Memory, mark: None) -> Memory:
         """Return the memory, which never changes."""
         return memory
+
+
+def _gains(inverse: Tensor, keys: Tensor, anchors: Tensor) -> Tensor:
+    """Return k' A^-1 k_anchor for each of some edits, (n,)."""
+    return ((keys.double() @ inverse) * anchors.double()).sum(1)

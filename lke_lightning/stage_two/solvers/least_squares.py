@@ -17,10 +17,11 @@ from lke_lightning.stage_two.preservation import (
     Preservation,
     check_preservation,
     total_gram,
+    wanted_fulfilment,
 )
 from lke_lightning.stage_two.solvers.growing import appended, without_room
 from lke_lightning.stage_two.solvers.inversion import invert
-from lke_lightning.stage_two.solvers.solver import EditSystem, Eigen, Memory, Solver
+from lke_lightning.stage_two.solvers.solver import EditSystem, Eigen, Memory, Solver, strength
 
 CHECK_EVERY = 1000
 """Edits after which the drift of a maintained inverse is measured."""
@@ -72,24 +73,33 @@ class LeastSquares(Solver):
         self.edit_weights = edit_weights or EditWeights()
         self.dtype: torch.dtype = getattr(torch, dtype)
 
-    def init(self, second_moment: Tensor, eigen: Eigen = torch.linalg.eigh) -> Memory:
+    def init(self, second_moment: Tensor, keys: Tensor | None = None, eigen: Eigen = torch.linalg.eigh) -> Memory:
         """Invert A.
 
         Raises:
             EditError: A is singular: too few tokens of statistics and no norm penalty; or all of its terms weigh 0.
         """
         moment = second_moment.double()
-        memory = {}
+        memory: Memory = {}
         if self.null_space is not None:
             memory["basis"] = self.null_space.basis(*eigen(moment)).to(self.dtype)
         gram = self._gram(memory, moment)
-        inverse, jitter = invert(gram)
-        memory["inverse"] = inverse.to(self.dtype)
+        memory["inverse"], jitter = invert(gram)
+        gains = None if keys is None else self.edit_weights.weight * self._gains(memory, keys)
+        memory["strength"] = strength(wanted_fulfilment(self.preservation), gains)
+        factor = memory["strength"][0].item()
+        memory["inverse"] = (memory["inverse"] / factor).to(self.dtype)
         if self.past_edits is not None:
             gram.diagonal().add_(jitter)
-            memory |= {"gram": gram.cpu(), "jitter": torch.tensor(jitter, dtype=torch.float64)}
+            gram *= factor
+            memory |= {"gram": gram.cpu(), "jitter": torch.tensor(jitter * factor, dtype=torch.float64)}
             memory["probe"] = memory["gram"] @ _fixed(len(gram))
         return memory
+
+    def fulfilment(self, memory: Memory, system: EditSystem) -> Tensor:
+        """Compute it from P."""
+        gains = self._importance(system) * self._gains(memory, system.keys)
+        return (gains / (1 + gains)).double()
 
     def saved(self, memory: Memory) -> Memory:
         """Leave out A, which the statistics give again, what follows from it, and the room for edits to come."""
@@ -100,6 +110,8 @@ class LeastSquares(Solver):
         if self.past_edits is None:
             return memory
         gram = self._gram(memory, second_moment.double())
+        if "strength" in memory:  # not in checkpoints of earlier versions
+            gram *= memory["strength"][0].item()
         gram.diagonal().add_(memory["jitter"].item())
         memory = {**memory, "gram": gram.cpu()}
         memory["probe"] = memory["gram"] @ _fixed(len(gram))
@@ -247,6 +259,11 @@ class LeastSquares(Solver):
             basis = memory["basis"].to(gram)  # also from another device, where a memory waits on the host
             gram = basis.T @ gram @ basis
         return gram
+
+    def _gains(self, memory: Memory, keys: Tensor) -> Tensor:
+        """Return k' P k for each of some keys (n, d_key), (n,)."""
+        keys = self._in_basis(memory, keys)
+        return ((keys @ memory["inverse"]) * keys).sum(1)
 
     def _in_basis(self, memory: Memory, keys: Tensor) -> Tensor:
         keys = keys.to(memory["inverse"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lke_lightning.edits import EditError
 from lke_lightning.stage_two.preservation import PastEdits
 
 Memory = dict[str, Tensor]
@@ -42,12 +44,20 @@ class Solver(ABC):
     """The parts of a memory that are used on the device; the others stay on the host."""
 
     @abstractmethod
-    def init(self, second_moment: Tensor, eigen: Eigen = torch.linalg.eigh) -> Memory:
+    def init(self, second_moment: Tensor, keys: Tensor | None = None, eigen: Eigen = torch.linalg.eigh) -> Memory:
         """Start the memory of a layer, from C0 (d_key, d_key).
 
         Args:
             second_moment: C0.
-            eigen: decomposes it, or knows its decomposition already: one serves all hyperparameters.
+            keys: of edits, (n, d_key), by the unedited model; a wanted fulfilment is the median over them.
+            eigen: decomposes C0, or knows its decomposition already: one serves all hyperparameters.
+        """
+
+    @abstractmethod
+    def fulfilment(self, memory: Memory, system: EditSystem) -> Tensor:
+        """Return for each edit the share that would be written if it were the next one, alone, (n,) float64.
+
+        It is k' P k / (1 + k' P k), with P = A^-1 at first; what is remembered of past edits lowers it.
         """
 
     @abstractmethod
@@ -73,3 +83,21 @@ class Solver(ABC):
     def cleared(self, memory: Memory) -> Memory:
         """Return a memory without active edits; the given one is consumed. Default: it never has any."""
         return memory
+
+
+def strength(wanted: float | None, gains: Tensor | None) -> Tensor:
+    """Return the factor of A with which single edits reach a wanted fulfilment, and the one they have then, (2,).
+
+    Args:
+        wanted: between 0 and 1; `None`: A is as it should be, the factor is 1.
+        gains: k' A^-1 k of some edits, with A as it is, (n,); the median counts.
+
+    Raises:
+        EditError: there are no edits to find it for.
+    """
+    has_keys = gains is not None and len(gains) > 0
+    if wanted is not None and not has_keys:
+        raise EditError("a fulfilment is found for the keys of the first edits, and there are none: give weights")
+    gain = gains.median().item() if has_keys else math.nan
+    factor = 1.0 if wanted is None else gain * (1 - wanted) / wanted
+    return torch.tensor([factor, 1 / (1 + factor / gain) if gain else 0.0], dtype=torch.float64)
