@@ -125,13 +125,13 @@ def _diagnosis(
     silent = [known for known, is_first in zip(reached, found.first_choice, strict=True) if not is_first]
     if said < ENOUGH * len(step) and sum(silent) < ENOUGH * len(silent):
         return "stage one", (
-            f"{what}stage one reached only {sum(reached)} of them; raise stage_one.max_steps, stage_one.lr or the "
+            f"{what}stage one reached {sum(reached)} of them; raise stage_one.max_steps, stage_one.lr or the "
             "factor of stage_one.space"
         )
     what += f"stage one reached {sum(reached)} of them, "
+    if step.targets.site == "block" and model.site == "matrix":
+        return "site", f"{what}a norm behind the MLP changed what was written; set stage_one.site to matrix"
     if _solved(model, systems) >= ENOUGH:
-        if step.targets.site == "block" and model.site == "matrix":
-            return "site", f"{what}a norm behind the MLP changed what was written; set stage_one.site to matrix"
         weights = [model.weight(layer) for layer in model.layers]
         lost = math.hypot(*(weight.lost() for weight in weights))
         whole = math.hypot(*(weight.delta.norm().item() for weight in weights))
