@@ -562,3 +562,22 @@ def test_stages_come_from_a_configuration():
     assert [term.weight for term in made.two.solver.preservation] == [15000, 20]
     with pytest.raises(EditError, match="no configuration"):
         edit(None, None, [], config="nowhere.yaml")
+
+
+def test_the_ledger_tells_how_much_of_an_edit_arrived(begin, tmp_path):
+    begin([BOB, ANA], batch_size=2).save(tmp_path / "run")
+    edits = [entry for entry in Ledger(tmp_path / "run").read() if entry["event"] == "edit"]
+    assert [set(map(type, (e["reached"], e["first_choice_just_after"], e["written"]))) for e in edits] == [
+        {bool, float}
+    ] * 2
+    assert all(0 < entry["written"] <= 1 for entry in edits)
+    assert all(entry["first_choice_just_after"] == entry["accurate_just_after"] for entry in edits)
+
+
+def test_a_first_batch_that_blows_up_a_norm_leaves_no_trace(begin, small_world, config):
+    network, tokenizer = load(str(small_world / "model"))
+    before = weights(network)
+    options = stages(small_world, LeastSquares([NormPenalty(1e-6)], PastEdits()), norm_limit=1.0001)
+    with pytest.raises(EditError, match=r"nothing was written: .* layer 0's matrix by .*--stage_two\.norm_limit null"):
+        edit(network, tokenizer, [BOB, ANA], **options)
+    assert same(weights(network).values(), before.values())
