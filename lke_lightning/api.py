@@ -257,7 +257,7 @@ class EditedModel:
         with editor.working("stage_one"):
             editor.step = self.stages.one.aim(model, batch)
         with editor.working("stage_two"):
-            self.stages.two.write(model, editor.step, editor.register)
+            self.stages.two.carry_out(model, editor.step, editor.register)
         editor.step.scores = self._score(editor.step.requests)
         return entries_of(editor, number)
 

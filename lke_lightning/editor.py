@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -30,6 +31,7 @@ SAME_RESULTS = frozenset(
         "stage_one.max_tokens",
         "stage_one.check_every",
         "stage_two.keep_on_host",
+        "stage_two.norm_limit",
         "stage_two.statistics.init_args.cache_dir",
     }
 )
@@ -140,7 +142,11 @@ class Editor(lightning.LightningModule):
         return self.clock * 0 + step.loss
 
     def on_train_batch_end(self, outputs: Any, batch: EditBatch, batch_idx: int) -> None:
-        """Log how the edited matrices grow, and how much room each had for the batch."""
+        """Log how much of the batch arrived, how the edited matrices grow, and how much room they had for it."""
+        arrived = self.step.arrival
+        if arrived is not None:
+            self.log("arrival/written", statistics.median(arrived.written), batch_size=len(self.step))
+            self.log("arrival/first_choice", statistics.fmean(arrived.first_choice), batch_size=len(self.step))
         for layer in self.language_model.layers:
             before, now = self.language_model.weight(layer).norms()
             self.log(f"norm_growth/layer_{layer}", now / before, batch_size=max(1, len(self.step)))
@@ -272,13 +278,19 @@ class Editor(lightning.LightningModule):
         if missing:
             raise EditError(f"the checkpoint lacks {missing}, or holds something else there: use another one")
         stream = checkpoint["editing"]["stream"]
-        check_same_method(checkpoint["editing"]["configuration"], self.configuration)
+        check_same_method(*(self._sited(part) for part in (checkpoint["editing"]["configuration"], self.configuration)))
         self.trainer.datamodule.check_continues(stream)
         if len(stream["digests"]) < len(self.trainer.datamodule.requests):
             # a finished run whose stream has grown is in the middle of its one epoch again
             progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
             for counts in (progress["current"], progress["total"]):
                 counts.update(processed=0, completed=0)
+
+    def _sited(self, configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fill in the site that follows from the model where a configuration of the stages names none."""
+        one = configuration.get("stage_one", {})
+        sited = {"stage_one": {**one, "site": one.get("site") or self.language_model.site}}
+        return {**configuration, **sited} if configuration else configuration
 
     @classmethod
     def restored(cls, checkpoint: Mapping[str, Any], **present: Any) -> Editor:

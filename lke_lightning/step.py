@@ -15,6 +15,16 @@ SUPERSEDED = "a later edit of its batch states the same fact"
 NOT_FINITE = "its optimisation gave no finite numbers"
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """How much of a batch is in the weights after it was written, one entry per request, on the bare prompts."""
+
+    written: list[float]
+    """Which part of the way from the output before to the target the output at the target's site has gone; 1: all."""
+    first_choice: list[bool]
+    """Whether each token of the target is the model's first choice, given those before it."""
+
+
 @dataclass
 class EditStep:
     """What is known of one edit batch: stage one makes it, stage two writes it, everything after it reads it."""
@@ -31,6 +41,10 @@ class EditStep:
     """By layer, the share of each edit that the solve would write if it were the only one, (requests,) float64."""
     scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """What the scorecard found just after the batch was written, by id and kind."""
+    arrival: Arrival | None = None
+    """How much of it arrived; `None`: nothing was written, or nobody has looked."""
+    taken_back: str | None = None
+    """Why stage two took the whole batch back, if it did."""
 
     @classmethod
     def of(cls, batch: EditBatch, targets: Targets, contexts: Sequence[str]) -> EditStep:
@@ -63,6 +77,11 @@ class EditStep:
         kept = [i for i in range(len(self.requests)) if i not in set(numbers)]
         self.left_out += [(self.requests[i], reason) for i in numbers]
         self.requests, self.targets = tuple(self.requests[i] for i in kept), self.targets.chosen(kept)
+
+    def take_back(self, reason: str) -> None:
+        """Take all requests out of the batch, because stage two took back what it wrote."""
+        self.leave_out(range(len(self.requests)), reason)
+        self.taken_back = reason
 
     @property
     def loss(self) -> float:

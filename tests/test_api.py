@@ -74,7 +74,7 @@ def statistics_of(small_world):
 
 def stages(small_world, solver=None, **options):
     solver = solver or LeastSquares([BaseStatistics(0.1), NormPenalty(0.01)], PastEdits())
-    update = WeightUpdate(solver, statistics=statistics_of(small_world), **options)
+    update = WeightUpdate(solver, statistics=statistics_of(small_world), **{"norm_limit": None, **options})
     return {
         "stage_one": TargetOptimization(space=NormBall(5.0), contexts=ContextTemplates(templates=[]), max_steps=10),
         "stage_two": update,
@@ -164,7 +164,8 @@ def test_nothing_is_printed(small_world, config, capfd, recwarn):
     capfd.readouterr()
     edit(network, tokenizer, [BOB], config=config).edit([ANA]).undo("bob")
     assert capfd.readouterr() == ("", "")
-    assert not [str(warning.message) for warning in recwarn if "lightning" in warning.filename]
+    said = [str(warning.message) for warning in recwarn if "lightning" in warning.filename]
+    assert all("of 1 targets are the model's first choice" in message for message in said)  # ten steps are few
 
 
 def test_a_later_edit_takes_the_place_of_an_earlier_one(begin):
@@ -245,13 +246,13 @@ def test_an_interrupted_edit_is_taken_back(begin, monkeypatch, place, tmp_path):
 def test_an_interrupted_undo_is_taken_back(begin, monkeypatch):
     model = begin([BOB, ANA])
     before, remembered = deltas(model), [part.clone() for part in memory(model)]
-    calls, real = [], WeightUpdate._write
+    calls, real = [], WeightUpdate._agreed
 
     def dies_in_the_second_layer(*args):
         calls.append(args)
         return dies() if len(calls) == 2 else real(*args)
 
-    monkeypatch.setattr(WeightUpdate, "_write", staticmethod(dies_in_the_second_layer))
+    monkeypatch.setattr(WeightUpdate, "_agreed", staticmethod(dies_in_the_second_layer))
     with pytest.raises(KeyboardInterrupt):
         model.undo("bob")
     assert same(deltas(model), before)
@@ -562,3 +563,22 @@ def test_stages_come_from_a_configuration():
     assert [term.weight for term in made.two.solver.preservation] == [15000, 20]
     with pytest.raises(EditError, match="no configuration"):
         edit(None, None, [], config="nowhere.yaml")
+
+
+def test_the_ledger_tells_how_much_of_an_edit_arrived(begin, tmp_path):
+    begin([BOB, ANA], batch_size=2).save(tmp_path / "run")
+    edits = [entry for entry in Ledger(tmp_path / "run").read() if entry["event"] == "edit"]
+    assert [set(map(type, (e["reached"], e["first_choice_just_after"], e["written"]))) for e in edits] == [
+        {bool, float}
+    ] * 2
+    assert all(0 < entry["written"] <= 1 for entry in edits)
+    assert all(entry["first_choice_just_after"] == entry["accurate_just_after"] for entry in edits)
+
+
+def test_a_first_batch_that_blows_up_a_norm_leaves_no_trace(begin, small_world, config):
+    network, tokenizer = load(str(small_world / "model"))
+    before = weights(network)
+    options = stages(small_world, LeastSquares([NormPenalty(1e-6)], PastEdits()), norm_limit=1.0001)
+    with pytest.raises(EditError, match=r"nothing was written: .* layer 0's matrix by .*--stage_two\.norm_limit null"):
+        edit(network, tokenizer, [BOB, ANA], **options)
+    assert same(weights(network).values(), before.values())

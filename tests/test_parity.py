@@ -93,7 +93,7 @@ def make_stage_one(inputs):
 def make_stage_two(inputs, folder):
     _, solver, keys = METHODS[inputs["method"]]
     statistics = StoredStatistics(str(folder / inputs["statistics"]))
-    return WeightUpdate(solver(inputs["hyper_parameters"]), keys(), statistics, reference_quirks=True)
+    return WeightUpdate(solver(inputs["hyper_parameters"]), keys(), statistics, norm_limit=None, reference_quirks=True)
 
 
 def run(inputs, folder):

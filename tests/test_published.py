@@ -22,6 +22,7 @@ def test_every_combination_makes_two_stages(names, table):
     assert found.config["model"]["layers"]
     assert made.one.lr != 0.65  # the demo model's
     assert made.two.statistics.corpus != "demo"
+    assert made.two.norm_limit is None  # a collapse is to be seen
     if table != OURS:
         assert "arXiv" in found.header[0]
         assert found.config["data"]["init_args"]["path"]

@@ -13,6 +13,7 @@ from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch, EditError, EditRequest, check_number
 from lke_lightning.evaluation.canary import Canary, Health
+from lke_lightning.stage_two.arrival import arrival
 from lke_lightning.stage_two.update import Mark
 from lke_lightning.step import EditStep
 
@@ -182,6 +183,9 @@ class Guard(Callback):
             if self.action == "split":
                 good = stages.two.mark(model, editor.register)
                 step = stages.edit(model, EditBatch(part), editor.register)
+                if step.taken_back and len(part) > 1:
+                    waiting = _halves(part) + waiting
+                    continue
                 broken = self._broken(measured := self.measure(editor))
                 if not broken:
                     kept.append(step)
@@ -193,6 +197,8 @@ class Guard(Callback):
             else:
                 reasons += [(request, f"rolled back by the guard: {why}") for request in part]
         editor.step = EditStep.joined(kept, whole, reasons)
+        if editor.step.requests:
+            editor.step.arrival = arrival(model, editor.step)
 
 
 def _halves(requests: Sequence[EditRequest]) -> list[tuple[EditRequest, ...]]:

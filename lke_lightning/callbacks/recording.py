@@ -113,7 +113,10 @@ def _edit(step: EditStep, batch: int, i: int, register: Register, sharing: list[
         "first_loss": targets.first_losses[i],
         "loss": targets.losses[i],
         "target_norm": targets.vectors[i].norm().item(),
+        "reached": targets.reached[i],
     }
+    if step.arrival is not None:
+        entry |= {"written": step.arrival.written[i], "first_choice_just_after": step.arrival.first_choice[i]}
     if scores is not None:
         wanted, other, correct = scores["efficacy"][0].tolist()
         entry |= {"accurate_just_after": bool(correct), "nll_just_after": wanted}

@@ -168,6 +168,7 @@ def spaces(trainer: Trainer, editor: Editor, stream: EditStream) -> list[Space]:
         Space("Python and its libraries", host=_peak_of_host()),
         Space("weights of the model", weights, weights if on_gpu else 0),  # loaded through the host's memory
         Space("edited matrices: unedited copy and change", entries * (dtype.itemsize + wide)),
+        Space("their change before a batch, to take it back", host=entries * wide * (update.norm_limit is not None)),
         Space(f"solver, {len(shapes)} layers", at_once, far + near - at_once),
         Space(f"solver, memory of {edits:,} edits", host=math.ceil(ROOM * (grown - far))),
         Space("first inverse, at its peak", 4 * sum(squares) + 8 * INVERTING * max(squares)),

@@ -97,6 +97,35 @@ def into_head(network: nn.Module, states: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+@torch.no_grad()
+def is_changed_behind(network: nn.Module, architecture: Architecture) -> bool:
+    """Tell whether blocks change what their MLP output matrix returns before they add it to the residual stream.
+
+    Norms behind the MLP do (Gemma 2 and 3, OLMo 2 and 3). Found by what happens to one token in the first block: a
+    module is given the matrix's output as it is, and returns something else.
+    """
+    block, matrix = architecture.blocks[0], architecture.matrix(0)
+    returned: list[Tensor] = []
+    changed: list[nn.Module] = []
+
+    def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if module is matrix:
+            returned.append(output.flatten().clone())
+        elif returned and args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            given, made = args[0].flatten(), output.flatten()
+            if torch.equal(given, returned[-1]) and not torch.equal(made, given):
+                changed.append(module)
+
+    handles = [module.register_forward_hook(look) for module in block.modules()]
+    try:
+        with only_blocks(network, architecture, 0, 1):
+            network(input_ids=torch.zeros((1, 1), dtype=torch.long, device=network.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return bool(changed)
+
+
 class _Bypass(nn.Module):
     """Stands in for a block: returns a given hidden state, or the one it receives, without computing.
 

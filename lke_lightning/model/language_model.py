@@ -13,10 +13,18 @@ from torch import Tensor, nn
 
 from lke_lightning.edits import EditError
 from lke_lightning.model import gguf
-from lke_lightning.model.activations import before_head, capture, in_rows, into_head, only_blocks
+from lke_lightning.model.activations import (
+    before_head,
+    capture,
+    in_rows,
+    into_head,
+    is_changed_behind,
+    only_blocks,
+)
 from lke_lightning.model.architecture import Architecture
 from lke_lightning.model.cache import Padded
 from lke_lightning.model.refusals import check_complete, check_numbers, check_vocabulary, check_whole, why
+from lke_lightning.model.targets import Site
 from lke_lightning.model.tokens import TextEncoder
 from lke_lightning.model.weights import EditedWeight
 
@@ -135,6 +143,9 @@ class LanguageModel(nn.Module):
         check_vocabulary(network, tokenizer)
         check_numbers(network)
         _check_causal(network.eval(), architecture)
+        self.site: Site = "matrix" if is_changed_behind(network, architecture) else "block"
+        """Where targets live best: at the matrix where a norm stands between it and the residual stream, which would
+        change what is written on its way to the block's output; else at the block."""
         self.base_hash = content_hash(network)
         self.network = network.requires_grad_(False).eval()
         self.text = TextEncoder(tokenizer, chat, system, architecture.context)

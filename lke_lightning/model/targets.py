@@ -32,6 +32,10 @@ class Targets:
     """Where the targets live."""
     groups: list[int]
     """Which change each request has; requests with one key share one."""
+    distances: list[float]
+    """Norm of the change: how far the target is from what the output was."""
+    reached: list[bool]
+    """Whether the target tokens were the model's first choice at the stop, on the bare prompt."""
 
     def are_finite(self) -> list[bool]:
         """Return for each request whether its optimization gave finite numbers."""
@@ -41,7 +45,8 @@ class Targets:
         """Return the targets of some requests only."""
         lists = (self.steps, self.losses, self.first_losses, self.reasons)
         kept = ([part[i] for i in numbers] for part in lists)
-        return Targets(self.vectors[list(numbers)], *kept, self.site, [self.groups[i] for i in numbers])
+        rest = ([part[i] for i in numbers] for part in (self.groups, self.distances, self.reached))
+        return Targets(self.vectors[list(numbers)], *kept, self.site, *rest)
 
     @classmethod
     def joined(cls, parts: Sequence[Targets]) -> Targets:
@@ -54,6 +59,8 @@ class Targets:
             [reason for part in parts for reason in part.reasons],
             parts[0].site,
             [start + group for start, part in zip(_starts(parts), parts, strict=True) for group in part.groups],
+            [distance for part in parts for distance in part.distances],
+            [reached for part in parts for reached in part.reached],
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lke_lightning.distributed import Team
@@ -46,6 +46,7 @@ class TargetOptimization(Callback):
         lr: learning rate in the units of the activations, as published; it counts where it is given.
         max_steps: forward passes at most, so one update fewer.
         site: `block`: the target is the target block's output (MEMIT family); `matrix`: its MLP matrix's (ROME).
+            `None`: at the matrix where a norm stands behind it, as in Gemma 2 and 3 and OLMo 2, else at the block.
         max_tokens: how many tokens are run at once, at first; where memory runs out it is halved. Results do not
             depend on it.
         check_every: after how many steps finished requests are looked for and dropped. Results do not depend on it.
@@ -66,9 +67,9 @@ class TargetOptimization(Callback):
         space: TargetSpace | None = None,
         contexts: ContextTemplates | None = None,
         lr: float | None = None,
-        relative_lr: float = 0.1,
-        max_steps: int = 25,
-        site: Site = "block",
+        relative_lr: float = 0.15,
+        max_steps: int = 30,
+        site: Site | None = None,
         max_tokens: int = 32768,
         check_every: int | None = None,
         share_targets: Literal["key", "subject"] | None = "key",
@@ -104,7 +105,12 @@ class TargetOptimization(Callback):
         self.contexts = list(state_dict["contexts"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare for the requests of the run."""
+        """Prepare for the requests of the run, and say so where the model's structure puts targets at the matrix."""
+        if self.site is None and pl_module.language_model.site == "matrix":
+            rank_zero_info(
+                f"Targets live at the output of {pl_module.language_model.architecture.matrix_name} (stage_one.site "
+                "matrix), because a norm stands between it and the residual stream"
+            )
         self.prepare(pl_module.language_model, trainer.datamodule.requests)
 
     def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
@@ -168,7 +174,9 @@ class TargetOptimization(Callback):
 
     @torch.enable_grad()
     def _descend_together(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
-        rows = PackedRows.build(model, built, self.site, self.max_tokens)
+        site = self.site or model.site
+        rows = PackedRows.build(model, built, site, self.max_tokens)
+        bare = rows.bare
         starts = rows.initial
         initial = starts[:, 0]
         initial_norm = initial.norm(dim=1)
@@ -178,7 +186,9 @@ class TargetOptimization(Callback):
         scaled = torch.zeros_like(initial, requires_grad=True)
         optimizer = torch.optim.Adam([scaled], lr=self.relative_lr if self.lr is None else self.lr)
         outcome = _Outcome(
-            torch.zeros_like(initial), *(torch.zeros(len(built), dtype=t, device=device) for t in _Outcome.DTYPES)
+            torch.zeros_like(initial),
+            torch.zeros((len(built), len(bare)), dtype=torch.bool, device=device),
+            *(torch.zeros(len(built), dtype=t, device=device) for t in _Outcome.DTYPES),
         )
         active = torch.arange(len(built), device=device)  # the requests that still have rows
         going = torch.ones_like(active, dtype=torch.bool)  # those of them that have not stopped
@@ -199,7 +209,7 @@ class TargetOptimization(Callback):
             # a request that stopped on one process only would leave the others waiting in a sharded network
             reason = team.alike(self._reasons(view, loss, is_last=step == self.max_steps))
             stopped = going & (reason >= 0)
-            outcome.record(active, stopped, change[active], step, loss, reason)
+            outcome.record(active, stopped, change[active], most_probable[:, bare], step, loss, reason)
             going = going & ~stopped
             if step == self.max_steps:
                 break
@@ -215,7 +225,7 @@ class TargetOptimization(Callback):
             if left < len(active):  # finished requests cost nothing from here on
                 active, history, essence_before = active[going], history[:, going], essence_before[going]
                 rows, going = rows.keep(going), going[going]
-        return outcome.targets(starts, [type(rule).__name__ for rule in self.stopping] + ["MaxSteps"], self.site)
+        return outcome.targets(starts, [type(rule).__name__ for rule in self.stopping] + ["MaxSteps"], site)
 
     def _reasons(self, view: StepView, loss: Tensor, is_last: bool) -> Tensor:
         """Return the index of the first rule that fires for each request, -1 for none."""
@@ -230,6 +240,8 @@ class _Outcome:
     """What was found so far, on the device: nothing waits for it until the descent is over."""
 
     changes: Tensor
+    reached: Tensor
+    """On the bare prompts, (groups, members) bool."""
     steps: Tensor
     reasons: Tensor
     losses: Tensor
@@ -238,11 +250,14 @@ class _Outcome:
     DTYPES: ClassVar = (torch.long, torch.long, torch.float64, torch.float64)
 
     @torch.no_grad()
-    def record(self, active: Tensor, stopped: Tensor, change: Tensor, step: int, loss: Tensor, reason: Tensor) -> None:
+    def record(
+        self, active: Tensor, stopped: Tensor, change: Tensor, said: Tensor, step: int, loss: Tensor, reason: Tensor
+    ) -> None:
         """Freeze requests that just stopped at the vector that passed; all tensors are (active requests, ...)."""
         if step == 1:
             self.first_losses.copy_(loss)
         self.changes[active] = torch.where(stopped.unsqueeze(1), change, self.changes[active])
+        self.reached[active] = torch.where(stopped.unsqueeze(1), said, self.reached[active])
         self.steps[active] = torch.where(stopped, step, self.steps[active])
         self.losses[active] = torch.where(stopped, loss.to(self.losses), self.losses[active])
         self.reasons[active] = torch.where(stopped, reason, self.reasons[active])
@@ -257,8 +272,8 @@ class _Outcome:
         """
         members = starts.shape[1]
         groups = range(len(starts))
-        lists = (self.steps, self.losses, self.first_losses, self.reasons)
-        steps, losses, first_losses, reasons = (part.repeat_interleave(members).tolist() for part in lists)
+        lists = (self.steps, self.losses, self.first_losses, self.reasons, self.changes.norm(dim=1))
+        steps, losses, first_losses, reasons, distances = (part.repeat_interleave(members).tolist() for part in lists)
         return Targets(
             (starts + self.changes.unsqueeze(1)).flatten(0, 1),
             steps,
@@ -267,4 +282,6 @@ class _Outcome:
             [names[i] for i in reasons],
             site,
             [group for group in groups for _ in range(members)],
+            distances,
+            self.reached.flatten().tolist(),
         )

@@ -57,8 +57,12 @@ class PackedRows:
         """The unchanged activations on the bare prompts, (requests, members, hidden size)."""
         is_first = torch.ones_like(self.row_requests, dtype=torch.bool)
         is_first[1:] = self.row_requests[1:] != self.row_requests[:-1]
-        bare = torch.arange(0, self.contexts, self.contexts // self.members, device=is_first.device)
-        return self.replay.initial[is_first.nonzero() + bare]
+        return self.replay.initial[is_first.nonzero() + self.bare]
+
+    @property
+    def bare(self) -> Tensor:
+        """Which contexts of a request are its members' bare prompts, (members,)."""
+        return torch.arange(0, self.contexts, self.contexts // self.members, device=self.row_requests.device)
 
     def predict(self, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Run all rows with delta (requests, hidden size) at their slots.

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lke_lightning.checkpoints import understood
 from lke_lightning.distributed import Team
-from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.stage_two.arrival import Watch
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader
@@ -65,6 +66,9 @@ class WeightUpdate(Callback):
         spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which puts more on early layers.
         transform: applied to each update before it is written (RECT).
         readout: applied to the total change when the model is scored or exported; editing never sees it (PRUNE).
+        norm_limit: how many times larger a batch may make the Frobenius norm of an edited matrix. One that would make
+            it larger is taken back and left out; a run whose first batch is, or several in a row, stops. `None`: no
+            limit, as in the published codes.
         keep_on_host: keep the solver's memory in host memory and move one layer at a time to the device.
         reference_quirks: follow the published code where it differs from the paper (`ContextMean`).
     """
@@ -77,20 +81,24 @@ class WeightUpdate(Callback):
         spread: Literal["even", "root"] = "even",
         transform: UpdateTransform | None = None,
         readout: ReadoutTransform | None = None,
+        norm_limit: float | None = 30.0,
         keep_on_host: bool = False,
         reference_quirks: bool = False,
     ) -> None:
+        if norm_limit is not None:
+            check_number("stage_two.norm_limit", norm_limit, above=1)
         self.solver = solver or LeastSquares(
             [BaseStatistics(fulfilment=0.8), NormPenalty(proportion=0.05)], PastEdits()
         )
         self.keys = keys or ContextMean()
         self.statistics = statistics or KeyStatistics()
         self.spread, self.transform, self.readout = spread, transform, readout
-        self.keep_on_host, self.reference_quirks = keep_on_host, reference_quirks
+        self.norm_limit, self.keep_on_host, self.reference_quirks = norm_limit, keep_on_host, reference_quirks
         self.memory: dict[int, Memory] = {}
         """The solver's memory of earlier batches, by layer; rows are the numbers of the run's register."""
         self._fingerprints: dict[str, str] = {}
         self._is_ready = False
+        self._watch = Watch()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the solver's memory, and the fingerprints of the statistics it started from."""
@@ -113,7 +121,7 @@ class WeightUpdate(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
         """Write the batch into the weights."""
         with pl_module.working("stage_two"):
-            self.write(pl_module.language_model, pl_module.step, pl_module.register)
+            self.carry_out(pl_module.language_model, pl_module.step, pl_module.register)
 
     def prepare(
         self, model: LanguageModel, requests: Sequence[EditRequest] = (), contexts: Sequence[str] = ("{}",)
@@ -152,6 +160,15 @@ class WeightUpdate(Callback):
             self._tell_strength()
         self._fingerprints, self._is_ready = fingerprints, True
 
+    def carry_out(self, model: LanguageModel, step: EditStep, register: Register) -> None:
+        """Write a batch of a run, and look at what became of it; see `write` and `Watch`.
+
+        Raises:
+            EditError: an update is not finite, or exceeds the limit of norms in the first batch or several in a row.
+        """
+        systems = self.write(model, step, register)
+        self._watch.look(model, step, register, systems)
+
     @torch.no_grad()
     def _first_keys(
         self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]
@@ -180,10 +197,8 @@ class WeightUpdate(Callback):
         rank_zero_info(f"Fulfilment of a single edit by layer: {layers}; factor of the preservation terms: {factors}")
         share = statistics.median(shares)
         if share < WEAK or STRONG < share < 1:
-            times, effect = (
-                share / (1 - share) / 3,
-                "edits will hardly show" if share < WEAK else "nothing is protected",
-            )
+            times = share / (1 - share) / 3
+            effect = "edits will hardly show" if share < WEAK else "nothing is protected"
             rank_zero_warn(
                 f"with these preservation weights a single edit is written to {share:.1%}, so that {effect}: they were "
                 "probably found for another model. Give BaseStatistics a fulfilment in place of a weight; weights "
@@ -194,22 +209,30 @@ class WeightUpdate(Callback):
     def write(self, model: LanguageModel, step: EditStep, register: Register) -> dict[int, EditSystem]:
         """Edit the weights so that the targets are produced, and enter the edits into the register.
 
+        A batch that exceeds the limit of norms is taken back, bit for bit in the weights, and left out of the step.
+
         Args:
             model: the language model; its edited weights change.
             step: the edits and their targets.
             register: the edits made so far.
 
         Returns:
-            The system of each layer.
+            The system of each layer; of none where nothing was written.
 
         Raises:
             EditError: an update is not finite; it is not written then.
         """
         if not step.requests:
             return {}
+        before = Mark({}, {}, len(register))
+        norms = {layer: model.weight(layer).norms()[1] for layer in model.layers}
         if self.why_not_exact() is None:
             older = [register.number_of(request.fact) for request in step.requests]
-            self._move(model, out=[number for number in older if number is not None])
+            out = [number for number in older if number is not None]
+            for layer in model.layers if out else ():
+                self._note(model, layer, before)
+            self._move(model, out=out)
+        team = Team.of(model.network)
         reader = SlotReader(model, step.requests, step.contexts)
         key_weights = self.keys.key_weights(len(step.contexts), self.reference_quirks)
         anchor_weights = self.keys.anchor_weights(len(step.contexts))
@@ -221,13 +244,21 @@ class WeightUpdate(Callback):
             residuals = missing * SPREAD[self.spread](len(model.layers) - i)
             weight = model.weight(layer)
             systems[layer] = EditSystem(keys, anchors, residuals, keys @ weight.delta.T, counts)
+            self._note(model, layer, before)
             memory = self._fetch(layer, model)
             step.fulfilment[layer] = self.solver.fulfilment(memory, systems[layer]).cpu()
             update, memory = self.solver.compute(memory, systems[layer])
             self._keep(layer, memory)
             if self.transform is not None:
                 update = self.transform(weight.live(), update)
-            self._write(model, layer, update)
+            update = self._agreed(model, layer, update)
+            if self.norm_limit is not None:
+                growth = team.first((weight.live().add_(update).norm() / norms[layer]).item())
+                if not growth <= self.norm_limit:
+                    self.roll_back(model, register, before)
+                    step.take_back(_why_taken_back(model, step, layer, growth, self.norm_limit))
+                    return {}
+            weight.add(update)
         register.enter(step.requests, step.targets.groups)
         return systems
 
@@ -321,16 +352,21 @@ class WeightUpdate(Callback):
                 if numbers:
                     update, memory = move(self._fetch(layer, model), numbers, weight.delta)
                     self._keep(layer, memory)
-                    self._write(model, layer, update)
+                    weight.add(self._agreed(model, layer, update))
 
     @staticmethod
-    def _write(model: LanguageModel, layer: int, update: Tensor) -> None:
-        """Add an update; every process has solved for it, and all take the first one's, so that they cannot diverge."""
-        weight = model.weight(layer)
-        update = Team.of(model.network).first_tensor(update.to(weight.delta))
+    def _agreed(model: LanguageModel, layer: int, update: Tensor) -> Tensor:
+        """Return an update that all processes have solved for: the first one's, so that they cannot diverge."""
+        update = Team.of(model.network).first_tensor(update.to(model.weight(layer).delta))
         if not update.isfinite().all():
             raise EditError(f"the update of layer {layer} is not finite: check the statistics and hyperparameters")
-        weight.add(update)
+        return update
+
+    def _note(self, model: LanguageModel, layer: int, mark: Mark) -> None:
+        """Keep what a layer is before a batch changes it, in host memory, so that the batch can be taken back."""
+        if self.norm_limit is not None and layer not in mark.deltas:
+            mark.deltas[layer] = model.weight(layer).delta.to("cpu", copy=True)
+            mark.memory[layer] = self.solver.mark(self.memory[layer])
 
     def _fetch(self, layer: int, model: LanguageModel) -> Memory:
         """Move the parts that the solver needs to the device."""
@@ -339,6 +375,16 @@ class WeightUpdate(Callback):
 
     def _keep(self, layer: int, memory: Memory) -> None:
         self.memory[layer] = {name: part.cpu() for name, part in memory.items()} if self.keep_on_host else memory
+
+
+def _why_taken_back(model: LanguageModel, step: EditStep, layer: int, growth: float, limit: float) -> str:
+    misplaced = step.targets.site == "block" and model.site == "matrix"
+    site = "set stage_one.site to matrix (a norm stands behind this model's MLP), or " if misplaced else ""
+    return (
+        f"its batch would multiply the norm of layer {layer}'s matrix by {growth:.3g}, and the limit is {limit:g}; "
+        f"{site}give BaseStatistics more weight (a lower fulfilment) or lower stage_one.lr; --stage_two.norm_limit "
+        "null lets it pass"
+    )
 
 
 def _fingerprint(moment: Tensor) -> str:

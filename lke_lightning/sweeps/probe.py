@@ -220,6 +220,7 @@ def _effects(traces: Sequence[dict[str, Any]], count: int) -> dict[str, list[flo
 def _edit(model: LanguageModel, config: grid.Config, requests: Sequence[EditRequest], alone: bool) -> dict[str, Any]:
     """Edit facts, each alone or all at once, score them, and restore the model's weights."""
     stages, _ = compose(config)
+    stages.two.norm_limit = None  # a trial that wears the model out counts with what it does to it
     stages.prepare(model, requests)
     register = Register()
     unedited = stages.two.mark(model, register)

@@ -9,6 +9,7 @@ from lke_lightning import checkpoints
 from lke_lightning.cli import main
 from lke_lightning.evaluation.canary import Canary
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
 
 
@@ -78,6 +79,26 @@ def test_a_split_keeps_what_can_be_kept(small_run, growth, tmp_path):
     [batch] = [entry for entry in entries if entry["event"] == "batch"]
     assert max(batch["norm_growth"].values()) <= limit
     assert checkpoint["editing"]["register"]["ids"] == kept
+
+
+def test_a_split_leaves_out_what_a_limit_of_norms_takes_back(small_run, growth, tmp_path):
+    """The whole batch passes that limit; the guard has it edited in parts, and then no part may pass."""
+    write, limits = WeightUpdate.write, iter([None])
+
+    def then_limited(self, *args):
+        self.norm_limit = next(limits, 1.0000001)
+        return write(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WeightUpdate, "write", then_limited)
+        checkpoint, entries = guarded(
+            small_run, tmp_path / "run", "--guard.norm_growth", "1.0001", "--guard.action", "split",
+            "--data.batch_size", "4", "--data.limit", "4",
+        )  # fmt: skip
+    left = [entry for entry in entries if entry["event"] == "left_out"]
+    assert [entry["id"] for entry in left] == ["0", "1", "2", "3"]
+    assert all("the limit is 1;" in entry["reason"] for entry in left)
+    assert all(not value.any() for name, value in checkpoint["state_dict"].items() if name.endswith("delta"))
 
 
 def test_a_stop_ends_the_run_in_its_band_with_a_checkpoint_to_go_on_from(small_run, growth, tmp_path):

@@ -21,7 +21,8 @@ class Family:
     """What a program that knows Llama alone would get wrong."""
     changes: dict[str, Any] = field(default_factory=dict)
     site: str = "block"
-    """Where targets live. A norm behind the MLP undoes what is added to a block's output: there, at the matrix."""
+    """Where the structure puts targets: a norm behind the MLP changes what is written there on its way to the block's
+    output."""
     daily: bool = False
     """Run through `fit` in every test run, not in slow ones alone."""
 
@@ -39,7 +40,8 @@ FAMILIES = {
     "opt": Family("OPT", "opt", "positions offset by two, MLP sees all tokens in one row, biases", daily=True),
     "opt-post": Family(
         "OPT-350M", "opt", "norms behind the blocks, narrower embeddings",
-        {"do_layer_norm_before": False, "word_embed_proj_dim": 16}, site="matrix"),
+        {"do_layer_norm_before": False, "word_embed_proj_dim": 16}
+    ),
     "bloom": Family("BLOOM", "bloom", "biases by distance (ALiBi)"),
     "mpt": Family("MPT", "mpt", "biases by distance (ALiBi), MLP called ffn"),
     "falcon": Family("Falcon 7B", "falcon", "parallel, attention added into the MLP's output in place", daily=True),
@@ -66,7 +68,7 @@ FAMILIES = {
     "gemma": Family("Gemma", "gemma", "embeddings scaled, norms count from one"),
     "gemma2": Family(
         "Gemma 2", "gemma2", "soft-capped logits and attention, sliding windows, four norms",
-        {**WINDOW, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 2.0}, daily=True,
+        {**WINDOW, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 2.0}, site="matrix", daily=True,
     ),
     "gemma3": Family("Gemma 3", "gemma3_text", "windows and rotations by kind of layer", TWO_KINDS, site="matrix"),
     "phi": Family("Phi 1 and 2", "phi", "attention and MLP in parallel, biases"),
@@ -91,6 +93,6 @@ FAMILIES = {
     "gemma4": Family(
         "Gemma 4 without shared keys", "gemma4_text", "inputs by layer, heads by kind of layer",
         {**WINDOW, "vocab_size_per_layer_input": 400, "hidden_size_per_layer_input": 8, "head_dim": 8,
-         "global_head_dim": 16},
+         "global_head_dim": 16}, site="matrix",
     ),
 }  # fmt: skip

@@ -30,6 +30,12 @@ class TestByStructureAlone(FamilyConformance):
         assert self.model.architecture.matrix_name == "mlp.back"  # no class of transformers reads such a folder
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_where_targets_live_follows_from_the_structure(name):
+    family = FAMILIES[name]
+    assert LanguageModel(tiny_network(family.kind, **family.changes), tiny_tokenizer(), [1, 2]).site == family.site
+
+
 def refused(network, reason):
     with pytest.raises(EditError, match=reason) as caught:
         LanguageModel(network, tiny_tokenizer(), [1, 2])

@@ -124,7 +124,8 @@ def test_a_moved_model_and_settings_without_effect_are_no_difference(small_run, 
     shutil.copytree(small_world / "model", tmp_path / "moved")
     fit(
         small_run, stopped, "--ckpt_path", "last", "--model.pretrained", str(tmp_path / "moved"),
-        "--stage_one.max_tokens", "9999", "--stage_two.keep_on_host", "true",
+        "--stage_one.max_tokens", "9999", "--stage_two.keep_on_host", "true", "--stage_two.norm_limit", "9",
+        "--stage_one.site", "block",  # what this model's structure says
     )  # fmt: skip
     found = differences(end_of(whole), end_of(stopped))
     assert {path.split("/")[-1] for path in found} <= {
@@ -132,6 +133,8 @@ def test_a_moved_model_and_settings_without_effect_are_no_difference(small_run, 
         "pretrained",
         "max_tokens",
         "keep_on_host",
+        "norm_limit",
+        "site",
         "configuration",
     }
     assert not any("state_dict" in path or "WeightUpdate" in path or "ledger" in path for path in found)

@@ -32,6 +32,7 @@ STAGE_ONE = [
     *(fit(f"max-steps-{value}", "stage_one.max_steps is .*at least 1", "stage_one.max_steps", value)
       for value in ("0", "-2")),
     fit("max-tokens-0", "stage_one.max_tokens is 0.*at least 1", "stage_one.max_tokens", "0"),
+    fit("norm-limit-1", "stage_two.norm_limit is 1.*above 1", "stage_two.norm_limit", "1"),
     fit("check-every-0", "stage_one.check_every is 0.*at least 1", "stage_one.check_every", "0"),
     fit("no-objectives", "stage_one.objectives is empty.*NegativeLogLikelihood", "stage_one.objectives", "[]"),
     *(fit(f"{part}-{value}", f"{part}.weight is .*finite number",

@@ -39,7 +39,8 @@ def request(i, subject=None, weight=1.0):
 
 def targets(count, seed):
     vectors = torch.randn(count, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Targets(vectors, [1] * count, [0.0] * count, [0.0] * count, [""] * count, "block", list(range(count)))
+    zeros, ones = [0.0] * count, [1.0] * count
+    return Targets(vectors, [1] * count, zeros, zeros, [""] * count, "block", list(range(count)), ones, [True] * count)
 
 
 def run(solver, batches, **options):

@@ -1,5 +1,7 @@
 """Keys, residuals and the layer loop against plain forwards."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -80,7 +82,7 @@ def test_all_that_is_missing_is_written_when_one_layer_may():
     reader = SlotReader(model, REQUESTS, ["{}"])
     reader.keys(1, [torch.ones(1)])
     wanted = reader.outputs("block", torch.ones(1)) + torch.randn(2, 32, dtype=torch.float64)
-    write(stage, model, Targets(wanted, [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block", [0, 1]), contexts=["{}"])
+    write(stage, model, replace(some_targets(0), vectors=wanted), contexts=["{}"])
     after = SlotReader(model, REQUESTS, ["{}"])
     after.keys(1, [torch.ones(1)])
     torch.testing.assert_close(after.outputs("block", torch.ones(1)), wanted, rtol=1e-6, atol=1e-6)
@@ -114,7 +116,7 @@ def write(stage, model, targets, contexts=CONTEXTS, register=None):
 
 def some_targets(seed):
     vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Targets(vectors, [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block", [0, 1])
+    return Targets(vectors, [1, 1], [0.0, 0.0], [0.0, 0.0], ["", ""], "block", [0, 1], [1.0, 1.0], [True, True])
 
 
 @pytest.mark.parametrize("on_host", [False, True])

@@ -1,0 +1,152 @@
+"""After a batch was written: how much of it arrived, and where it was lost."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lke_lightning.distributed import Team
+from lke_lightning.edits import SLOT, EditError
+from lke_lightning.model.activations import capture, in_rows
+from lke_lightning.model.batching import by_length, within_memory
+from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.stage_one.rows import RequestRows, build_rows
+from lke_lightning.stage_two.register import Register
+from lke_lightning.stage_two.solvers import EditSystem
+from lke_lightning.step import Arrival, EditStep
+
+MAX_TOKENS = 16384
+"""How many tokens run at once."""
+
+ENOUGH = 0.5
+"""The part of a batch, and of the way to its targets, that has to arrive."""
+
+TAKEN_BACK_AT_MOST = 3
+"""After so many batches in a row that were taken back, a run stops."""
+
+
+class Watch:
+    """Looks at each batch of a run after it was written, and says so where less than half of it arrived."""
+
+    def __init__(self) -> None:
+        self._taken_back = 0
+        self._lost_in = ""
+
+    def look(self, model: LanguageModel, step: EditStep, register: Register, systems: Mapping[int, EditSystem]) -> None:
+        """Measure what arrived into `step.arrival`; warn where it is little, at first and when the reason changes.
+
+        Args:
+            model: the language model, as the batch has left it.
+            step: the batch.
+            register: the edits made so far, with those of the batch.
+            systems: what stage two solved, by layer.
+
+        Raises:
+            EditError: the batch was taken back, and nothing was written before it or the last ones were taken back too.
+        """
+        self._taken_back = self._taken_back + 1 if step.taken_back else 0
+        if step.taken_back:
+            if not len(register):
+                raise EditError(f"nothing was written: {step.taken_back}")
+            if self._taken_back >= TAKEN_BACK_AT_MOST:
+                raise EditError(f"the last {self._taken_back} batches were taken back: {step.taken_back}")
+            rank_zero_warn(f"a batch is left out: {step.taken_back}")
+        if not step.requests:
+            return
+        step.arrival = arrival(model, step)
+        lost_in, what = _diagnosis(model, step, step.arrival, systems)
+        if lost_in and lost_in != self._lost_in:
+            rank_zero_warn(f"after {len(register)} edits: {what}")
+        self._lost_in = lost_in or self._lost_in
+
+
+@torch.no_grad()
+def arrival(model: LanguageModel, step: EditStep) -> Arrival:
+    """Measure how much of a batch is in the weights, by one pass over its bare prompts; processes divide them."""
+    team = Team.of(model.network)
+    mine = team.share(range(len(step)))
+    rows = build_rows([step.requests[i] for i in mine], [SLOT], model.text)
+    parts, _ = within_memory(
+        lambda part: _outcomes(model, step, part),
+        list(zip(mine, rows, strict=True)),
+        lambda item: item[1].count_tokens(),
+        MAX_TOKENS,
+    )
+    found = team.gather([outcome for part in parts for outcome in part])
+    return Arrival([written for written, _ in found], [is_first for _, is_first in found])
+
+
+def _outcomes(
+    model: LanguageModel, step: EditStep, part: Sequence[tuple[int, RequestRows]]
+) -> list[tuple[float, bool]]:
+    """Return for each request, by its place in the batch, which part of the way was gone and whether it is said."""
+    target = model.target_layer
+    architecture = model.architecture
+    module = architecture.blocks[target] if step.targets.site == "block" else architecture.matrix(target)
+    found: dict[int, tuple[float, bool]] = {}
+    for members in by_length([len(rows.contexts[0].ids) for _, rows in part], MAX_TOKENS, model.device):
+        chosen = [part[i] for i in members]
+        batch = model.text.pad([rows.contexts[0] for _, rows in chosen], model.device)
+        reads = [
+            (place, len(rows.contexts[0].ids) - len(rows.targets[0]) + j, label)
+            for place, (_, rows) in enumerate(chosen)
+            for j, label in enumerate(rows.targets[0])
+        ]
+        places, positions, labels = torch.tensor(reads, device=model.device).T
+        with capture(module) as seen:
+            states = model.states(batch, places, positions)
+        outputs = in_rows(seen.output, len(batch))[torch.arange(len(batch), device=model.device), batch.slots]
+        wrong = torch.zeros(len(batch), dtype=torch.long, device=model.device)
+        wrong.index_add_(0, places, (model.head(states).argmax(1) != labels).long())
+        numbers = [number for number, _ in chosen]
+        left = (step.targets.vectors[numbers] - outputs).norm(dim=1).tolist()
+        for number, missing, mistakes in zip(numbers, left, wrong.tolist(), strict=True):
+            distance = step.targets.distances[number]  # 0: the output was what it should be
+            found[number] = 1 - missing / distance if distance else 1.0, mistakes == 0
+    return [found[number] for number, _ in part]
+
+
+def _diagnosis(
+    model: LanguageModel, step: EditStep, found: Arrival, systems: Mapping[int, EditSystem]
+) -> tuple[str, str]:
+    """Return where a batch was lost and what to do, in one sentence; twice nothing where enough of it arrived."""
+    said, written = sum(found.first_choice), statistics.median(found.written)
+    if said >= ENOUGH * len(step) and written >= ENOUGH:
+        return "", ""
+    what = (
+        f"{said} of {len(step)} targets are the model's first choice, and {written:.0%} of the way to them was written "
+        "(median): "
+    )
+    reached = step.targets.reached
+    silent = [known for known, is_first in zip(reached, found.first_choice, strict=True) if not is_first]
+    if said < ENOUGH * len(step) and sum(silent) < ENOUGH * len(silent):
+        return "stage one", (
+            f"{what}stage one reached {sum(reached)} of them; raise stage_one.max_steps, stage_one.lr or the "
+            "factor of stage_one.space"
+        )
+    what += f"stage one reached {sum(reached)} of them, "
+    if step.targets.site == "block" and model.site == "matrix":
+        return "site", f"{what}a norm behind the MLP changed what was written; set stage_one.site to matrix"
+    if _solved(model, systems) >= ENOUGH:
+        weights = [model.weight(layer) for layer in model.layers]
+        lost = math.hypot(*(weight.lost() for weight in weights))
+        whole = math.hypot(*(weight.delta.norm().item() for weight in weights))
+        if lost > ENOUGH * whole:
+            dtype = str(model.network.dtype).removeprefix("torch.")
+            return "dtype", f"{what}{dtype} loses {lost / whole:.0%} of the change; set model.dtype to float32"
+    return "stage two", (
+        f"{what}stage two did not write them; give BaseStatistics, or what else preserves, less weight (a higher "
+        "fulfilment), or edit more layers"
+    )
+
+
+def _solved(model: LanguageModel, systems: Mapping[int, EditSystem]) -> float:
+    """Return which part of what was asked of the last layer its solve has given, before any rounding (median)."""
+    system = systems[model.target_layer]
+    given = system.keys @ model.weight(model.target_layer).delta.T - system.changes
+    left = (system.residuals - given).norm(dim=1) / system.residuals.norm(dim=1)
+    return 1 - left.nanmedian().item()
