@@ -54,7 +54,7 @@ def entry(outcome: Outcome) -> dict[str, Any]:
         summary["accuracy"] = {kind: (card["final"] or {}).get(kind, {}).get("accuracy") for kind in KINDS}
         answers = (card["final"] or {}).get("generated", {})
         summary["generated"] = {kind: answers.get(kind, {}).get("prefix") for kind in KINDS} if answers else None
-        summary["retention"] = _retention(card["retention"])
+        summary["retention"] = _retention(card.get("retention") or [])
         summary["downstream"] = _abilities(outcome.downstream)
         summary["perplexity"] = card.get("perplexity")
         summary["norm_growth"] = {
