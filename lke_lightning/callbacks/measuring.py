@@ -96,9 +96,8 @@ class Measurement:
             By id the scores, and, if answers are generated, the text generated after the edited prompt.
         """
         team = Team.of(editor.language_model.network)
-        share = team.share(
-            [request for request in requests if request.id in self._scored]
-        )  # every edit's own scores are gathered: nothing is averaged before
+        chosen = [request for request in requests if request.id in self._scored]
+        share = team.share(chosen)  # every edit's own scores are gathered: nothing is averaged before
         found, outputs = self._score(editor, share, with_texts) if share else ({}, {})
         gathered = team.gather([(request.id, found[request.id], outputs.get(request.id)) for request in share])
         texts = {name: text for name, _, text in gathered if text is not None}
