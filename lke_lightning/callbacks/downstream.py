@@ -19,12 +19,13 @@ from lke_lightning.edits import EditBatch, EditError, check_number
 from lke_lightning.evaluation.downstream import Result, Task
 from lke_lightning.evaluation.harness import LmEval
 from lke_lightning.evaluation.tasks import MMLU, MRPC, NLI, RTE, SST2, CoLA
+from lke_lightning.evaluation.text_choices import Agreement, Completion
 from lke_lightning.evaluation.text_perplexity import MEPPL
 from lke_lightning.results import versions, write
 
 NAME = "downstream.json"
 
-TASKS = (SST2, MRPC, CoLA, RTE, NLI, MMLU, MEPPL, LmEval)
+TASKS = (SST2, MRPC, CoLA, RTE, NLI, MMLU, MEPPL, Agreement, Completion, LmEval)
 """Tasks whose `class_path` needs no module."""
 
 

@@ -27,6 +27,8 @@ class Measurement:
         generated_tokens: maximum length of such an answer.
         fluency: also let the model continue texts.
         judge: judges the generated answers; `None`: no judge.
+        one_in: score only the first of every so many edits of the stream.
+        generated_one_in: generate answers only for the first of every so many of these.
 
     Raises:
         EditError: a text file cannot be read, a number is too small, or options contradict each other.
@@ -41,9 +43,13 @@ class Measurement:
         generated_tokens: int,
         fluency: bool,
         judge: Judge | None,
+        one_in: int,
+        generated_one_in: int,
     ) -> None:
         check_number("scorecard.max_tokens", max_tokens, at_least=1)
         check_number("scorecard.generated_tokens", generated_tokens, at_least=1)
+        check_number("scorecard.one_in", one_in, at_least=1)
+        check_number("scorecard.generated_one_in", generated_one_in, at_least=1)
         check_files(text or [], "scorecard.text")
         check_number("scorecard.text_tokens", text_tokens, at_least=1)
         if judge is not None and not generated:
@@ -52,19 +58,24 @@ class Measurement:
             judge.check_settings()
         self.max_tokens, self.text, self.text_tokens = max_tokens, text, text_tokens
         self.generated, self.generated_tokens, self.fluency, self.judge = generated, generated_tokens, fluency, judge
+        self.one_in, self.generated_one_in = one_in, generated_one_in
+        self._scored: set[str] = set()
+        self._answered: set[str] = set()
         self._similarity: TextSimilarity | None = None
 
     def prepare(self, requests: Sequence[EditRequest]) -> None:
-        """Check that everything can be measured, before any work; fit the TF-IDF weights of the reference texts.
+        """Check that everything can be measured, before any work; choose the edits that are scored; fit TF-IDF weights.
 
         Args:
-            requests: all of the run; words that are rare in their reference texts weigh most in consistency.
+            requests: all of the run, in order; words that are rare in their reference texts weigh most in consistency.
 
         Raises:
             EditError: no record has a prompt for fluency, scikit-learn is missing, or the judge does not answer.
         """
         if self.judge is not None:
             self.judge.check()
+        chosen = [request.id for request in requests[:: self.one_in]]
+        self._scored, self._answered = set(chosen), set(chosen[:: self.generated_one_in])
         if self.fluency:
             if not any(request.generation for request in requests):
                 raise EditError("no record has prompts to continue (generation_prompts): leave scorecard.fluency out")
@@ -74,18 +85,19 @@ class Measurement:
     def score(
         self, editor: Editor, requests: Sequence[EditRequest], with_texts: bool
     ) -> tuple[dict[str, Scores], dict[str, str]]:
-        """Score requests.
+        """Score requests, those of them that are chosen.
 
         Args:
             editor: holds the model; the seconds are noted there.
-            requests: edits, already made or not.
+            requests: edits of the run, already made or not.
             with_texts: measure fluency and consistency, if they are switched on.
 
         Returns:
             By id the scores, and, if answers are generated, the text generated after the edited prompt.
         """
         team = Team.of(editor.language_model.network)
-        share = team.share(requests)  # every edit's own scores are gathered: nothing is averaged before
+        chosen = [request for request in requests if request.id in self._scored]
+        share = team.share(chosen)  # every edit's own scores are gathered: nothing is averaged before
         found, outputs = self._score(editor, share, with_texts) if share else ({}, {})
         gathered = team.gather([(request.id, found[request.id], outputs.get(request.id)) for request in share])
         texts = {name: text for name, _, text in gathered if text is not None}
@@ -98,10 +110,11 @@ class Measurement:
         with _reading(editor, "evaluation"):
             scored = score(model, requests, self.max_tokens)
         found = {request.id: scores for request, scores in zip(requests, scored, strict=True)}
-        if self.generated:
+        asked = [request for request in requests if self.generated and request.id in self._answered]
+        if asked:
             with _reading(editor, "generation"):
-                answers = answer(model, requests, self.generated_tokens, self.max_tokens, self.judge)
-            for request, answered in zip(requests, answers, strict=True):
+                answers = answer(model, asked, self.generated_tokens, self.max_tokens, self.judge)
+            for request, answered in zip(asked, answers, strict=True):
                 found[request.id] |= answered.scores
                 outputs[request.id] = answered.text
         if self.fluency and with_texts:

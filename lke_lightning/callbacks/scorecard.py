@@ -56,6 +56,8 @@ class Scorecard(Callback):
         fluency: also let it continue the records' generation prompts, before and at the end, for fluency and, where
             records have reference texts, consistency: 100 tokens for each prompt.
         judge: also ask another model whether the generated answers are correct. `None`: no judge.
+        one_in: score only the first of every so many edits of the stream, at every moment; the others have no scores.
+        generated_one_in: let the model generate answers only for the first of every so many scored edits.
 
     Raises:
         EditError: a text file cannot be read, a number is below 1, or there is a judge without `generated`.
@@ -72,9 +74,13 @@ class Scorecard(Callback):
         generated_tokens: int = 32,
         fluency: bool = False,
         judge: Judge | None = None,
+        one_in: int = 1,
+        generated_one_in: int = 1,
     ) -> None:
         self.before, self.report = before, report
-        self.measurement = Measurement(max_tokens, text, text_tokens, generated, generated_tokens, fluency, judge)
+        self.measurement = Measurement(
+            max_tokens, text, text_tokens, generated, generated_tokens, fluency, judge, one_in, generated_one_in
+        )
         self.unedited: dict[str, Scores] = {}
         self.just_after: dict[str, Scores] = {}
         self.final: dict[str, Scores] = {}
@@ -207,7 +213,7 @@ class Scorecard(Callback):
             batches = by_batch(self.final, self.batches)
             kept = {name: [batch and batch[name] for batch in batches] for name in ("success", "accuracy")}
             if self.measurement.generated:
-                kept["generated_exact"] = [batch and batch[FREE]["exact"] for batch in batches]
+                kept["generated_exact"] = [batch and batch.get(FREE, {}).get("exact") for batch in batches]
             event["efficacy_by_batch"] = kept
             self.kept = [row for row in self.kept if row["edits"] != editor.made]
             self.kept.append({"edits": editor.made, **kept})

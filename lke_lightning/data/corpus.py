@@ -22,6 +22,9 @@ KINDS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet
 COLUMN = "text"
 """Where the document is in a record of any of them."""
 
+HUB_SECONDS = 2.0
+"""How long the hub may take to answer whether it is there."""
+
 MODEL = "model"
 """The name of text that the model itself writes."""
 OPENINGS = ("The", "A", "In", "It", "When", "I", "You", "He", "She", "We", "They", "This", "There", "For", "If", "On")
@@ -67,6 +70,7 @@ class TextCorpus:
                 yield from read_documents([name], self.option)
             else:
                 path, _, configuration = name.partition(":")
+                _check_reachable(path, f"{name!r} ({self.option})", writes=model is not None)
                 what = f"{name!r} ({self.option}) is neither a text file nor a hub dataset that can be reached"
                 yield from _texts(f"{name!r} ({self.option})", what, path, name=configuration or None)
 
@@ -154,6 +158,29 @@ def _texts(text: str, cannot: str, *source: str, **options: Any) -> Iterator[str
     except (DatasetGenerationError, OSError, RuntimeError, ValueError, EOFError, StopIteration) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise EditError(f"{cannot}: {reason}") from error
+
+
+def _check_reachable(path: str, text: str, writes: bool) -> None:
+    """Ask the hub for a data set, once: `datasets` tries for half a minute before it says that there is no network.
+
+    Raises:
+        EditError: there is no answer. An answer that is a refusal is left to `datasets`, which explains it.
+    """
+    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if is_offline_mode() or Path(path).exists():  # a copy in the cache and a folder are read without the network
+        return
+    try:
+        HfApi().dataset_info(path, timeout=HUB_SECONDS)
+    except (HfHubHTTPError, ValueError):
+        return
+    except Exception as error:  # of the HTTP library, which differs between versions of the hub's
+        own = f", {MODEL!r} for text that the model writes" if writes else ""
+        raise EditError(
+            f"{text} is no file, and the hub cannot be reached: give files of your own text{own}, {DEMO!r} for the "
+            "demo world's, or set HF_HUB_OFFLINE=1 if a copy is in the cache"
+        ) from error
 
 
 def _suffix(name: str) -> str:

@@ -213,7 +213,7 @@ EXHIBITS: tuple[Exhibit | Retention, ...] = (
     Exhibit("Over the run", "Perplexity", "On text unrelated to the edits. A rise: language modeling degrades.",
         "perplexity", ["perplexity"], "log"),
     Exhibit("Over the run", "Downstream tasks", "Tasks unrelated to the edits. Anything below the first point is "
-        "capability lost to editing.", "downstream F1", ["mean"], "percent", y="weighted F1"),
+        "capability lost to editing.", "downstream", ["mean"], "percent", y="weighted F1 or accuracy"),
     Retention("Retention", "Retention per batch", "Rows are batches, the oldest at the top. Read a row from left to "
         "right to see a batch being forgotten."),
     Exhibit("Retention", "By age of edit", "The oldest batch is at the left. A rise to the right: later edits "

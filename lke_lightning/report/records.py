@@ -130,12 +130,13 @@ def drift_curves(drift: dict[str, Any]) -> Curves:
 
 
 def downstream_curves(found: dict[str, Any]) -> Curves:
-    """Return the curves of `downstream.json` over edits: each measure by task, and all F1 with their mean."""
+    """Return the curves of `downstream.json` over edits: each measure by task, and F1 or accuracy with its mean."""
     curves: Curves = {}
     for part in found.get("measurements") or []:
         parts = {f"task {task}": measures for task, measures in part["results"].items()}
-        f1 = {task: measures["f1"] for task, measures in part["results"].items() if measures.get("f1") is not None}
-        parts["downstream F1"] = f1 | ({"mean": sum(f1.values()) / len(f1)} if f1 else {})
+        scores = {task: measures.get("f1", measures.get("accuracy")) for task, measures in part["results"].items()}
+        scores = {task: score for task, score in scores.items() if score is not None}
+        parts["downstream"] = scores | ({"mean": sum(scores.values()) / len(scores)} if scores else {})
         for topic, values in parts.items():
             for name, value in values.items():
                 if isinstance(value, float):

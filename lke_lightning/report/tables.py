@@ -11,9 +11,9 @@ from lke_lightning.report.records import Score
 
 NOTE = (
     "At the end of each run: success in percent, ± half of the 95 % confidence interval over edits where it is "
-    "known; S is the harmonic mean of the three. Perplexity of unrelated text; largest growth of the Frobenius norm "
-    "of an edited matrix; mean probability per token of edited answers, just after; median steps of stage one; seconds "
-    "of both stages per edit."
+    "known; S is the harmonic mean of the three. Mean over downstream tasks, of weighted F1 or accuracy. Perplexity of "
+    "unrelated text; largest growth of the Frobenius norm of an edited matrix; mean probability per token of edited "
+    "answers, just after; median steps of stage one; seconds of both stages per edit."
 )
 
 
@@ -57,7 +57,7 @@ def _success(kind: str) -> Callable[[RunRecord], Score | None]:
 COLUMNS = (
     Column("Edits", lambda run: run.made, 0),
     *(Column(kind.capitalize(), _success(kind), 1, max, 100) for kind in (*KINDS, "S")),
-    Column("Downstream F1", lambda run: run.last("downstream F1", "mean"), 1, max, 100),
+    Column("Downstream", lambda run: run.last("downstream", "mean"), 1, max, 100),
     Column("Perplexity", lambda run: run.card.perplexity.get("final"), 2, min),
     Column("Norm growth", lambda run: run.last("norm growth"), 2, min),
     Column("p(edited)", lambda run: run.card.probability.get("edited_just_after"), 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from lke_lightning.configuration import read
 from lke_lightning.edits import EditError
 from lke_lightning.results import made_folder, write
-from lke_lightning.sweeps.report import CAPTION, HEADER, cells, circumstances, entry, markdown, show
+from lke_lightning.sweeps.report import CAPTION, circumstances, entry, markdown, show, table, together
 from lke_lightning.sweeps.runs import FILE_OPTIONS, LOG, Job, Outcome, carry_out_all
 
 
@@ -21,13 +22,15 @@ class Comparison:
 
     given: dict[str, Any]
     """The file's content."""
-    jobs: list[Job]
+    rows: dict[str, list[Job]]
+    """By name: one run, or one for each order of the edits."""
 
     @classmethod
     def read(cls, path: str) -> Comparison:
         """Read a plan: `rows`, each with a `name` and `arguments` of `fit`, and optionally common `arguments`.
 
-        Each row gets the common YAML files, its own, the common options, and its own, in this order.
+        Each row gets the common YAML files, its own, the common options, and its own, in this order. A row with
+        `orders`, a list of seeds, is a run for each order of its edits (`data.shuffle_seed`).
 
         Raises:
             EditError: the file is missing or is not a plan.
@@ -38,21 +41,34 @@ class Comparison:
             raise EditError(f"{what} has no rows: it needs a list `rows`, each with a name and arguments")
         _check_keys(given, {"arguments", "rows"}, what)
         common = _arguments(given, what)
-        jobs = [_job(row, i, common) for i, row in enumerate(given["rows"], 1)]
-        names = [job.name for job in jobs]
+        rows = [_row(row, i, common) for i, row in enumerate(given["rows"], 1)]
+        names = [name for row, jobs in rows for name in {row, *(job.name for job in jobs)}]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise EditError(f"several rows of the plan are named {min(twice)!r}: names must differ")
-        return cls(given, jobs)
+        return cls(given, dict(rows))
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All runs, in order."""
+        return [job for jobs in self.rows.values() for job in jobs]
+
+    def in_rows(self, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Join the entries of all runs, in order, to one for each row."""
+        each = iter(entries)
+        parts = {name: [next(each) for _ in jobs] for name, jobs in self.rows.items()}
+        return [part[0] if len(part) == 1 else together(part, name) for name, part in parts.items()]
 
 
 def compare(plan: str, output: str | None = None) -> None:
     """Run several methods on the same edits and write one table of them.
 
-    Finished rows are not run again unless their arguments or configuration files have changed.
+    Finished runs are not repeated and interrupted ones are continued, unless their arguments or configuration files
+    have changed. A row with `orders` is the mean of its runs, with their standard deviation.
 
     Args:
-        plan: a YAML file with `rows`, each a `name` and `arguments` of `fit`, and optionally `arguments` of all rows.
+        plan: a YAML file with `rows`, each a `name` and `arguments` of `fit`, and optionally `orders`, seeds of
+            `data.shuffle_seed`; and optionally `arguments` of all rows.
         output: folder of the table and of each row's run; default: `runs/` and the name of the plan.
 
     Raises:
@@ -64,13 +80,17 @@ def compare(plan: str, output: str | None = None) -> None:
 
     def report(outcomes: list[Outcome]) -> None:
         entries = [entry(outcome) for outcome in outcomes]
-        table = {"plan": read.given, **circumstances(command), "rows": entries}
-        write(folder / "comparison.json", json.dumps(table, indent=1) + "\n")
-        rows = [[summary["name"], *cells(summary)] for summary in entries]
-        write(folder / "comparison.md", f"{markdown(['method', *HEADER], rows)}\n{CAPTION[0].upper()}{CAPTION[1:]}.\n")
+        found = {"plan": read.given, **circumstances(command), "rows": entries}
+        write(folder / "comparison.json", json.dumps(found, indent=1) + "\n")
+        rows = read.in_rows(entries)
+        header, lines = table(rows)
+        named = [[row["name"], *cells] for row, cells in zip(rows, lines, strict=True)]
+        shown = markdown(["method", *header], named)
+        write(folder / "comparison.md", f"{shown}\n{CAPTION[0].upper()}{CAPTION[1:]}.\n")
 
     outcomes = carry_out_all(read.jobs, folder, report)
-    show(Path(plan).stem, [(outcome.job.name, entry(outcome)) for outcome in outcomes])
+    rows = read.in_rows([entry(outcome) for outcome in outcomes])
+    show(Path(plan).stem, [(row["name"], row) for row in rows])
     print(f"Table  {folder / 'comparison.md'}, {folder / 'comparison.json'}")
     failed = [outcome.job.name for outcome in outcomes if outcome.error]
     if failed:
@@ -78,17 +98,22 @@ def compare(plan: str, output: str | None = None) -> None:
         raise EditError(f"{len(failed)} of {len(outcomes)} rows failed; see {logs}")
 
 
-def _job(row: Any, place: int, common: list[str]) -> Job:
+def _row(row: Any, place: int, common: list[str]) -> tuple[str, list[Job]]:
     what = f"row {place} of the plan"
     if not isinstance(row, dict):
         raise EditError(f"{what} is {row!r}: it needs a name and arguments")
-    _check_keys(row, {"name", "arguments"}, what)
-    name = row.get("name")
+    _check_keys(row, {"name", "arguments", "orders"}, what)
+    name, orders = row.get("name"), row.get("orders")
     if not isinstance(name, str) or not re.fullmatch(r"[^\W_][^/\\\n]*", name):
         raise EditError(
             f"{what} has the name {name!r}: it names a folder, so start with a letter or digit and use no slash"
         )
-    return Job(name, tuple(_files_first([*common, *_arguments(row, what)])))
+    arguments = _files_first([*common, *_arguments(row, what)])
+    if orders is None:
+        return name, [Job(name, tuple(arguments))]
+    if not isinstance(orders, list) or len({*map(str, orders)}) < 2 or not all(type(seed) is int for seed in orders):
+        raise EditError(f"{what}: orders is {orders!r}: it must be a list of two or more different seeds")
+    return name, [Job(f"{name}, order {seed}", (*arguments, "--data.shuffle_seed", str(seed))) for seed in orders]
 
 
 def _files_first(arguments: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Runs of `fit`, each in its own process and folder: finished runs are not repeated, failed ones do not stop others."""
+"""Runs of `fit`, each in its own process and folder: finished ones are not repeated, interrupted ones are continued."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from lke_lightning import ledger
 from lke_lightning.edits import EditError
 from lke_lightning.results import write
 
-LOG, DONE, SCORECARD = "log.txt", "done.json", "scorecard.json"
-MEASURED = ("downstream.json", "drift.json")
+LOG, BEGUN, DONE, SCORECARD = "log.txt", "begun.json", "done.json", "scorecard.json"
+DOWNSTREAM = "downstream.json"
+MEASURED = (DOWNSTREAM, "drift.json")
 """What a run may have written beside its scorecard."""
 FILE_OPTIONS = ("-c", "--config")
 TAIL = 15
@@ -64,6 +65,8 @@ class Outcome:
     job: Job
     card: dict[str, Any] | None = None
     """Its scorecard, if it is done."""
+    downstream: dict[str, Any] | None = None
+    """Its `downstream.json`, if it is done and has measured tasks."""
     error: str | None = None
     """The last lines of its log, if it failed."""
 
@@ -115,25 +118,42 @@ def call(*arguments: str) -> list[str]:
 
 def _found(job: Job, folder: Path) -> Outcome:
     """Return the outcome of this very job, if it was done before."""
-    if not ((folder / DONE).is_file() and (folder / SCORECARD).is_file()):
+    if not (folder / SCORECARD).is_file() or _identity(folder / DONE) != job.identity():
         return Outcome(job)
-    same = json.loads((folder / DONE).read_text())["identity"] == job.identity()
-    return Outcome(job, json.loads((folder / SCORECARD).read_text()) if same else None)
+    return _done(job, folder)
+
+
+def _done(job: Job, folder: Path) -> Outcome:
+    tasks = folder / DOWNSTREAM
+    return Outcome(
+        job,
+        json.loads((folder / SCORECARD).read_text()),
+        json.loads(tasks.read_text()) if tasks.is_file() else None,
+    )
+
+
+def _identity(file: Path) -> str | None:
+    """Return which job a file of a folder is of; `None`: there is no such file."""
+    return json.loads(file.read_text())["identity"] if file.is_file() else None
 
 
 def _ran(job: Job, folder: Path, where: str, console: Console) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / LOG).is_file():  # left by an earlier attempt, whose files must not pass for this one's
+    identity = job.identity()
+    if (folder / LOG).is_file() and _identity(folder / BEGUN) != identity:
+        # left by another job of this name, whose files must not pass for this one's
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for name in (DONE, SCORECARD, ledger.NAME, *MEASURED):
             (folder / name).unlink(missing_ok=True)
-    identity = job.identity()
+    about = json.dumps({"identity": identity, "arguments": job.arguments}, indent=1) + "\n"
+    write(folder / BEGUN, about)
     quiet = ("--trainer.enable_progress_bar", "false")  # a log has no use for it; the run's own arguments may differ
-    command = call("fit", *quiet, *job.arguments, "--trainer.default_root_dir", str(folder))
+    where_left = ("--ckpt_path", "last")
+    command = call("fit", *quiet, *job.arguments, *where_left, "--trainer.default_root_dir", str(folder))
     code = _watched(command, folder / LOG, where, console)
     if code == 0 and (folder / SCORECARD).is_file():
-        write(folder / DONE, json.dumps({"identity": identity, "arguments": job.arguments}, indent=1) + "\n")
-        return Outcome(job, json.loads((folder / SCORECARD).read_text()))
+        write(folder / DONE, about)
+        return _done(job, folder)
     ended = "It ended without a scorecard." if code == 0 else f"It ended with exit code {code}."
     return Outcome(job, error="\n".join([*_last_lines(folder / LOG), ended]))
 

@@ -18,7 +18,7 @@ import yaml
 from lke_lightning.edits import EditError
 from lke_lightning.results import made_folder, replace, write
 from lke_lightning.sweeps import grid
-from lke_lightning.sweeps.report import CAPTION, HEADER, cells, circumstances, entry, markdown, show
+from lke_lightning.sweeps.report import CAPTION, circumstances, entry, markdown, show, table
 from lke_lightning.sweeps.runs import Job, call, carry_out
 
 if TYPE_CHECKING:
@@ -141,9 +141,13 @@ def _search(
         for i, point in enumerate(points):
             point["front"] = i in front
         write(task.folder / "tuning.json", json.dumps({**about, "points": points}, indent=1) + "\n")
-        lines = [["*" if p["front"] else "", *map(str, p["settings"].values()), *cells(p)] for p in points]
-        table = markdown(["", *sweep, *HEADER], lines)
-        write(task.folder / "tuning.md", f"{table}\n*: on the Pareto front. {CAPTION}.\n")
+        header, rows = table(points)
+        lines = [
+            ["*" if point["front"] else "", *map(str, point["settings"].values()), *cells]
+            for point, cells in zip(points, rows, strict=True)
+        ]
+        shown = markdown(["", *sweep, *header], lines)
+        write(task.folder / "tuning.md", f"{shown}\n*: on the Pareto front. {CAPTION}.\n")
 
     study.optimize(attempt, n_trials=trials, catch=NoScore, callbacks=[report])
     if study.best_trials:

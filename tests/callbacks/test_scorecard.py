@@ -186,11 +186,33 @@ def test_the_printed_tables_name_their_protocols(world, tmp_path, capsys):
     [
         ({"judge": Judge("http://localhost:9", "m")}, "set scorecard.generated"),
         ({"generated": True, "generated_tokens": 0}, "generated_tokens"),
+        ({"one_in": 0}, "scorecard.one_in"),
+        ({"generated": True, "generated_one_in": 0}, "scorecard.generated_one_in"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options, message):
     with pytest.raises(EditError, match=message):
         Scorecard(**options)
+
+
+def test_a_sample_of_the_edits_is_scored_and_a_smaller_one_answers(world, tmp_path):
+    fit(world, tmp_path, "--scorecard.one_in", "2", "--scorecard.generated", "true", "--scorecard.generated_tokens",
+        "3", "--scorecard.generated_one_in", "2", "--trainer.val_check_interval", "2",
+        "--trainer.check_val_every_n_epoch", "null")  # fmt: skip
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["Scorecard"]
+    for moment in ("unedited", "just_after", "final"):
+        assert saved[moment]["ids"] == ["0", "2", "4"]
+        assert (saved[moment]["kinds"]["efficacy/generated"]["lengths"] >= 0).tolist() == [True, False, True]
+    card = json.loads((tmp_path / "scorecard.json").read_text())
+    assert card["edits"] == 6
+    assert [part["edits"] for part in card["retention"]] == [1, 1, 1]
+    assert card["retention_matrix"]["evaluated_after"] == [4, 6]
+    assert [value is None for value in card["retention_matrix"]["generated_exact"][-1]] == [False, True, False]
+    assert list(saved["said"]) == ["0", "4"]
+    entries = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    scored = [entry["id"] for entry in entries if "success_just_after" in entry]
+    assert scored == ["0", "2", "4"]
+    assert sum(entry["event"] == "edit" for entry in entries) == 6
 
 
 def test_a_judge_that_does_not_answer_stops_before_any_work(world, tmp_path):

@@ -5,11 +5,21 @@ import json
 from itertools import islice
 
 import datasets
+import huggingface_hub
 import pandas
 import pytest
 import torch
 
-from lke_lightning.data.corpus import LENGTH, OPENINGS, ROWS, TextCorpus, check_files, read_documents, sampled
+from lke_lightning.data.corpus import (
+    HUB_SECONDS,
+    LENGTH,
+    OPENINGS,
+    ROWS,
+    TextCorpus,
+    check_files,
+    read_documents,
+    sampled,
+)
 from lke_lightning.demo.world import make_world
 from lke_lightning.edits import EditError
 from lke_lightning.model.language_model import LanguageModel
@@ -114,11 +124,42 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(error, monkeypatch):
     def load_dataset(*_, **__):
         raise error
 
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     corpus = TextCorpus(["someone/something"], "x.corpus")
     with pytest.raises(EditError, match=r"'someone/something' \(x.corpus\) is neither .*: \w+") as caught:
         next(corpus.documents())
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no way"), TimeoutError("too late"), RuntimeError("of its own")])
+def test_without_a_network_a_hub_name_fails_at_once_and_names_the_choices(error, monkeypatch):
+    asked = []
+
+    def dataset_info(_, name, timeout):
+        asked.append((name, timeout))
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("this retries"))
+    corpus = TextCorpus(["someone/something:en"], "x.corpus")
+    message = r"'someone/something:en' \(x.corpus\) .*own text, 'demo' .*HF_HUB_OFFLINE=1"
+    with pytest.raises(EditError, match=message) as caught:
+        next(corpus.documents())
+    assert len(str(caught.value).splitlines()) == 1
+    model = LanguageModel(tiny_network("llama"), tiny_tokenizer(), [1])
+    with pytest.raises(EditError, match=r"own text, 'model' for .*, 'demo' "):
+        next(corpus.documents(model))
+    assert asked == [("someone/something", HUB_SECONDS)] * 2
+    assert HUB_SECONDS <= 2
+
+
+def test_a_copy_in_the_cache_is_read_without_the_network(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: pytest.fail("there is no network"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"text": "one"}])
+    assert list(TextCorpus(["someone/something"], "x").documents()) == ["one"]
 
 
 @pytest.mark.parametrize("bos", [False, True])

@@ -88,10 +88,11 @@ def test_intervals_the_retention_matrix_and_probabilities_are_read_where_they_ar
 
 def test_downstream_tasks_and_their_mean(written):
     measured = [{"edits": 0, "results": {"CoLA": {"f1": 0.5, "items": 10}, "RTE": {"f1": 0.7}, "PPL": {"nll": 9.0}}},
-                {"edits": 5, "results": {"CoLA": {"f1": 0.4}}}]  # fmt: skip
+                {"edits": 5, "results": {"CoLA": {"f1": 0.4}, "Agreement": {"accuracy": 0.8}}}]  # fmt: skip
     run = read(written("run", {}, downstream={"measurements": measured}))
-    assert run.curves["downstream F1"] == {
-        "CoLA": [(0, 0.5), (5, 0.4)], "RTE": [(0, 0.7)], "mean": [(0, pytest.approx(0.6)), (5, 0.4)],
+    assert run.curves["downstream"] == {
+        "CoLA": [(0, 0.5), (5, 0.4)], "RTE": [(0, 0.7)], "Agreement": [(5, 0.8)],
+        "mean": [(0, pytest.approx(0.6)), (5, pytest.approx(0.6))],
     }  # fmt: skip
     assert run.curves["task PPL"] == {"nll": [(0, 9.0)]}
 

@@ -35,4 +35,4 @@ def test_what_was_not_measured_is_left_empty_or_out(written):
     header, rows, _ = made(written, a={"edits": 3, "final": None}, b=broken)
     assert rows[0][2:] == [""] * (len(header) - 2)
     assert rows[1][header.index("Perplexity")] == "3.0e+07"
-    assert "Downstream F1" not in header
+    assert "Downstream" not in header

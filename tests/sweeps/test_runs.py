@@ -31,7 +31,7 @@ def test_a_failure_stops_no_other_and_done_runs_stay_done(tmp_path):
     assert reports == [["waiting", "waiting"], ["failed", "waiting"], ["failed", "done"]]
     assert first[0].error.endswith("this went wrong\nIt ended with exit code 1.")
     assert len(first[0].error.splitlines()) == runs.TAIL + 1
-    assert first[1].card["seen"][-2:] == ["--trainer.default_root_dir", str(tmp_path / "good")]
+    assert first[1].card["seen"][-4:] == ["--ckpt_path", "last", "--trainer.default_root_dir", str(tmp_path / "good")]
     assert (tmp_path / "good" / "log.txt").read_text().startswith("working")
     (tmp_path / "good" / "log.txt").write_text("kept")
     again = carry_out_all(two, tmp_path, lambda _: None)
@@ -52,6 +52,19 @@ def test_other_arguments_or_another_configuration_run_again(tmp_path):
         assert (tmp_path / "row" / "log.txt").read_text() != "before"
         assert not (tmp_path / "row" / "checkpoints").exists()
     assert json.loads((tmp_path / "row" / "done.json").read_text())["arguments"] == ["-c", str(config)]
+
+
+def test_an_interrupted_run_is_continued(tmp_path):
+    bad = Job("row", ("bad",))
+    carry_out_all([bad], tmp_path, lambda _: None)
+    kept = [tmp_path / "row" / name for name in ("checkpoints", "ledger.jsonl", "downstream.json")]
+    for path in kept:
+        path.mkdir() if path.name == "checkpoints" else path.write_text("{}")
+    carry_out_all([bad], tmp_path, lambda _: None)
+    assert all(path.exists() for path in kept)
+    [outcome] = carry_out_all([Job("row", ("good",))], tmp_path, lambda _: None)
+    assert outcome.status == "done"
+    assert not any(path.exists() for path in kept)
 
 
 def test_a_missing_configuration_stops_before_anything_runs(tmp_path):
