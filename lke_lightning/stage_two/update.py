@@ -184,19 +184,20 @@ class WeightUpdate(Callback):
     @property
     def strengths(self) -> dict[int, dict[str, float]]:
         """By layer, the `factor` of the preservation terms and the `fulfilment` of the run's first edits."""
+        names = ("factor", "fulfilment")  # the second is unknown where equality is demanded
         found = {layer: memory["strength"].tolist() for layer, memory in self.memory.items() if "strength" in memory}
-        return {layer: {"factor": factor, "fulfilment": share} for layer, (factor, share) in found.items()}
+        return {layer: dict(zip(names, values, strict=False)) for layer, values in found.items()}
 
     def _tell_strength(self) -> None:
         """Say to which share single edits are written, and warn where that means almost nothing, or no mercy."""
-        shares = [found["fulfilment"] for found in self.strengths.values()]
-        if not shares or not all(map(math.isfinite, shares)):
+        shares = [found["fulfilment"] for found in self.strengths.values() if "fulfilment" in found]
+        if not shares:
             return
         layers = ", ".join(f"{layer}: {share:.2f}" for layer, share in zip(self.memory, shares, strict=True))
         factors = ", ".join(f"{found['factor']:.4g}" for found in self.strengths.values())
         rank_zero_info(f"Fulfilment of a single edit by layer: {layers}; factor of the preservation terms: {factors}")
         share = statistics.median(shares)
-        if share < WEAK or STRONG < share < 1:
+        if share < WEAK or share > STRONG:
             times = share / (1 - share) / 3
             effect = "edits will hardly show" if share < WEAK else "nothing is protected"
             rank_zero_warn(

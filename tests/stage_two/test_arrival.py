@@ -67,9 +67,9 @@ def make_stages(penalty=WEAK, max_steps=100, site=None, norm_limit=None):
         [MostProbable(10)],
         NormBall(20.0),
         ContextTemplates(templates=[]),
-        0.5,
-        max_steps,
-        site,
+        lr=0.5,
+        max_steps=max_steps,
+        site=site,
     )
     two = WeightUpdate(LeastSquares([NormPenalty(penalty)], PastEdits()), statistics=Unit(), norm_limit=norm_limit)
     return Stages(one, two)

@@ -11,7 +11,7 @@ from tests.stage_two.solvers.problems import moment
 
 @pytest.mark.parametrize("threshold", [1e-9, 10.0])
 def test_a_null_space_of_nothing_or_everything_is_refused(threshold):
-    with pytest.raises(EditError, match="choose a threshold in between"):
+    with pytest.raises(EditError, match="choose one in between"):
         NullSpace(threshold).basis(*torch.linalg.eigh(moment()))
 
 

@@ -160,10 +160,10 @@ def test_one_eigendecomposition_serves_every_threshold(tmp_path, monkeypatch):
     moment = root.T @ root
     solver = LeastSquares([NormPenalty(1.0)], null_space=NullSpace(20.0))
     expected = solver.init(moment)["inverse"]
-    torch.testing.assert_close(solver.init(moment, statistics.eigen)["inverse"], expected)
+    torch.testing.assert_close(solver.init(moment, eigen=statistics.eigen)["inverse"], expected)
     monkeypatch.setattr(torch.linalg, "eigh", lambda _: pytest.fail("decomposed again"))
     for threshold in (10.0, 20.0, 30.0):
-        found = LeastSquares([NormPenalty(1.0)], null_space=NullSpace(threshold)).init(moment, statistics.eigen)
+        found = LeastSquares([NormPenalty(1.0)], null_space=NullSpace(threshold)).init(moment, eigen=statistics.eigen)
         assert 0 < found["basis"].shape[1] < 24
 
 

@@ -40,8 +40,10 @@ class EqualityConstrained(Solver):
             EditError: A is singular.
         """
         inverse, _ = invert(total_gram(self.preservation, second_moment.double()))
-        gains = None if keys is None else _gains(inverse, keys, keys) / self.slack
-        found = strength(wanted_fulfilment(self.preservation), gains)
+        has_slack = keys is not None and self.slack > 0
+        found = strength(
+            wanted_fulfilment(self.preservation), _gains(inverse, keys, keys) / self.slack if has_slack else None
+        )
         return {"inverse": inverse / found[0], "strength": found}
 
     def fulfilment(self, memory: Memory, system: EditSystem) -> Tensor:

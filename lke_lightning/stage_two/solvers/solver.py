@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,14 +89,16 @@ def strength(wanted: float | None, gains: Tensor | None) -> Tensor:
 
     Args:
         wanted: between 0 and 1; `None`: A is as it should be, the factor is 1.
-        gains: k' A^-1 k of some edits, with A as it is, (n,); the median counts.
+        gains: k' A^-1 k of some edits, with A as it is, (n,); the median counts. Without any, only the factor is
+            returned, (1,).
 
     Raises:
-        EditError: there are no edits to find it for.
+        EditError: a fulfilment is wanted and there are no edits to find it for.
     """
-    has_keys = gains is not None and len(gains) > 0
-    if wanted is not None and not has_keys:
-        raise EditError("a fulfilment is found for the keys of the first edits, and there are none: give weights")
-    gain = gains.median().item() if has_keys else math.nan
+    if gains is None or not len(gains):
+        if wanted is not None:
+            raise EditError("a fulfilment is found for the keys of the first edits, and there are none: give weights")
+        return torch.ones(1, dtype=torch.float64)
+    gain = gains.median().item()
     factor = 1.0 if wanted is None else gain * (1 - wanted) / wanted
-    return torch.tensor([factor, 1 / (1 + factor / gain) if gain else 0.0], dtype=torch.float64)
+    return torch.tensor([factor, gain / (factor + gain)], dtype=torch.float64)
