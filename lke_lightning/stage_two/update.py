@@ -62,7 +62,7 @@ class WeightUpdate(Callback):
     Args:
         solver: turns keys and residuals into an update. Default: ENCORE's least squares.
         keys: how keys are averaged over contexts. Default: `ContextMean`.
-        statistics: second moments of keys on ordinary text. Default: computed on the demo text.
+        statistics: second moments of keys on ordinary text. Default: `KeyStatistics`.
         spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which puts more on early layers.
         transform: applied to each update before it is written (RECT).
         readout: applied to the total change when the model is scored or exported; editing never sees it (PRUNE).
