@@ -31,8 +31,8 @@ SYMMETRY = 1e-4
 
 
 OPTION = "stage_two.statistics.corpus"
-PER_ENTRY = 10
-"""Tokens for each entry of a key."""
+READ, WRITTEN = 100, 10
+"""Tokens for each entry of a key: of text that is there, and of text that the model has to write, which is slow."""
 
 
 class Statistics(ABC):
@@ -114,7 +114,8 @@ class KeyStatistics(Statistics):
             compressed, .gz), hub names with their configuration such as `wikimedia/wikipedia:20231101.en`, or `demo`
             for the text of the demo world, or `model` for text that the unedited model writes. `None`: `demo` for the
             demo model, `model` for any other.
-        tokens: how many tokens to read, `None`: 10 per entry of a key, which suffice (FastMEMIT).
+        tokens: how many tokens to read, `None`: 100 per entry of a key, or 10, which nearly suffice (FastMEMIT), where the
+            model writes them.
         length: documents are cut after this many tokens.
         batch_tokens: how many tokens are run at once.
         cache_dir: where results are kept; default: the user's cache folder, or `LKE_CACHE`.
@@ -176,7 +177,8 @@ class KeyStatistics(Statistics):
 
     def wanted(self, model: LanguageModel) -> int:
         """Return the number of tokens to read for a model."""
-        return self.tokens or PER_ENTRY * max(weight.delta.shape[1] for weight in model.edited.values())
+        per_entry = WRITTEN if MODEL in self.corpus(model).names else READ
+        return self.tokens or per_entry * max(weight.delta.shape[1] for weight in model.edited.values())
 
     def is_cached(self, model: LanguageModel) -> bool:
         """Tell whether the cache has the statistics of all edited layers."""
