@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lke_lightning.checkpoints import understood
@@ -25,16 +23,12 @@ from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
 from lke_lightning.stage_two.solvers import EditSystem, LeastSquares, Memory, Solver
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
+from lke_lightning.stage_two.strength import first_keys, tell
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
 from lke_lightning.step import EditStep
 
 SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left)}
 """The share of the residual that a layer takes, by the number of remaining layers including it."""
-
-STRENGTH_FROM = 100
-"""A wanted fulfilment is the median over so many edits."""
-WEAK, STRONG = 0.3, 0.99
-"""Fulfilments of single edits below and above which a weight was hardly meant for the model."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +124,7 @@ class WeightUpdate(Callback):
 
         Args:
             model: the language model.
-            requests: the edits to come; a wanted fulfilment is that of the first `STRENGTH_FROM` of them.
+            requests: the edits to come; a wanted fulfilment is that of the first of them (`strength`).
             contexts: templates, `"{}"` first.
 
         Raises:
@@ -152,12 +146,13 @@ class WeightUpdate(Callback):
                     layer: self.solver.completed(self.memory[layer], moment) for layer, moment in moments.items()
                 }
         else:
-            keys = self._first_keys(model, requests[:STRENGTH_FROM], contexts)
+            weights = self.keys.key_weights(len(contexts), self.reference_quirks)
+            keys = first_keys(model, requests, contexts, weights)
             self.memory = {
                 layer: self.solver.init(moment, keys.get(layer), self.statistics.eigen)
                 for layer, moment in moments.items()
             }
-            self._tell_strength()
+            tell(self.strengths)
         self._fingerprints, self._is_ready = fingerprints, True
 
     def carry_out(self, model: LanguageModel, step: EditStep, register: Register) -> None:
@@ -169,42 +164,12 @@ class WeightUpdate(Callback):
         systems = self.write(model, step, register)
         self._watch.look(model, step, register, systems)
 
-    @torch.no_grad()
-    def _first_keys(
-        self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]
-    ) -> dict[int, Tensor]:
-        """Read the keys of some edits in the unedited model, by layer (edits, d_key); none for no edits."""
-        if not requests:
-            return {}
-        weights = self.keys.key_weights(len(contexts), self.reference_quirks)
-        with model.unedited():
-            reader = SlotReader(model, requests, contexts)
-            return {layer: reader.keys(layer, [weights])[0] for layer in model.layers}
-
     @property
     def strengths(self) -> dict[int, dict[str, float]]:
         """By layer, the `factor` of the preservation terms and the `fulfilment` of the run's first edits."""
         names = ("factor", "fulfilment")  # the second is unknown where equality is demanded
         found = {layer: memory["strength"].tolist() for layer, memory in self.memory.items() if "strength" in memory}
         return {layer: dict(zip(names, values, strict=False)) for layer, values in found.items()}
-
-    def _tell_strength(self) -> None:
-        """Say to which share single edits are written, and warn where that means almost nothing, or no mercy."""
-        shares = [found["fulfilment"] for found in self.strengths.values() if "fulfilment" in found]
-        if not shares:
-            return
-        layers = ", ".join(f"{layer}: {share:.2f}" for layer, share in zip(self.memory, shares, strict=True))
-        factors = ", ".join(f"{found['factor']:.4g}" for found in self.strengths.values())
-        rank_zero_info(f"Fulfilment of a single edit by layer: {layers}; factor of the preservation terms: {factors}")
-        share = statistics.median(shares)
-        if share < WEAK or share > STRONG:
-            times = share / (1 - share) / 3
-            effect = "edits will hardly show" if share < WEAK else "nothing is protected"
-            rank_zero_warn(
-                f"with these preservation weights a single edit is written to {share:.1%}, so that {effect}: they were "
-                "probably found for another model. Give BaseStatistics a fulfilment in place of a weight; weights "
-                f"{times:.3g} times as large would come to 75%"
-            )
 
     @torch.no_grad()
     def write(self, model: LanguageModel, step: EditStep, register: Register) -> dict[int, EditSystem]:
