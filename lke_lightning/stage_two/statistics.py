@@ -114,8 +114,8 @@ class KeyStatistics(Statistics):
             compressed, .gz), hub names with their configuration such as `wikimedia/wikipedia:20231101.en`, or `demo`
             for the text of the demo world, or `model` for text that the unedited model writes. `None`: `demo` for the
             demo model, `model` for any other.
-        tokens: how many tokens to read, `None`: 100 per entry of a key, or 10, which nearly suffice (FastMEMIT), where the
-            model writes them.
+        tokens: how many tokens to read, `None`: 100 per entry of a key, or 10 where the model has to write them, which
+            nearly suffice (FastMEMIT).
         length: documents are cut after this many tokens.
         batch_tokens: how many tokens are run at once.
         cache_dir: where results are kept; default: the user's cache folder, or `LKE_CACHE`.

@@ -58,8 +58,11 @@ def tell(strengths: Mapping[int, Mapping[str, float]]) -> None:
     if WEAK <= share <= STRONG:
         return
     effect = "edits will hardly show" if share < WEAK else "nothing is protected"
-    times = "" if share in (0, 1) else f"; weights {share / (1 - share) * (1 - USUAL) / USUAL:.3g} times as large"
+    advice = "Give a fulfilment in place of the weight"
+    if 0 < share < 1:
+        times = share / (1 - share) * (1 - USUAL) / USUAL
+        advice += f"; weights {times:.3g} times as large would give {USUAL:.0%}"
     rank_zero_warn(
-        f"with these preservation weights a single edit is written to {share:.1%}, so that {effect}: they were probably "
-        f"found for another model. Give a fulfilment in place of the weight{times and f'{times} would give {USUAL:.0%}'}"
+        f"with these preservation weights a single edit is written to {share:.1%}, so that {effect}: were they found for "
+        f"another model? {advice}"
     )
