@@ -106,7 +106,8 @@ def test_a_proposal_holds_layers_and_the_fulfilment_that_protects_most_of_equals
     edited = probing._edit
 
     def like_the_others(*given, **how):
-        assert 0 <= (found := edited(*given, **how))["efficacy"]["success"] <= 1
+        found = edited(*given, **how)
+        assert 0 <= found["efficacy"]["success"] <= 1
         return {**found, "score": 0.5}
 
     monkeypatch.setattr(probing, "_edit", like_the_others)
