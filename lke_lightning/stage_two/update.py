@@ -88,7 +88,7 @@ class WeightUpdate(Callback):
         if norm_limit is not None:
             check_number("stage_two.norm_limit", norm_limit, above=1)
         self.solver = solver or LeastSquares(
-            [BaseStatistics(fulfilment=0.8), NormPenalty(proportion=0.05)], PastEdits()
+            [BaseStatistics(fulfilment=0.85), NormPenalty(proportion=0.05)], PastEdits()
         )
         self.keys = keys or ContextMean()
         self.statistics = statistics or KeyStatistics()
