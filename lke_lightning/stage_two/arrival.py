@@ -125,8 +125,8 @@ def _diagnosis(
     silent = [known for known, is_first in zip(reached, found.first_choice, strict=True) if not is_first]
     if said < ENOUGH * len(step) and sum(silent) < ENOUGH * len(silent):
         return "stage one", (
-            f"{what}stage one reached {sum(reached)} of them; raise stage_one.max_steps, stage_one.lr or the "
-            "factor of stage_one.space"
+            f"{what}stage one reached {sum(reached)} of them; raise stage_one.max_steps, stage_one.relative_lr "
+            "(or lr, where it is given) or the factor of stage_one.space"
         )
     what += f"stage one reached {sum(reached)} of them, "
     if step.targets.site == "block" and model.site == "matrix":

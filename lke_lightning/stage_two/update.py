@@ -348,8 +348,8 @@ def _why_taken_back(model: LanguageModel, step: EditStep, layer: int, growth: fl
     site = "set stage_one.site to matrix (a norm stands behind this model's MLP), or " if misplaced else ""
     return (
         f"its batch would multiply the norm of layer {layer}'s matrix by {growth:.3g}, and the limit is {limit:g}; "
-        f"{site}give BaseStatistics more weight (a lower fulfilment) or lower stage_one.lr; --stage_two.norm_limit "
-        "null lets it pass"
+        f"{site}give BaseStatistics more weight (a lower fulfilment) or lower stage_one.relative_lr (or "
+        "lr, where it is given); --stage_two.norm_limit null lets it pass"
     )
 
 
