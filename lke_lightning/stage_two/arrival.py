@@ -14,7 +14,7 @@ from lke_lightning.edits import SLOT, EditError
 from lke_lightning.model.activations import capture, in_rows
 from lke_lightning.model.batching import by_length, within_memory
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.stage_one.rows import RequestRows, build_rows
+from lke_lightning.model.tokens import Row
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.solvers import EditSystem
 from lke_lightning.step import Arrival, EditStep
@@ -69,11 +69,14 @@ def arrival(model: LanguageModel, step: EditStep) -> Arrival:
     """Measure how much of a batch is in the weights, by one pass over its bare prompts; processes divide them."""
     team = Team.of(model.network)
     mine = team.share(range(len(step)))
-    rows = build_rows([step.requests[i] for i in mine], [SLOT], model.text)
+    requests = [step.requests[i] for i in mine]
+    targets = [ids for _, ids in model.text.continuations([(request.text, request.target) for request in requests])]
+    placed = model.text.rows([request.in_context(SLOT) for request in requests])
+    rows = [Row(row.ids + ids[:-1], row.slot) for row, ids in zip(placed, targets, strict=True)]
     parts, _ = within_memory(
         lambda part: _outcomes(model, step, part),
-        list(zip(mine, rows, strict=True)),
-        lambda item: item[1].count_tokens(),
+        list(zip(mine, rows, targets, strict=True)),
+        lambda item: len(item[1].ids),
         MAX_TOKENS,
     )
     found = team.gather([outcome for part in parts for outcome in part])
@@ -81,20 +84,20 @@ def arrival(model: LanguageModel, step: EditStep) -> Arrival:
 
 
 def _outcomes(
-    model: LanguageModel, step: EditStep, part: Sequence[tuple[int, RequestRows]]
+    model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Row, Sequence[int]]]
 ) -> list[tuple[float, bool]]:
     """Return for each request, by its place in the batch, which part of the way was gone and whether it is said."""
     target = model.target_layer
     architecture = model.architecture
     module = architecture.blocks[target] if step.targets.site == "block" else architecture.matrix(target)
     found: dict[int, tuple[float, bool]] = {}
-    for members in by_length([len(rows.contexts[0].ids) for _, rows in part], MAX_TOKENS, model.device):
+    for members in by_length([len(row.ids) for _, row, _ in part], MAX_TOKENS, model.device):
         chosen = [part[i] for i in members]
-        batch = model.text.pad([rows.contexts[0] for _, rows in chosen], model.device)
+        batch = model.text.pad([row for _, row, _ in chosen], model.device)
         reads = [
-            (place, len(rows.contexts[0].ids) - len(rows.targets[0]) + j, label)
-            for place, (_, rows) in enumerate(chosen)
-            for j, label in enumerate(rows.targets[0])
+            (place, len(row.ids) - len(target) + j, label)
+            for place, (_, row, target) in enumerate(chosen)
+            for j, label in enumerate(target)
         ]
         places, positions, labels = torch.tensor(reads, device=model.device).T
         with capture(module) as seen:
@@ -102,12 +105,12 @@ def _outcomes(
         outputs = in_rows(seen.output, len(batch))[torch.arange(len(batch), device=model.device), batch.slots]
         wrong = torch.zeros(len(batch), dtype=torch.long, device=model.device)
         wrong.index_add_(0, places, (model.head(states).argmax(1) != labels).long())
-        numbers = [number for number, _ in chosen]
+        numbers = [number for number, _, _ in chosen]
         left = (step.targets.vectors[numbers] - outputs).norm(dim=1).tolist()
         for number, missing, mistakes in zip(numbers, left, wrong.tolist(), strict=True):
             distance = step.targets.distances[number]  # 0: the output was what it should be
             found[number] = 1 - missing / distance if distance else 1.0, mistakes == 0
-    return [found[number] for number, _ in part]
+    return [found[number] for number, _, _ in part]
 
 
 def _diagnosis(

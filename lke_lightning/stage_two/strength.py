@@ -63,6 +63,6 @@ def tell(strengths: Mapping[int, Mapping[str, float]]) -> None:
         times = share / (1 - share) * (1 - USUAL) / USUAL
         advice += f"; weights {times:.3g} times as large would give {USUAL:.0%}"
     rank_zero_warn(
-        f"with these preservation weights a single edit is written to {share:.1%}, so that {effect}: were they found for "
-        f"another model? {advice}"
+        f"with these preservation weights a single edit is written to {share:.1%}, so that {effect}: were they found "
+        f"for another model? {advice}"
     )
