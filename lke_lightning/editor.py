@@ -278,7 +278,7 @@ class Editor(lightning.LightningModule):
         if missing:
             raise EditError(f"the checkpoint lacks {missing}, or holds something else there: use another one")
         stream = checkpoint["editing"]["stream"]
-        check_same_method(*(self._sited(part) for part in (checkpoint["editing"]["configuration"], self.configuration)))
+        check_same_method(*map(self._effective, (checkpoint["editing"]["configuration"], self.configuration)))
         self.trainer.datamodule.check_continues(stream)
         if len(stream["digests"]) < len(self.trainer.datamodule.requests):
             # a finished run whose stream has grown is in the middle of its one epoch again
@@ -286,11 +286,13 @@ class Editor(lightning.LightningModule):
             for counts in (progress["current"], progress["total"]):
                 counts.update(processed=0, completed=0)
 
-    def _sited(self, configuration: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Fill in the site that follows from the model where a configuration of the stages names none."""
-        one = configuration.get("stage_one", {})
-        sited = {"stage_one": {**one, "site": one.get("site") or self.language_model.site}}
-        return {**configuration, **sited} if configuration else configuration
+    def _effective(self, configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what a configuration of the stages comes to: with the model's site if it names none, and one rate."""
+        one = dict(configuration.get("stage_one", {}))
+        one["site"] = one.get("site") or self.language_model.site
+        if one.get("lr") is not None:
+            one.pop("relative_lr", None)  # has no effect then; earlier versions had none
+        return {**configuration, "stage_one": one} if configuration else configuration
 
     @classmethod
     def restored(cls, checkpoint: Mapping[str, Any], **present: Any) -> Editor:

@@ -14,7 +14,7 @@ from lke_lightning.edits import SLOT, EditError
 from lke_lightning.model.activations import capture, in_rows
 from lke_lightning.model.batching import by_length, within_memory
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.stage_one.rows import RequestRows, build_rows
+from lke_lightning.model.tokens import Row
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.solvers import EditSystem
 from lke_lightning.step import Arrival, EditStep
@@ -69,11 +69,13 @@ def arrival(model: LanguageModel, step: EditStep) -> Arrival:
     """Measure how much of a batch is in the weights, by one pass over its bare prompts; processes divide them."""
     team = Team.of(model.network)
     mine = team.share(range(len(step)))
-    rows = build_rows([step.requests[i] for i in mine], [SLOT], model.text)
+    bare = [step.requests[i].in_context(SLOT) for i in mine]
+    whole = [(prompt, step.requests[i].target) for i, (prompt, _) in zip(mine, bare, strict=True)]
+    targets = [target for _, target in model.text.continuations(whole)]
     parts, _ = within_memory(
         lambda part: _outcomes(model, step, part),
-        list(zip(mine, rows, strict=True)),
-        lambda item: item[1].count_tokens(),
+        list(zip(mine, model.text.rows(bare), targets, strict=True)),
+        lambda item: len(item[1].ids) + len(item[2]),
         MAX_TOKENS,
     )
     found = team.gather([outcome for part in parts for outcome in part])
@@ -81,20 +83,26 @@ def arrival(model: LanguageModel, step: EditStep) -> Arrival:
 
 
 def _outcomes(
-    model: LanguageModel, step: EditStep, part: Sequence[tuple[int, RequestRows]]
+    model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Row, tuple[int, ...]]]
 ) -> list[tuple[float, bool]]:
-    """Return for each request, by its place in the batch, which part of the way was gone and whether it is said."""
+    """Return which part of the way was gone and whether the target is said.
+
+    Args:
+        model: the language model.
+        step: the batch.
+        part: requests: place in the batch, bare prompt, tokens of the target.
+    """
     target = model.target_layer
     architecture = model.architecture
     module = architecture.blocks[target] if step.targets.site == "block" else architecture.matrix(target)
     found: dict[int, tuple[float, bool]] = {}
-    for members in by_length([len(rows.contexts[0].ids) for _, rows in part], MAX_TOKENS, model.device):
+    for members in by_length([len(row.ids) + len(target) for _, row, target in part], MAX_TOKENS, model.device):
         chosen = [part[i] for i in members]
-        batch = model.text.pad([rows.contexts[0] for _, rows in chosen], model.device)
+        batch = model.text.pad([Row(row.ids + target[:-1], row.slot) for _, row, target in chosen], model.device)
         reads = [
-            (place, len(rows.contexts[0].ids) - len(rows.targets[0]) + j, label)
-            for place, (_, rows) in enumerate(chosen)
-            for j, label in enumerate(rows.targets[0])
+            (place, len(row.ids) - 1 + j, label)
+            for place, (_, row, target) in enumerate(chosen)
+            for j, label in enumerate(target)
         ]
         places, positions, labels = torch.tensor(reads, device=model.device).T
         with capture(module) as seen:
@@ -102,12 +110,12 @@ def _outcomes(
         outputs = in_rows(seen.output, len(batch))[torch.arange(len(batch), device=model.device), batch.slots]
         wrong = torch.zeros(len(batch), dtype=torch.long, device=model.device)
         wrong.index_add_(0, places, (model.head(states).argmax(1) != labels).long())
-        numbers = [number for number, _ in chosen]
+        numbers = [number for number, _, _ in chosen]
         left = (step.targets.vectors[numbers] - outputs).norm(dim=1).tolist()
         for number, missing, mistakes in zip(numbers, left, wrong.tolist(), strict=True):
             distance = step.targets.distances[number]  # 0: the output was what it should be
             found[number] = 1 - missing / distance if distance else 1.0, mistakes == 0
-    return [found[number] for number, _ in part]
+    return [found[number] for number, _, _ in part]
 
 
 def _diagnosis(

@@ -115,8 +115,15 @@ class WeightUpdate(Callback):
         pl_module.readout = self.readout
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare each layer's solve, or complete the memory of a checkpoint."""
+        """Prepare each layer's solve, or complete the memory of a checkpoint; say to which share edits are written."""
         self.prepare(pl_module.language_model, trainer.datamodule.requests, pl_module.stages.one.contexts)
+        known = {layer: found for layer, found in self.strengths.items() if "fulfilment" in found}
+        if known:
+            shares = ", ".join(f"{layer}: {found['fulfilment']:.2f}" for layer, found in known.items())
+            factors = ", ".join(f"{found['factor']:.4g}" for found in known.values())
+            rank_zero_info(
+                f"Fulfilment of a single edit by layer: {shares}; factor of the preservation terms: {factors}"
+            )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
         """Write the batch into the weights."""
@@ -157,7 +164,7 @@ class WeightUpdate(Callback):
                 layer: self.solver.init(moment, keys.get(layer), self.statistics.eigen)
                 for layer, moment in moments.items()
             }
-            self._tell_strength()
+            self._warn_of_weights()
         self._fingerprints, self._is_ready = fingerprints, True
 
     def carry_out(self, model: LanguageModel, step: EditStep, register: Register) -> None:
@@ -188,17 +195,12 @@ class WeightUpdate(Callback):
         found = {layer: memory["strength"].tolist() for layer, memory in self.memory.items() if "strength" in memory}
         return {layer: dict(zip(names, values, strict=False)) for layer, values in found.items()}
 
-    def _tell_strength(self) -> None:
-        """Say to which share single edits are written, and warn where that means almost nothing, or no mercy."""
-        shares = [found["fulfilment"] for found in self.strengths.values() if "fulfilment" in found]
-        if not shares:
-            return
-        layers = ", ".join(f"{layer}: {share:.2f}" for layer, share in zip(self.memory, shares, strict=True))
-        factors = ", ".join(f"{found['factor']:.4g}" for found in self.strengths.values())
-        rank_zero_info(f"Fulfilment of a single edit by layer: {layers}; factor of the preservation terms: {factors}")
-        share = statistics.median(shares)
+    def _warn_of_weights(self) -> None:
+        """Warn where absolute weights mean that single edits are hardly written, or that nothing holds them back."""
+        found = [found for found in self.strengths.values() if "fulfilment" in found and found["factor"] == 1]
+        share = statistics.median([at["fulfilment"] for at in found]) if found else STRONG
         if share < WEAK or share > STRONG:
-            times = share / (1 - share) / 3
+            times = share / max(1 - share, 1e-16) / 3
             effect = "edits will hardly show" if share < WEAK else "nothing is protected"
             rank_zero_warn(
                 f"with these preservation weights a single edit is written to {share:.1%}, so that {effect}: they were "
