@@ -37,6 +37,9 @@ SAME_RESULTS = frozenset(
 )
 """Settings that a run may be continued with another value of."""
 
+OUTRANKED = {"lr": {"relative_lr"}, "weight": {"fulfilment", "proportion"}, "threshold": {"share"}}
+"""Settings that have no effect where the same part is given another one; earlier versions had none of them."""
+
 
 class Editor(lightning.LightningModule):
     """A language model under lifelong editing; one edit batch is one training step.
@@ -278,7 +281,7 @@ class Editor(lightning.LightningModule):
         if missing:
             raise EditError(f"the checkpoint lacks {missing}, or holds something else there: use another one")
         stream = checkpoint["editing"]["stream"]
-        check_same_method(*map(self._effective, (checkpoint["editing"]["configuration"], self.configuration)))
+        check_same_method(*map(self._sited, (checkpoint["editing"]["configuration"], self.configuration)))
         self.trainer.datamodule.check_continues(stream)
         if len(stream["digests"]) < len(self.trainer.datamodule.requests):
             # a finished run whose stream has grown is in the middle of its one epoch again
@@ -286,13 +289,11 @@ class Editor(lightning.LightningModule):
             for counts in (progress["current"], progress["total"]):
                 counts.update(processed=0, completed=0)
 
-    def _effective(self, configuration: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what a configuration of the stages comes to: with the model's site if it names none, and one rate."""
-        one = dict(configuration.get("stage_one", {}))
-        one["site"] = one.get("site") or self.language_model.site
-        if one.get("lr") is not None:
-            one.pop("relative_lr", None)  # has no effect then; earlier versions had none
-        return {**configuration, "stage_one": one} if configuration else configuration
+    def _sited(self, configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fill in the site that follows from the model where a configuration of the stages names none."""
+        one = configuration.get("stage_one", {})
+        sited = {"stage_one": {**one, "site": one.get("site") or self.language_model.site}}
+        return {**configuration, **sited} if configuration else configuration
 
     @classmethod
     def restored(cls, checkpoint: Mapping[str, Any], **present: Any) -> Editor:
@@ -371,8 +372,10 @@ def check_same_method(saved: Mapping[str, Any], present: Mapping[str, Any]) -> N
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping):
+        idle = {name for given, names in OUTRANKED.items() if tree.get(given) is not None for name in names}
         for name, part in tree.items():
-            yield from _leaves(part, f"{path}.{name}" if path else name)
+            if name not in idle:
+                yield from _leaves(part, f"{path}.{name}" if path else name)
     elif isinstance(tree, list) and any(isinstance(part, Mapping) for part in tree):
         for number, part in enumerate(tree):
             yield from _leaves(part, f"{path}.{number}")
