@@ -76,5 +76,5 @@ def requests(count: int, vocabulary: int, contexts: int = 6, context_tokens: int
         prompt, target = some(upto + after), some(1)
         rows = tuple(Row(prefix + prompt, len(prefix) + upto - 1) for prefix in prefixes)
         essence = Row(prompt[:upto] + is_a, upto - 1)
-        made.append(RequestRows(rows, target, essence, len(essence.ids) - 1))
+        made.append(RequestRows(rows, (target,) * contexts, essence, len(essence.ids) - 1))
     return made

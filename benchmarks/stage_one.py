@@ -40,7 +40,7 @@ def as_published(
         batch = model.text.pad(rows, model.device)
         everyone, last = torch.arange(len(rows), device=model.device), batch.mask.sum(1) - 1
         labels = torch.full_like(batch.ids[:count], -100)
-        labels[everyone[:count], last[:count]] = request.target[0]
+        labels[everyone[:count], last[:count]] = request.targets[0][0]
         delta = torch.zeros(model.architecture.hidden_size, device=model.device, requires_grad=True)
         optimizer = torch.optim.Adam([delta], lr=LR)
         initial = before = None

@@ -54,8 +54,8 @@ def edit(
         stage_two: how they are written, not used before; default: as `config` says.
         batch_size: edits of one step.
         config: a YAML file with the sections `stage_one`, `stage_two` and perhaps `model`: a path, or a name below
-            `configs/` such as `method/rect.yaml`, which have the hyperparameters of the demo model; those of others are
-            written by `python -m lke_lightning published METHOD MODEL --output FILE`. It is trusted.
+            `configs/` such as `method/rect.yaml`, which serve every model; published strengths are written by
+            `python -m lke_lightning published METHOD MODEL --output FILE`. It is trusted.
 
     Raises:
         EditError: a fact or the model cannot be edited with; the model is what it was then, as after any error.

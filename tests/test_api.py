@@ -167,7 +167,7 @@ def test_nothing_is_printed(small_world, config, capfd, caplog, recwarn):
     assert capfd.readouterr() == ("", "")
     assert not [record for record in caplog.records if "lightning" in record.name]  # its logger has its own stderr
     said = [str(warning.message) for warning in recwarn if "lightning" in warning.filename]
-    ten_steps_are_few, the_weights_are_small = "of 1 targets are the model's first choice", "Give BaseStatistics"
+    ten_steps_are_few, the_weights_are_small = "of 1 targets are the model's first choice", "Give a fulfilment"
     assert all(ten_steps_are_few in message or the_weights_are_small in message for message in said)
 
 

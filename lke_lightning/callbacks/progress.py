@@ -15,7 +15,7 @@ from lke_lightning.edits import EditBatch
 
 
 class BatchLine(Callback):
-    """Prints the time, steps and efficacy of each edit batch."""
+    """Prints the time, steps, efficacy and fulfilment of each edit batch, the last one as the median of layers."""
 
     def __init__(self) -> None:
         self._started = 0.0
@@ -31,11 +31,13 @@ class BatchLine(Callback):
         now = time.perf_counter()
         seconds, self._started = now - self._started, now
         efficacy = trainer.callback_metrics.get("just_after/efficacy")
+        shares = [share.median().item() for share in pl_module.step.fulfilment.values()]
         done, steps = len(pl_module.step), pl_module.step.targets.steps
         Console().print(
             f"batch {trainer.global_step}/{trainer.num_training_batches}  {done} edits in {seconds:.1f} s"
             + (f"  median {statistics.median(steps):g} steps" if done else "")
             + (f"  efficacy {efficacy:.2f}" if efficacy is not None and done else "")
+            + (f"  fulfilment {statistics.median(shares):.2f}" if shares and done else "")
             + (f"  {len(pl_module.step.left_out)} left out" if pl_module.step.left_out else ""),
             highlight=False,
         )

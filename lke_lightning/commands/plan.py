@@ -267,7 +267,7 @@ class Sample(Statistics):
         if isinstance(given, KeyStatistics) and not given.is_cached(model):
             wanted = given.wanted(model)
             few = min(wanted, SAMPLE * max(model.weight(layer).delta.shape[1] for layer in model.layers))
-            given = KeyStatistics(given.corpus.names, few, given.length, given.batch_tokens, self.folder)
+            given = KeyStatistics(given.names, few, given.length, given.batch_tokens, self.folder)
             self.times = wanted / few
             self.note = f"Key statistics: measured on {few:,} tokens; the run reads {wanted:,}, if there are as many."
         start = time.perf_counter()

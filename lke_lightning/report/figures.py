@@ -208,6 +208,9 @@ PROBABILITY = "probability per token"
 EXHIBITS: tuple[Exhibit | Retention, ...] = (
     Exhibit("Over the run", "Just after each batch", "A falling line: new edits succeed less often. "
         "Neighboring batches are averaged if there are many.", "just after", ["efficacy"], "percent", y="success"),
+    Exhibit("Over the run", "Room for new edits", "Fulfilment: the share of a single new edit that would be written, "
+        "before its batch. It falls as the memory of past edits fills up. Written, first choice: what arrived.",
+        "arrival", ["fulfilment (median"], "percent", y="share"),
     Exhibit("Over the run", "All edits so far", "A falling line: earlier edits are lost. S is the harmonic mean of the "
         "three kinds.", "so far", ["S", "efficacy"], "percent", y="success"),
     Exhibit("Over the run", "Perplexity", "On text unrelated to the edits. A rise: language modeling degrades.",

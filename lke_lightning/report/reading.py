@@ -22,8 +22,8 @@ class RunRecord:
     card: Card
     history: History
     curves: Curves
-    """Over edits `just after` and `so far` (by kind), `perplexity`, `downstream` (by task), `retention`, `norm
-    growth` and `key drift` (by layer), `seconds per edit`; and others, see `records`."""
+    """Over edits `just after` and `so far` (by kind), `arrival`, `perplexity`, `downstream` (by task), `retention`,
+    `norm growth` and `key drift` (by layer), `seconds per edit`; and others, see `records`."""
     configuration: str
     """YAML, as parsed from the command line."""
     checkpoint: Path | None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,19 +81,39 @@ class History:
         """By batch, how many edits had been made after it."""
         self.made, self.left_out = len(edits), len(events.get("left_out", []))
         self.curves: Curves = {
-            "just after": {"efficacy": self._efficacy(edits)},
+            "just after": {"efficacy": self._by_batch(edits, lambda edit: _success(edit, "_just_after"))},
+            "arrival": self._arrival(edits, batches),
             "norm growth": self._norm_growth(batches),
             "steps": _cumulated(edits),
             **_so_far(events.get("evaluation", [])),
         }
         self.guard = [_decision(entry) for entry in guard]
 
-    def _efficacy(self, edits: Sequence[Entry]) -> Series:
+    def _by_batch(
+        self,
+        edits: Sequence[Entry],
+        read: Callable[[Entry], float],
+        over: Callable[[Sequence[float]], float] = statistics.fmean,
+    ) -> Series:
+        """Return a figure of each batch: a mean over its edits, or another one, of what is read from them."""
         by_batch: dict[int, list[float]] = {}
         for entry in edits:
-            by_batch.setdefault(int(entry["batch"]), []).append(_success(entry, "_just_after"))
-        means = {batch: sum(parts) / len(parts) for batch, parts in by_batch.items() if batch in self.ends}
-        return [(self.ends[batch], mean) for batch, mean in means.items() if not math.isnan(mean)]
+            by_batch.setdefault(int(entry["batch"]), []).append(read(entry))
+        found = {batch: over(parts) for batch, parts in by_batch.items() if batch in self.ends}
+        return [(self.ends[batch], value) for batch, value in found.items() if not math.isnan(value)]
+
+    def _arrival(self, edits: Sequence[Entry], batches: Sequence[Entry]) -> dict[str, Series]:
+        """Return the fulfilment of new edits, over all layers and where it is lowest, and what arrived of batches."""
+        shares = {int(entry["batch"]): list(map(float, _part(entry, "fulfilment").values())) for entry in batches}
+        found = {
+            "fulfilment (median of layers)": [
+                (self.ends[n], statistics.median(parts)) for n, parts in shares.items() if parts
+            ],
+            "fulfilment (lowest layer)": [(self.ends[n], min(parts)) for n, parts in shares.items() if len(parts) > 1],
+            "first choice": self._by_batch(edits, lambda edit: _number(edit.get("first_choice_just_after"))),
+            "written (median)": self._by_batch(edits, lambda edit: _number(edit.get("written")), statistics.median),
+        }
+        return {name: points for name, points in found.items() if points}
 
     def _norm_growth(self, batches: Sequence[Entry]) -> dict[str, Series]:
         found: dict[str, Series] = {}

@@ -69,13 +69,14 @@ def arrival(model: LanguageModel, step: EditStep) -> Arrival:
     """Measure how much of a batch is in the weights, by one pass over its bare prompts; processes divide them."""
     team = Team.of(model.network)
     mine = team.share(range(len(step)))
-    bare = [step.requests[i].in_context(SLOT) for i in mine]
-    whole = [(prompt, step.requests[i].target) for i, (prompt, _) in zip(mine, bare, strict=True)]
-    targets = [target for _, target in model.text.continuations(whole)]
+    requests = [step.requests[i] for i in mine]
+    targets = [ids for _, ids in model.text.continuations([(request.text, request.target) for request in requests])]
+    placed = model.text.rows([request.in_context(SLOT) for request in requests])
+    rows = [Row(row.ids + ids[:-1], row.slot) for row, ids in zip(placed, targets, strict=True)]
     parts, _ = within_memory(
         lambda part: _outcomes(model, step, part),
-        list(zip(mine, model.text.rows(bare), targets, strict=True)),
-        lambda item: len(item[1].ids) + len(item[2]),
+        list(zip(mine, rows, targets, strict=True)),
+        lambda item: len(item[1].ids),
         MAX_TOKENS,
     )
     found = team.gather([outcome for part in parts for outcome in part])
@@ -83,24 +84,18 @@ def arrival(model: LanguageModel, step: EditStep) -> Arrival:
 
 
 def _outcomes(
-    model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Row, tuple[int, ...]]]
+    model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Row, Sequence[int]]]
 ) -> list[tuple[float, bool]]:
-    """Return which part of the way was gone and whether the target is said.
-
-    Args:
-        model: the language model.
-        step: the batch.
-        part: requests: place in the batch, bare prompt, tokens of the target.
-    """
+    """Return for each request, by its place in the batch, which part of the way was gone and whether it is said."""
     target = model.target_layer
     architecture = model.architecture
     module = architecture.blocks[target] if step.targets.site == "block" else architecture.matrix(target)
     found: dict[int, tuple[float, bool]] = {}
-    for members in by_length([len(row.ids) + len(target) for _, row, target in part], MAX_TOKENS, model.device):
+    for members in by_length([len(row.ids) for _, row, _ in part], MAX_TOKENS, model.device):
         chosen = [part[i] for i in members]
-        batch = model.text.pad([Row(row.ids + target[:-1], row.slot) for _, row, target in chosen], model.device)
+        batch = model.text.pad([row for _, row, _ in chosen], model.device)
         reads = [
-            (place, len(row.ids) - 1 + j, label)
+            (place, len(row.ids) - len(target) + j, label)
             for place, (_, row, target) in enumerate(chosen)
             for j, label in enumerate(target)
         ]
@@ -133,8 +128,8 @@ def _diagnosis(
     silent = [known for known, is_first in zip(reached, found.first_choice, strict=True) if not is_first]
     if said < ENOUGH * len(step) and sum(silent) < ENOUGH * len(silent):
         return "stage one", (
-            f"{what}stage one reached {sum(reached)} of them; raise stage_one.max_steps, stage_one.lr or the "
-            "factor of stage_one.space"
+            f"{what}stage one reached {sum(reached)} of them; raise stage_one.max_steps, stage_one.relative_lr "
+            "(or lr, where it is given) or the factor of stage_one.space"
         )
     what += f"stage one reached {sum(reached)} of them, "
     if step.targets.site == "block" and model.site == "matrix":

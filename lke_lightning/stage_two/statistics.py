@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lke_lightning.cache import TensorCache, digest
-from lke_lightning.data.corpus import TextCorpus
+from lke_lightning.data.corpus import MODEL, TextCorpus
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError
 from lke_lightning.model.language_model import DEMO, LanguageModel, resolve
@@ -28,6 +28,11 @@ FLOATS = ("F64", "F32", "BF16", "F16")
 """What safetensors calls the dtypes that a second moment may have."""
 SYMMETRY = 1e-4
 """Tolerance of symmetry, as a share of the largest entry: sums in float32 come nearer."""
+
+
+OPTION = "stage_two.statistics.corpus"
+READ, WRITTEN = 100, 10
+"""Tokens for each entry of a key: of text that is there, and of text that the model has to write, which is slow."""
 
 
 class Statistics(ABC):
@@ -107,8 +112,10 @@ class KeyStatistics(Statistics):
     Args:
         corpus: text files (.txt: a document per line; .jsonl, .json, .parquet, .csv: the column `text`; also
             compressed, .gz), hub names with their configuration such as `wikimedia/wikipedia:20231101.en`, or `demo`
-            for the text of the demo world, or `model` for text that the unedited model writes.
-        tokens: how many tokens to read, `None`: 100 per entry of a key; about 10 per entry suffice (FastMEMIT).
+            for the text of the demo world, or `model` for text that the unedited model writes. `None`: `demo` for the
+            demo model, `model` for any other.
+        tokens: how many tokens to read, `None`: 100 per entry of a key, or 10 where the model has to write them, which
+            nearly suffice (FastMEMIT).
         length: documents are cut after this many tokens.
         batch_tokens: how many tokens are run at once.
         cache_dir: where results are kept; default: the user's cache folder, or `LKE_CACHE`.
@@ -119,7 +126,7 @@ class KeyStatistics(Statistics):
 
     def __init__(
         self,
-        corpus: str | list[str] = DEMO,
+        corpus: str | list[str] | None = None,
         tokens: int | None = None,
         length: int = 512,
         batch_tokens: int = 8192,
@@ -130,7 +137,13 @@ class KeyStatistics(Statistics):
                 raise EditError(f"stage_two.statistics.{name} is {value}: it must be at least 1")
         self.tokens, self.length, self.batch_tokens = tokens, length, batch_tokens
         self.cache = TensorCache(cache_dir, "stage_two.statistics.cache_dir")
-        self.corpus = TextCorpus([corpus] if isinstance(corpus, str) else corpus, "stage_two.statistics.corpus")
+        self.names = [corpus] if isinstance(corpus, str) else corpus
+        if self.names is not None:
+            TextCorpus(self.names, OPTION)  # looks into the files
+
+    def corpus(self, model: LanguageModel) -> TextCorpus:
+        """Return the text for a model."""
+        return TextCorpus([DEMO if _is_demo(model) else MODEL] if self.names is None else self.names, OPTION)
 
     def second_moments(self, model: LanguageModel) -> dict[int, Tensor]:
         """Load from the cache, or compute and store; processes divide the text, and the first one reads and writes.
@@ -138,7 +151,7 @@ class KeyStatistics(Statistics):
         Raises:
             EditError: the text cannot be read or has too few tokens, or the model's keys are not finite.
         """
-        if DEMO in self.corpus.names and not _is_demo(model):
+        if DEMO in (self.names or []) and not _is_demo(model):
             rank_zero_warn(
                 "Key statistics are computed on the text of the demo world, which represents this model poorly: "
                 "give ordinary text (stage_two.statistics.corpus)"
@@ -164,7 +177,8 @@ class KeyStatistics(Statistics):
 
     def wanted(self, model: LanguageModel) -> int:
         """Return the number of tokens to read for a model."""
-        return self.tokens or 100 * max(weight.delta.shape[1] for weight in model.edited.values())
+        per_entry = WRITTEN if MODEL in self.corpus(model).names else READ
+        return self.tokens or per_entry * max(weight.delta.shape[1] for weight in model.edited.values())
 
     def is_cached(self, model: LanguageModel) -> bool:
         """Tell whether the cache has the statistics of all edited layers."""
@@ -194,7 +208,7 @@ class KeyStatistics(Statistics):
         common = {
             "model": model.base_hash,
             "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
-            "corpus": self.corpus.identity(),
+            "corpus": self.corpus(model).identity(),
             "tokens": str(tokens),
             "length": str(self.length),
         }
@@ -219,7 +233,7 @@ class KeyStatistics(Statistics):
         sums, seen = [team.sum(total) for total in sums], int(team.sum(torch.tensor(seen, device=model.device)))
         if seen < max(d_keys):
             raise EditError(
-                f"{self.corpus.option} {self.corpus.names} gives {seen} tokens, fewer than the {max(d_keys)} entries "
+                f"{OPTION} {self.corpus(model).names} gives {seen} tokens, fewer than the {max(d_keys)} entries "
                 "of a key: give more text, or a larger stage_two.statistics.tokens"
             )
         found = {layer: (total / seen).float() for layer, total in zip(layers, sums, strict=True)}
@@ -235,7 +249,7 @@ class KeyStatistics(Statistics):
         """Read documents up to the number of tokens, then group them by length to minimize padding."""
         rows: list[Row] = []
         left = tokens
-        for document in self.corpus.documents(model):
+        for document in self.corpus(model).documents(model):
             ids = model.text.encode([document])[0][: min(self.length, left)]
             if ids:
                 rows.append(Row(ids, len(ids) - 1))

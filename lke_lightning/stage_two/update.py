@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lke_lightning.checkpoints import understood
@@ -25,16 +23,12 @@ from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
 from lke_lightning.stage_two.solvers import EditSystem, LeastSquares, Memory, Solver
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
+from lke_lightning.stage_two.strength import first_keys, tell, warn_of_weights
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
 from lke_lightning.step import EditStep
 
 SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left)}
 """The share of the residual that a layer takes, by the number of remaining layers including it."""
-
-STRENGTH_FROM = 100
-"""A wanted fulfilment is the median over so many edits."""
-WEAK, STRONG = 0.3, 0.99
-"""Fulfilments of single edits below and above which a weight was hardly meant for the model."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class WeightUpdate(Callback):
     Args:
         solver: turns keys and residuals into an update. Default: ENCORE's least squares.
         keys: how keys are averaged over contexts. Default: `ContextMean`.
-        statistics: second moments of keys on ordinary text. Default: computed on the demo text.
+        statistics: second moments of keys on ordinary text. Default: `KeyStatistics`.
         spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which puts more on early layers.
         transform: applied to each update before it is written (RECT).
         readout: applied to the total change when the model is scored or exported; editing never sees it (PRUNE).
@@ -88,7 +82,7 @@ class WeightUpdate(Callback):
         if norm_limit is not None:
             check_number("stage_two.norm_limit", norm_limit, above=1)
         self.solver = solver or LeastSquares(
-            [BaseStatistics(fulfilment=0.8), NormPenalty(proportion=0.05)], PastEdits()
+            [BaseStatistics(fulfilment=0.85), NormPenalty(proportion=0.05)], PastEdits()
         )
         self.keys = keys or ContextMean()
         self.statistics = statistics or KeyStatistics()
@@ -117,13 +111,7 @@ class WeightUpdate(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare each layer's solve, or complete the memory of a checkpoint; say to which share edits are written."""
         self.prepare(pl_module.language_model, trainer.datamodule.requests, pl_module.stages.one.contexts)
-        known = {layer: found for layer, found in self.strengths.items() if "fulfilment" in found}
-        if known:
-            shares = ", ".join(f"{layer}: {found['fulfilment']:.2f}" for layer, found in known.items())
-            factors = ", ".join(f"{found['factor']:.4g}" for found in known.values())
-            rank_zero_info(
-                f"Fulfilment of a single edit by layer: {shares}; factor of the preservation terms: {factors}"
-            )
+        tell(self.strengths)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
         """Write the batch into the weights."""
@@ -137,7 +125,7 @@ class WeightUpdate(Callback):
 
         Args:
             model: the language model.
-            requests: the edits to come; a wanted fulfilment is that of the first `STRENGTH_FROM` of them.
+            requests: the edits to come; a wanted fulfilment is that of the first of them (`strength`).
             contexts: templates, `"{}"` first.
 
         Raises:
@@ -159,12 +147,13 @@ class WeightUpdate(Callback):
                     layer: self.solver.completed(self.memory[layer], moment) for layer, moment in moments.items()
                 }
         else:
-            keys = self._first_keys(model, requests[:STRENGTH_FROM], contexts)
+            weights = self.keys.key_weights(len(contexts), self.reference_quirks)
+            keys = first_keys(model, requests, contexts, weights)
             self.memory = {
                 layer: self.solver.init(moment, keys.get(layer), self.statistics.eigen)
                 for layer, moment in moments.items()
             }
-            self._warn_of_weights()
+            warn_of_weights(self.strengths)
         self._fingerprints, self._is_ready = fingerprints, True
 
     def carry_out(self, model: LanguageModel, step: EditStep, register: Register) -> None:
@@ -176,37 +165,12 @@ class WeightUpdate(Callback):
         systems = self.write(model, step, register)
         self._watch.look(model, step, register, systems)
 
-    @torch.no_grad()
-    def _first_keys(
-        self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]
-    ) -> dict[int, Tensor]:
-        """Read the keys of some edits in the unedited model, by layer (edits, d_key); none for no edits."""
-        if not requests:
-            return {}
-        weights = self.keys.key_weights(len(contexts), self.reference_quirks)
-        with model.unedited():
-            reader = SlotReader(model, requests, contexts)
-            return {layer: reader.keys(layer, [weights])[0] for layer in model.layers}
-
     @property
     def strengths(self) -> dict[int, dict[str, float]]:
         """By layer, the `factor` of the preservation terms and the `fulfilment` of the run's first edits."""
         names = ("factor", "fulfilment")  # the second is unknown where equality is demanded
         found = {layer: memory["strength"].tolist() for layer, memory in self.memory.items() if "strength" in memory}
         return {layer: dict(zip(names, values, strict=False)) for layer, values in found.items()}
-
-    def _warn_of_weights(self) -> None:
-        """Warn where absolute weights mean that single edits are hardly written, or that nothing holds them back."""
-        found = [found for found in self.strengths.values() if "fulfilment" in found and found["factor"] == 1]
-        share = statistics.median([at["fulfilment"] for at in found]) if found else STRONG
-        if share < WEAK or share > STRONG:
-            times = share / max(1 - share, 1e-16) / 3
-            effect = "edits will hardly show" if share < WEAK else "nothing is protected"
-            rank_zero_warn(
-                f"with these preservation weights a single edit is written to {share:.1%}, so that {effect}: they were "
-                "probably found for another model. Give BaseStatistics a fulfilment in place of a weight; weights "
-                f"{times:.3g} times as large would come to 75%"
-            )
 
     @torch.no_grad()
     def write(self, model: LanguageModel, step: EditStep, register: Register) -> dict[int, EditSystem]:
@@ -385,8 +349,8 @@ def _why_taken_back(model: LanguageModel, step: EditStep, layer: int, growth: fl
     site = "set stage_one.site to matrix (a norm stands behind this model's MLP), or " if misplaced else ""
     return (
         f"its batch would multiply the norm of layer {layer}'s matrix by {growth:.3g}, and the limit is {limit:g}; "
-        f"{site}give BaseStatistics more weight (a lower fulfilment) or lower stage_one.lr; --stage_two.norm_limit "
-        "null lets it pass"
+        f"{site}give BaseStatistics more weight (a lower fulfilment) or lower stage_one.relative_lr (or "
+        "lr, where it is given); --stage_two.norm_limit null lets it pass"
     )
 
 

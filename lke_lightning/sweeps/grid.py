@@ -11,10 +11,21 @@ from lke_lightning.edits import EditError
 
 STAGES = ("stage_one", "stage_two")
 MULTIPLES = (0.25, 1.0, 4.0)
-SCALED = ("BaseStatistics.weight", "NormPenalty.weight")
+SCALED = ("BaseStatistics.weight", "NormPenalty.weight", "NormPenalty.proportion")
 """Swept over multiples of the configured value."""
-COUNTED = {"MostProbable.extra_steps": [0, 2, 6]}
+FULFILMENTS = [0.6, 0.75, 0.85, 0.93]
+FIXED = {
+    "BaseStatistics.fulfilment": FULFILMENTS,
+    "NormPenalty.fulfilment": FULFILMENTS,
+    "MostProbable.extra_steps": [0, 2, 6],
+}
 """Swept over these values."""
+IDLE = {
+    "fulfilment": ("weight",), "proportion": ("weight", "fulfilment"), "relative_lr": ("lr",), "share": ("threshold",),
+}  # fmt: skip
+"""Arguments that mean nothing where one of these of the same owner is given."""
+STRENGTHS = ("BaseStatistics.weight", "BaseStatistics.fulfilment", "NormPenalty.weight", "NormPenalty.fulfilment")
+"""What decides how strongly edits are written; the first that a configuration has."""
 
 Config = dict[str, Any]
 Settings = dict[str, Any]
@@ -27,27 +38,33 @@ def default_sweep(config: Config) -> dict[str, list[Any]]:
     Raises:
         EditError: it has none of them.
     """
-    present = {name: value for name, value in _arguments(config)}
-    sweep = {
-        name: list(dict.fromkeys(float(f"{present[name] * multiple:.6g}") for multiple in MULTIPLES))
-        for name in SCALED
-        if name in present
-    }
-    sweep |= {name: values for name, values in COUNTED.items() if name in present}
+    sweep = _sweep(config)
     if not sweep:
-        wanted = ", ".join((*SCALED, *COUNTED))
+        wanted = ", ".join((*SCALED, *FIXED))
         raise EditError(f"the configuration has none of {wanted}: choose what to vary with --sweep")
     return sweep
 
 
+def strengths(config: Config) -> list[Settings]:
+    """Return points that differ in how strongly edits are written, the one that protects the model most first."""
+    sweep = _sweep(config)
+    name = next((name for name in STRENGTHS if name in sweep), None)
+    if name is None:
+        return [{}]
+    return [{name: value} for value in sorted(sweep[name], reverse=name.endswith("weight"))]
+
+
 def check_sweep(config: Config, sweep: Mapping[str, Sequence[Any]]) -> None:
-    """Raise `EditError` unless every name is an argument of the configuration and has values."""
-    there = [name for name, _ in _arguments(config)]
+    """Raise `EditError` unless every name is an argument of the configuration that counts, and has values."""
+    there = dict(_arguments(config))
     for name, values in sweep.items():
         if name not in there:
             close = difflib.get_close_matches(name, there, 3, 0.5)
             hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(there)}"
             raise EditError(f"no setting is called {name!r}: {hint}")
+        counts = _counts_before(name, there)
+        if counts:
+            raise EditError(f"{name} means nothing beside {counts} {there[counts]:g}: sweep that, or take it out")
         if not isinstance(values, list | tuple) or not values:
             raise EditError(f"the sweep of {name!r} needs a list of values, not {values!r}")
 
@@ -74,6 +91,25 @@ def name(settings: Settings) -> str:
     """Name a point after its values, as a valid file name."""
     written = "_".join(f"{key}={value}" for key, value in settings.items())
     return "".join(letter if letter.isalnum() or letter in "._=-+" else "-" for letter in written)
+
+
+def _sweep(config: Config) -> dict[str, list[Any]]:
+    """Return the default values of all settings that count."""
+    there = dict(_arguments(config))
+    present = {name: value for name, value in there.items() if value is not None and not _counts_before(name, there)}
+    scaled = {
+        name: list(dict.fromkeys(float(f"{present[name] * multiple:.6g}") for multiple in MULTIPLES))
+        for name in SCALED
+        if name in present
+    }
+    return scaled | {name: values for name, values in FIXED.items() if name in present}
+
+
+def _counts_before(name: str, there: Settings) -> str | None:
+    """Return the setting that is given and counts in the place of this one."""
+    owner, _, argument = name.rpartition(".")
+    given = (f"{owner}.{other}" for other in IDLE.get(argument, ()))
+    return next((other for other in given if there.get(other) is not None), None)
 
 
 def _arguments(config: Config) -> Iterator[tuple[str, Any]]:

@@ -46,7 +46,7 @@ def probe(
     samples: int = 5,
     output: str = "runs/probe",
 ) -> None:
-    """Show where a model keeps its facts, and propose layers and hyperparameters to edit it with.
+    """Show where a model keeps its facts, and propose layers and a strength to edit it with.
 
     Finished facts and trials are not repeated.
 
@@ -54,7 +54,7 @@ def probe(
         pretrained: a folder, a hub name, or `demo`.
         data: facts, with subjects and original answers, of which those that the model knows are used; default: the
             demo world.
-        method: YAML file with the two stages, for the trial edits; the proposal starts from its hyperparameters.
+        method: YAML file with the two stages, for the trial edits; the proposal is it with another strength.
         dtype: dtype in which the network runs.
         matrix: path of the MLP output matrix inside a block, if it is not recognized.
         trust_remote_code: run code that comes with the model.
@@ -111,14 +111,12 @@ def probe(
         if found["score"] is not None:
             by_layer[layer] = found["score"]
     layers = best_window(by_layer, count)
-    weights = grid.default_sweep(config).get("BaseStatistics.weight")
-    points = [{"BaseStatistics.weight": weight} for weight in weights] if weights else [{}]
     together = []
-    for point in track(points, f"Hyperparameters on layers {layers}", transient=True):
+    for point in track(grid.strengths(config), f"Strengths on layers {layers}", transient=True):
         at = grid.configured(config, point)
         found = done.once(f"strength {grid.name(point)}", lambda at=at: tried(layers, at, chosen, alone=False))
         together.append({"settings": point, **found})
-    best = max(together, key=lambda found: (found["score"] or 0.0, found["settings"].get("BaseStatistics.weight", 0)))
+    best = max(together, key=lambda found: found["score"] or 0.0)  # of equals the first, which protects most
 
     peak = max(range(count), key=effects[PLACES[0]].__getitem__)
     command = (

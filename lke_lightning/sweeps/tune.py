@@ -48,8 +48,9 @@ def tune(
     Args:
         arguments: after `--`, arguments of `fit`: model, method and data; the search starts from the configured
             hyperparameters.
-        sweep: values by name, such as `{"BaseStatistics.weight": [10, 40], "stage_one.lr": [0.1, 0.5]}`; default:
-            the configured weights times 1/4, 1 and 4, and 0, 2 and 6 extra steps.
+        sweep: values by name, such as `{"BaseStatistics.fulfilment": [0.7, 0.9]}`; default: fulfilments of 0.6 to
+            0.93, the configured proportion times 1/4, 1 and 4, and 0, 2 and 6 extra steps; where weights are
+            configured, these times 1/4, 1 and 4.
         trials: number of points, chosen by the tree-structured Parzen estimator (TPE) between the smallest and the
             largest value of each name; default: every combination of the values.
         edits: edits of each point, from the start of the data; more make the choice more reliable and slower.

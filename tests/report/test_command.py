@@ -57,8 +57,8 @@ def whole(finished, tmp_path_factory):
 def test_the_page_is_whole_and_shows_all_that_was_measured(whole, finished):
     page = Page(whole[1])
     assert list(page.figures) == [
-        "Just after each batch", "All edits so far", "Perplexity", "Retention per batch", "By age of edit",
-        "Confidence in answers", "Norm growth", "Norms by depth", "Ordinary keys",
+        "Just after each batch", "Room for new edits", "All edits so far", "Perplexity", "Retention per batch",
+        "By age of edit", "Confidence in answers", "Norm growth", "Norms by depth", "Ordinary keys",
         "Contributions to the residual stream", "Spectrum of the change", "Steps to stop",
     ]  # fmt: skip
     for drawn in page.figures.values():

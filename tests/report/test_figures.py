@@ -7,6 +7,7 @@ from lke_lightning.report.figures import COLOURS, EXHIBITS, GREY, STYLE, as_imag
 from lke_lightning.report.reading import read_all
 
 SURE = next(exhibit for exhibit in EXHIBITS if exhibit.title == "Confidence in answers")
+ROOM = next(exhibit for exhibit in EXHIBITS if exhibit.title == "Room for new edits")
 GROWTH = next(exhibit for exhibit in EXHIBITS if exhibit.title == "Norm growth")
 
 
@@ -53,6 +54,18 @@ def test_of_several_runs_the_largest_growth_of_any_layer_is_drawn(written):
     [axes] = GROWTH.draw(runs).axes
     assert [list(line.get_ydata()) for line in axes.get_lines()] == [[1.0, 20.0]] * 2
     assert axes.get_yscale() == "log"
+
+
+def test_of_several_runs_the_fulfilment_is_drawn_where_it_was_recorded(written):
+    def ledger(**more):
+        return [{"event": "batch", "batch": i, "edits": 2, "norm_growth": {}, **more} for i in range(2)]
+
+    known = {"fulfilment": {"3": 0.8, "4": 0.6, "5": 0.5}}
+    runs = read_all([str(written(name, entries=ledger(**more))) for name, more in (("old", {}), ("new", known))])
+    [line] = ROOM.draw(runs).axes[0].get_lines()
+    assert line.get_label() == "new"
+    assert list(line.get_ydata()) == [0.6, 0.6]
+    assert ROOM.draw(runs[:1]) is None
 
 
 def test_points_over_edits_are_averaged_and_keep_their_ends():

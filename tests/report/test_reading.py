@@ -22,8 +22,8 @@ def edit(number, batch, success, **more):
             "success_just_after": success, **more}  # fmt: skip
 
 
-def batch(number, edits, growth):
-    return {"event": "batch", "batch": number, "edits": edits, "norm_growth": {"3": growth}}
+def batch(number, edits, growth, **more):
+    return {"event": "batch", "batch": number, "edits": edits, "norm_growth": {"3": growth}, **more}
 
 
 def evaluation(edits, *successes, **more):
@@ -44,6 +44,24 @@ def test_an_unfinished_run_without_a_scorecard_is_read_from_its_ledger(written):
     assert run.curves["steps"]["all"] == [(0, 0.0), (3, pytest.approx(2 / 3)), (5, 1.0)]
     assert run.last("norm growth") == 2.0
     assert run.score("S") is None
+
+
+def test_fulfilment_and_what_arrived_make_curves_where_a_ledger_has_them(written):
+    entries = [
+        edit(0, 0, True, written=0.9, first_choice_just_after=True),
+        edit(1, 0, True, written=0.5, first_choice_just_after=False),
+        batch(0, 2, 1.5, fulfilment={"3": 0.8, "4": 0.6}),
+        edit(2, 1, True, written=0.4, first_choice_just_after=False),
+        batch(1, 1, 2.0, fulfilment={"3": 0.5, "4": 0.2}),
+        batch(2, 0, 2.0, fulfilment={}),
+    ]  # fmt: skip
+    assert read(written("run", entries=entries)).curves["arrival"] == {
+        "fulfilment (median of layers)": [(2, pytest.approx(0.7)), (3, pytest.approx(0.35))],
+        "fulfilment (lowest layer)": [(2, 0.6), (3, 0.2)],
+        "first choice": [(2, 0.5), (3, 0.0)],
+        "written (median)": [(2, pytest.approx(0.7)), (3, 0.4)],
+    }
+    assert read(written("older", entries=[edit(0, 0, True), batch(0, 1, 1.5)])).curves["arrival"] == {}
 
 
 def test_evaluations_during_the_run_make_curves(written):

@@ -74,8 +74,8 @@ def known(tmp_path):
         ids = tokenizer(f"{name} speaks")["input_ids"]
         with torch.no_grad():
             best = network(torch.tensor([ids])).logits[0, -1]
-        text = tokenizer.decode(best.argsort(descending=True)[:1])
-        facts.append(EditRequest(str(i), "{} speaks", "guitar", name, text or "x", paraphrases=(f"now {name} speaks",)))
+        text = tokenizer.decode(best.argsort(descending=True)[:1]) or "x"
+        facts.append(EditRequest(str(i), "{} speaks", "guitar", name, text, paraphrases=(f"now {name} speaks",)))
     (tmp_path / "text.txt").write_text("the river is in the city. " * 20)
     method = tmp_path / "method.yaml"
     method.write_text(
@@ -98,6 +98,29 @@ def test_a_probe_that_knows_nothing_says_so(known):
     unknown = RequestList([EditRequest("0", "{} speaks", "a", "Ana", "the capital of the native tongue")])
     with pytest.raises(EditError, match="facts that it knows"):
         probing.probe(str(folder / "model"), unknown, method, output=str(folder / "out"))
+
+
+def test_a_proposal_holds_layers_and_the_fulfilment_that_protects_most_of_equals(known, monkeypatch, capsys):
+    folder, stream, method = known
+    Path(method).write_text(Path(method).read_text().replace("weight: 1.0", "fulfilment: 0.7"))
+    edited = probing._edit
+
+    def like_the_others(*given, **how):
+        found = edited(*given, **how)
+        assert 0 <= found["efficacy"]["success"] <= 1
+        return {**found, "score": 0.5}
+
+    monkeypatch.setattr(probing, "_edit", like_the_others)
+    monkeypatch.setattr(probing, "_known", lambda model, requests, wanted: list(requests)[:wanted])
+    probing.probe(str(folder / "model"), stream, method, facts=2, trials=2, samples=1, output=str(folder / "out"))
+    found = json.loads((folder / "out" / "probe.json").read_text())
+    tried = [point["settings"]["BaseStatistics.fulfilment"] for point in found["strengths"]]
+    assert found["proposed"] == {"layers": [0], "BaseStatistics.fulfilment": min(tried)}
+    proposed = yaml.safe_load((folder / "out" / "proposed.yaml").read_text())
+    assert proposed["model"]["layers"] == [0]
+    [term] = proposed["stage_two"]["solver"]["init_args"]["preservation"]
+    assert term["init_args"] == {"fulfilment": min(tried)}
+    assert f"layers [0], BaseStatistics.fulfilment={min(tried)}" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("alone", [True, False])

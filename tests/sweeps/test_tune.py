@@ -79,6 +79,49 @@ def test_default_sweep_takes_what_is_there():
         grid.default_sweep({"stage_one": {"lr": 1.0}, "stage_two": {}})
 
 
+def preserving(**arguments):
+    """Make a configuration as `fit` merges it, with what is not given as None."""
+    terms = {"BaseStatistics": ("weight", "fulfilment"), "NormPenalty": ("weight", "fulfilment", "proportion")}
+    preservation = [
+        {"class_path": owner, "init_args": dict.fromkeys(terms[owner]) | given} for owner, given in arguments.items()
+    ]
+    solver = {"class_path": "LeastSquares", "init_args": {"preservation": preservation}}
+    return {"stage_one": {"lr": None, "relative_lr": 0.1}, "stage_two": {"solver": solver}}
+
+
+def test_the_default_sweep_searches_what_counts():
+    own = preserving(BaseStatistics={"fulfilment": 0.7}, NormPenalty={"proportion": 0.1})
+    sweep = grid.default_sweep(own)
+    assert set(sweep) == {"BaseStatistics.fulfilment", "NormPenalty.proportion"}
+    assert all(0.5 <= value <= 0.97 for value in sweep["BaseStatistics.fulfilment"])
+    assert sweep["NormPenalty.proportion"] == [0.025, 0.1, 0.4]
+    filled_in = preserving(
+        BaseStatistics={"fulfilment": 0.7, "weight": 40.0}, NormPenalty={"proportion": 0.1, "weight": 2.0}
+    )
+    assert grid.default_sweep(filled_in) == {
+        "BaseStatistics.weight": [10.0, 40.0, 160.0],
+        "NormPenalty.weight": [0.5, 2.0, 8.0],
+    }
+    alone = preserving(NormPenalty={"fulfilment": 0.7})
+    assert grid.default_sweep(alone) == {"NormPenalty.fulfilment": sweep["BaseStatistics.fulfilment"]}
+
+
+def test_strengths_begin_with_the_most_protection():
+    shares = [point["NormPenalty.fulfilment"] for point in grid.strengths(preserving(NormPenalty={"fulfilment": 0.7}))]
+    assert shares == sorted(shares)
+    assert grid.strengths(preserving(BaseStatistics={"weight": 4.0}, NormPenalty={"weight": 1.0})) == [
+        {"BaseStatistics.weight": weight} for weight in (16.0, 4.0, 1.0)
+    ]
+    assert grid.strengths({"stage_one": {"lr": 1.0}, "stage_two": {}}) == [{}]
+
+
+def test_a_sweep_of_what_means_nothing_is_refused():
+    config = preserving(BaseStatistics={"fulfilment": 0.7, "weight": 40.0})
+    with pytest.raises(EditError, match=r"BaseStatistics.fulfilment means nothing beside BaseStatistics.weight 40"):
+        grid.check_sweep(config, {"BaseStatistics.fulfilment": [0.6, 0.8]})
+    grid.check_sweep(config, {"BaseStatistics.weight": [10, 20], "stage_one.relative_lr": [0.05, 0.1]})
+
+
 def test_points_set_every_part_of_the_name():
     point = {"BaseStatistics.weight": 2, "LeastSquares.past_edits.weight": 0.5, "stage_one.lr": 3}
     changed = grid.configured(CONFIG, point)
