@@ -40,7 +40,12 @@ def test_thresholds_and_slack_that_cannot_be_are_refused(value):
 
 
 @pytest.mark.parametrize("make", [LeastSquares, EqualityConstrained])
-@pytest.mark.parametrize(("terms", "says"), [([], "is empty"), ([NormPenalty(0), BaseStatistics(0)], "weight 0")])
+@pytest.mark.parametrize(("terms", "says"), [
+    ([], "is empty"),
+    ([NormPenalty(0), BaseStatistics(0)], "weight 0"),
+    ([NormPenalty(proportion=0.1)], "in proportion"),
+    ([BaseStatistics(0), NormPenalty(proportion=0.1)], "in proportion"),
+])  # fmt: skip
 def test_preservation_that_asks_for_nothing_is_refused(make, terms, says):
     with pytest.raises(EditError, match=f"preservation .*{says}.*weight above 0"):
         make(terms)
