@@ -37,6 +37,9 @@ SAME_RESULTS = frozenset(
 )
 """Settings that a run may be continued with another value of."""
 
+OUTRANKED = {"lr": {"relative_lr"}, "weight": {"fulfilment", "proportion"}, "threshold": {"share"}}
+"""Settings that have no effect where the same part is given another one; earlier versions had none of them."""
+
 
 class Editor(lightning.LightningModule):
     """A language model under lifelong editing; one edit batch is one training step.
@@ -278,7 +281,7 @@ class Editor(lightning.LightningModule):
         if missing:
             raise EditError(f"the checkpoint lacks {missing}, or holds something else there: use another one")
         stream = checkpoint["editing"]["stream"]
-        check_same_method(*(self._sited(part) for part in (checkpoint["editing"]["configuration"], self.configuration)))
+        check_same_method(*map(self._sited, (checkpoint["editing"]["configuration"], self.configuration)))
         self.trainer.datamodule.check_continues(stream)
         if len(stream["digests"]) < len(self.trainer.datamodule.requests):
             # a finished run whose stream has grown is in the middle of its one epoch again
@@ -369,8 +372,10 @@ def check_same_method(saved: Mapping[str, Any], present: Mapping[str, Any]) -> N
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping):
+        idle = {name for given, names in OUTRANKED.items() if tree.get(given) is not None for name in names}
         for name, part in tree.items():
-            yield from _leaves(part, f"{path}.{name}" if path else name)
+            if name not in idle:
+                yield from _leaves(part, f"{path}.{name}" if path else name)
     elif isinstance(tree, list) and any(isinstance(part, Mapping) for part in tree):
         for number, part in enumerate(tree):
             yield from _leaves(part, f"{path}.{number}")

@@ -65,7 +65,8 @@ class EditStep:
         targets = Targets.joined([part.targets for part in parts]) if parts else whole.targets.chosen([])
         requests = tuple(request for part in parts for request in part.requests)
         lost = [*whole.left_out, *(reason for part in parts for reason in part.left_out), *left_out]
-        shares = {layer: torch.cat([part.fulfilment[layer] for part in parts]) for layer in whole.fulfilment if parts}
+        written = [part.fulfilment for part in parts if part.requests]
+        shares = {layer: torch.cat([part[layer] for part in written]) for layer in whole.fulfilment if written}
         return cls(requests, targets, whole.contexts, lost, shares)
 
     def __len__(self) -> int:
@@ -77,6 +78,7 @@ class EditStep:
         kept = [i for i in range(len(self.requests)) if i not in set(numbers)]
         self.left_out += [(self.requests[i], reason) for i in numbers]
         self.requests, self.targets = tuple(self.requests[i] for i in kept), self.targets.chosen(kept)
+        self.fulfilment = {layer: shares[kept] for layer, shares in self.fulfilment.items() if kept}
 
     def take_back(self, reason: str) -> None:
         """Take all requests out of the batch, because stage two took back what it wrote."""

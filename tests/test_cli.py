@@ -12,6 +12,7 @@ from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
 
+FULFILMENT = 0.96
 NAMES = ["Ana", "Bob", "Cyd", "Dan", "Eve", "Fay", "Gus", "Hal"]
 
 
@@ -36,12 +37,21 @@ def world(tmp_path_factory):
     ]
     (folder / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))
     (folder / "text.txt").write_text("\n".join(" ".join(texts[i:] + texts[:i]) for i in range(0, 40, 2)))
+    (folder / "strengths.yaml").write_text(json.dumps({"stage_two": {"solver": asking_for(FULFILMENT)}}))
     return folder
+
+
+def asking_for(fulfilment):
+    """A solver without the weights of tests/conf/tiny.yaml."""
+    terms = [("BaseStatistics", {"weight": None, "fulfilment": fulfilment}),
+             ("NormPenalty", {"weight": None, "proportion": 0.1})]  # fmt: skip
+    terms = [{"class_path": name, "init_args": arguments} for name, arguments in terms]
+    return {"class_path": "LeastSquares", "init_args": {"preservation": terms, "past_edits": {"weight": 1.0}}}
 
 
 def arguments(world, out, *more):
     return [
-        "fit", "-c", "configs/method/encore.yaml", "-c", "tests/conf/tiny.yaml",
+        "fit", "-c", "configs/method/encore.yaml", "-c", "tests/conf/tiny.yaml", "-c", str(world / "strengths.yaml"),
         "--model.pretrained", str(world / "model"), "--model.layers", "[0,1]",
         "--data", "JsonLines", "--data.path", str(world / "facts.jsonl"), "--data.batch_size", "3", "--data.limit", "8",
         "--stage_two.statistics", "KeyStatistics", "--stage_two.statistics.corpus", str(world / "text.txt"),
@@ -80,6 +90,21 @@ def test_fit_writes_a_scorecard(run):
     assert 1 <= card["steps"]["median"] <= 30
 
 
+def test_strengths_are_in_the_scorecard_and_the_room_that_is_left_in_the_ledger(run):
+    card = json.loads((run / "scorecard.json").read_text())
+    for found in card["strengths"].values():
+        assert found == {"factor": pytest.approx(found["factor"], abs=0), "fulfilment": pytest.approx(FULFILMENT)}
+        assert found["factor"] > 0
+    entries = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    batches = [entry["fulfilment"] for entry in entries if entry["event"] == "batch"]
+    assert len(batches) == 3
+    assert all(set(found) == set(card["strengths"]) == {"0", "1"} for found in batches)
+    assert all(0 < share < 1 for found in batches for share in found.values())
+    assert batches[0]["0"] == pytest.approx(FULFILMENT, abs=0.03)  # the keys of later layers are changed by then
+    [table] = run.rglob("metrics.csv")
+    assert "fulfilment/layer_1" in table.read_text().splitlines()[0]
+
+
 def test_a_step_is_a_batch_and_the_checkpoint_holds_the_change_only(run, world):
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
@@ -108,10 +133,14 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one(run, world, tmp_path):
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name])
     cards = [json.loads((tmp_path / out / "scorecard.json").read_text()) for out in ("whole", "resumed")]
-    for part in ("perplexity", "steps"):
+    for part in ("perplexity", "steps", "strengths"):
         assert cards[0][part] == cards[1][part]
     for layer, memory in whole["callbacks"]["WeightUpdate"]["memory"].items():
-        assert torch.equal(memory["inverse"], resumed["callbacks"]["WeightUpdate"]["memory"][layer]["inverse"])
+        for part, value in memory.items():
+            assert torch.equal(value, resumed["callbacks"]["WeightUpdate"]["memory"][layer][part])
+    changed = ("--stage_two.solver", json.dumps(asking_for(0.9)))
+    with pytest.raises(SystemExit, match=r"another method:\n.*\.0\.init_args\.fulfilment: 0.96 .*, 0.9 now"):
+        main(arguments(world, tmp_path / "changed", "--ckpt_path", str(early), *changed))
 
 
 def test_edited_model_is_a_plain_folder(run, tmp_path):
@@ -151,9 +180,7 @@ def test_methods_are_configurations(name, world, tmp_path):
     given = arguments(world, tmp_path, "--data.limit", "2", "--stage_one.max_steps", "3", "--model.layers", "[1]",
                       "--scorecard.text", "null")  # fmt: skip
     given[given.index("configs/method/encore.yaml")] = f"configs/method/{name}.yaml"
-    del given[3:5]  # the strengths of tests/conf/tiny.yaml are ENCORE's
-    if "alphaedit" in name:  # thresholds belong to a model
-        given += ["--stage_two.solver.init_args.null_space.threshold", "1.0"]
+    del given[3:7]  # those strengths are ENCORE's
     main(given)
     card = json.loads((tmp_path / "scorecard.json").read_text())
     assert card["edits"] == 2

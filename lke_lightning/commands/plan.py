@@ -212,7 +212,7 @@ def solver_bytes(solver: Solver, d_out: int, d_key: int, edits: int) -> tuple[in
     nor the number of edits is the rank of something: it counts as d_key, its upper bound.
     """
     small_key, small_out, count = 24, 10, 7
-    lengths = {small_key: d_key, small_out: d_out, count: edits, 1: 1}
+    lengths = {small_key: d_key, small_out: d_out, count: edits, 1: 1, 2: 2}
     moment, draw = torch.eye(small_key), torch.Generator().manual_seed(0)
     half_unused = torch.tensor([0.0, math.inf]).repeat_interleave(small_key // 2)
     keys, nothing = torch.randn(count, small_key, generator=draw), torch.zeros(count, small_out)

@@ -38,11 +38,11 @@ def check_preservation(terms: Sequence[Preservation]) -> list[Preservation]:
     """Return the terms.
 
     Raises:
-        EditError: all weights are 0, because then the solution is not unique; or a term has a weight where another one
-            has a fulfilment, because then it is not clear what is in proportion to what.
+        EditError: no term has a strength of its own, because then the solution is not unique; or a term has a weight
+            where another one has a fulfilment, because then it is not clear what is in proportion to what.
     """
-    if not any(term.weight is None or term.weight for term in terms):
-        state = "has only terms of weight 0" if terms else "is empty"
+    if not any(term.weight or term.fulfilment for term in terms):
+        state = "has only terms of weight 0 or in proportion to others" if terms else "is empty"
         raise EditError(
             f"the solver's preservation {state}, so nothing limits its updates: give it a BaseStatistics or a "
             "NormPenalty with a weight above 0"

@@ -43,18 +43,23 @@ def first_keys(
 
 
 def tell(strengths: Mapping[int, Mapping[str, float]]) -> None:
-    """Say to which share single edits are written, and warn where that is almost nothing, or leaves no protection.
+    """Say to which share single edits are written.
 
     Args:
         strengths: by layer, the `factor` of the preservation terms and, where it is known, the `fulfilment`.
     """
-    shares = {layer: found["fulfilment"] for layer, found in strengths.items() if "fulfilment" in found}
-    if not shares:
-        return
-    layers = ", ".join(f"{layer}: {share:.2f}" for layer, share in shares.items())
-    factors = ", ".join(f"{strengths[layer]['factor']:.4g}" for layer in shares)
-    rank_zero_info(f"Fulfilment of a single edit by layer: {layers}; factor of the preservation terms: {factors}")
-    share = statistics.median(shares.values())
+    known = {layer: found for layer, found in strengths.items() if "fulfilment" in found}
+    if known:
+        layers = ", ".join(f"{layer}: {found['fulfilment']:.2f}" for layer, found in known.items())
+        factors = ", ".join(f"{found['factor']:.4g}" for found in known.values())
+        rank_zero_info(f"Fulfilment of a single edit by layer: {layers}; factor of the preservation terms: {factors}")
+
+
+def warn_of_weights(strengths: Mapping[int, Mapping[str, float]]) -> None:
+    """Warn where absolute weights mean that almost nothing is written, or leave no protection; arguments as above."""
+    by_weight = [found for found in strengths.values() if found["factor"] == 1]
+    shares = [found["fulfilment"] for found in by_weight if "fulfilment" in found]
+    share = statistics.median(shares) if shares else USUAL
     if WEAK <= share <= STRONG:
         return
     effect = "edits will hardly show" if share < WEAK else "nothing is protected"

@@ -23,7 +23,7 @@ from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
 from lke_lightning.stage_two.solvers import EditSystem, LeastSquares, Memory, Solver
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
-from lke_lightning.stage_two.strength import first_keys, tell
+from lke_lightning.stage_two.strength import first_keys, tell, warn_of_weights
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
 from lke_lightning.step import EditStep
 
@@ -109,8 +109,9 @@ class WeightUpdate(Callback):
         pl_module.readout = self.readout
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare each layer's solve, or complete the memory of a checkpoint."""
+        """Prepare each layer's solve, or complete the memory of a checkpoint; say to which share edits are written."""
         self.prepare(pl_module.language_model, trainer.datamodule.requests, pl_module.stages.one.contexts)
+        tell(self.strengths)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
         """Write the batch into the weights."""
@@ -152,7 +153,7 @@ class WeightUpdate(Callback):
                 layer: self.solver.init(moment, keys.get(layer), self.statistics.eigen)
                 for layer, moment in moments.items()
             }
-            tell(self.strengths)
+            warn_of_weights(self.strengths)
         self._fingerprints, self._is_ready = fingerprints, True
 
     def carry_out(self, model: LanguageModel, step: EditStep, register: Register) -> None:

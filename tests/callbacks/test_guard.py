@@ -98,6 +98,7 @@ def test_a_split_leaves_out_what_a_limit_of_norms_takes_back(small_run, growth, 
     left = [entry for entry in entries if entry["event"] == "left_out"]
     assert [entry["id"] for entry in left] == ["0", "1", "2", "3"]
     assert all("the limit is 1;" in entry["reason"] for entry in left)
+    assert [entry["fulfilment"] for entry in entries if entry["event"] == "batch"] == [{}]
     assert all(not value.any() for name, value in checkpoint["state_dict"].items() if name.endswith("delta"))
 
 

@@ -33,7 +33,7 @@ def test_the_memory_of_a_solver_is_what_it_really_holds(name):
     solver, d_out, d_key = SOLVERS[name], 12, 40
     used = torch.randn(400, d_key)
     used[:, 0] = 0  # one direction is unused: the null space has rank 1
-    memory = solver.init(used.T @ used / 400)
+    memory = solver.init(used.T @ used / 400, torch.randn(5, d_key))
     for _ in range(3):
         keys, zeros = torch.randn(5, d_key), torch.zeros(5, d_out)
         _, memory = solver.compute(memory, EditSystem(keys, keys, zeros, zeros))

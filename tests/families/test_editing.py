@@ -84,8 +84,8 @@ def run(family, length, folder):
         [MostProbable(10)],
         NormBall(20.0),
         ContextTemplates(templates=[]),
-        0.5,
-        100,
+        lr=0.5,
+        max_steps=100,
     )
     statistics = KeyStatistics(str(text), tokens=400, cache_dir=str(folder))
     stage_two = WeightUpdate(

@@ -120,6 +120,26 @@ def test_another_method_model_or_stream_is_refused_with_the_difference(small_run
     assert "stage_two.statistics.init_args.tokens: 2000 in the checkpoint, 1500 now" in tokens
 
 
+def test_a_run_that_an_earlier_version_began_goes_on(small_run, whole, stopped):
+    """It knew absolute strengths alone, and noted nothing of them but the configuration."""
+    path = checkpoints.newest(stopped)
+    held = torch.load(path, weights_only=True)
+    stages = held["editing"]["configuration"]
+    del stages["stage_one"]["relative_lr"]
+    for term in stages["stage_two"]["solver"]["init_args"]["preservation"]:
+        term["init_args"] = {"weight": term["init_args"]["weight"]}
+    for memory in held["callbacks"]["WeightUpdate"]["memory"].values():
+        del memory["strength"]
+    torch.save(held, path)
+    fit(small_run, stopped, "--ckpt_path", "last", "--stage_one.relative_lr", "0.5")  # of no effect beside an lr
+    ends = [checkpoints.read(checkpoints.newest(folder)) for folder in (whole, stopped)]
+    assert ends[0]["state_dict"].keys() == ends[1]["state_dict"].keys()
+    assert all(torch.equal(value, ends[1]["state_dict"][name]) for name, value in ends[0]["state_dict"].items())
+    cards = [json.loads((folder / "scorecard.json").read_text()) for folder in (whole, stopped)]
+    assert cards[1]["strengths"] == {}
+    assert cards[1]["final"] == cards[0]["final"]
+
+
 def test_a_moved_model_and_settings_without_effect_are_no_difference(small_run, small_world, whole, stopped, tmp_path):
     shutil.copytree(small_world / "model", tmp_path / "moved")
     fit(

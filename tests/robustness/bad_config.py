@@ -52,7 +52,7 @@ CASES = [
     Bad("class-path-a-number", file(SOLVER.format("5", "{}")), "solver"),
     Bad("part-in-the-place-of-a-list", file("stage_one: {stopping: {class_path: LossBelow}}\n"), "stopping"),
     Bad("part-lacks-its-weight", file(SOLVER.format("LeastSquares", "{preservation: [{class_path: NormPenalty}]}")),
-        "preservation"),
+        "NormPenalty has neither a weight nor a fulfilment"),
     Bad("folder-empty", ["fit", "--trainer.default_root_dir", ""], "default_root_dir is empty"),
     Bad("published-method-unknown", ["published", "encre", "llama3-8b"], "no method 'encre': it has encore"),
     Bad("published-model-unknown", ["published", "pmet", "llama3-8b"], "pmet, has no model 'llama3-8b': it has gpt-j"),

@@ -6,6 +6,7 @@ from tests.robustness.bad_input import Bad
 
 STATISTICS = "{class_path: BaseStatistics, init_args: {weight: %s}}"
 PENALTY = "{class_path: NormPenalty, init_args: {weight: %s}}"
+ASKING = "{class_path: BaseStatistics, init_args: {weight: null, fulfilment: %s}}"
 
 
 def fit(name: str, says: str, *options: str) -> Bad:
@@ -31,6 +32,8 @@ STAGE_ONE = [
       for value in ("-1", "0", ".nan", ".inf", "1e30")),
     *(fit(f"max-steps-{value}", "stage_one.max_steps is .*at least 1", "stage_one.max_steps", value)
       for value in ("0", "-2")),
+    *(fit(f"relative-lr-{value}", "stage_one.relative_lr is .*above 0 and at most 10", "stage_one.relative_lr", value)
+      for value in ("-1", "0", ".nan", "11")),
     fit("max-tokens-0", "stage_one.max_tokens is 0.*at least 1", "stage_one.max_tokens", "0"),
     fit("norm-limit-1", "stage_two.norm_limit is 1.*above 1", "stage_two.norm_limit", "1"),
     fit("check-every-0", "stage_one.check_every is 0.*at least 1", "stage_one.check_every", "0"),
@@ -66,6 +69,21 @@ STAGE_TWO = [
     *(solver(f"{name}-{value}", rf"{name}\.weight is .*at least 0 and at most 1e\+15", terms(part % value))
       for name, part in (("BaseStatistics", STATISTICS), ("NormPenalty", PENALTY))
       for value in ("-1", ".nan", ".inf", "1e300")),
+    *(solver(f"fulfilment-{value}", "BaseStatistics.fulfilment is .*above 0 and below 1", terms(ASKING % value))
+      for value in ("0", "1", "-0.5", ".nan")),
+    solver("fulfilment-beside-a-weight", "fulfilment, which determines the weights of all: give NormPenalty a prop",
+           terms(ASKING % 0.8, PENALTY % 1.0)),
+    solver("fulfilment-twice", "determines the weights of all", terms(ASKING % 0.8, ASKING % 0.8)),
+    solver("fulfilment-of-equalities", "written exactly: give BaseStatistics a weight, or a slack",
+           terms(ASKING % 0.8), "EqualityConstrained"),
+    *(solver(f"{name}-without-strength", f"{name} has neither a weight nor a fulfilment: give it one",
+             terms(f"{{class_path: {name}}}")) for name in ("BaseStatistics", "NormPenalty")),
+    solver("proportion--1", "NormPenalty.proportion is .*at least 0",
+           terms(ASKING % 0.8, "{class_path: NormPenalty, init_args: {proportion: -1}}")),
+    *(solver(f"null-space-share-{value}", "NullSpace.share is .*above 0 and below 1",
+             f"{SOUND}, null_space: {{share: {value}}}") for value in ("0", "1", ".nan")),
+    solver("null-space-without-strength", "NullSpace has neither a threshold nor a share: give it one",
+           f"{SOUND}, null_space: {{threshold: null}}"),
     *(solver(f"past-edits-{value}", "PastEdits.weight is .*finite number above 0",
              f"{SOUND}, past_edits: {{weight: {value}}}") for value in ("-1", "0", ".nan")),
     *(solver(f"edit-weights-{value}", "EditWeights.weight is .*finite number above 0",

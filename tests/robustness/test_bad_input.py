@@ -8,7 +8,8 @@ from pathlib import Path
 import lightning.pytorch  # noqa: F401  its logger keeps the stderr of its first import, which must not be a test's
 import pytest
 
-import lke_lightning.fitting  # noqa: F401  before a test puts another `load` and another stderr into its place
+import lke_lightning.commands.real  # before a test puts another `load` and another stderr into its place
+import lke_lightning.fitting  # noqa: F401  likewise
 import tests.robustness
 from lke_lightning.cli import main
 from lke_lightning.model import language_model

@@ -268,3 +268,52 @@ def test_half_precision_finds_about_the_same(precision):
     assert found.vectors.dtype == torch.float32
     assert model.weight(0).delta.dtype == torch.float32
     assert torch.cosine_similarity(found.vectors, exact.vectors).min() > 0.98
+
+
+def one_step(family, **rates):
+    """Vectors before and after the first step of Adam, with nothing in its way, (requests, hidden size)."""
+    rates = {"space": NormBall(1e6), "stopping": [], "site": "block"} | rates
+    model = make_model(family)
+    return [
+        TargetOptimization(max_steps=steps, **rates).optimize(model, REQUESTS, CONTEXTS).vectors for steps in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_relative_rate_is_the_length_of_the_first_step(family):
+    before, after = one_step(family, relative_lr=0.03)
+    norms = before.norm(dim=1, keepdim=True)
+    steps = (after - before).abs()
+    torch.testing.assert_close(steps, (0.03 * norms / before.shape[1] ** 0.5).expand_as(steps), rtol=1e-3, atol=0)
+    torch.testing.assert_close((after - before).norm(dim=1, keepdim=True), 0.03 * norms, rtol=1e-3, atol=0)
+
+
+def test_a_relative_step_is_projected_in_the_units_of_the_activation():
+    before, after = one_step("llama", relative_lr=0.5, space=NormBall(0.2))
+    torch.testing.assert_close((after - before).norm(dim=1), 0.2 * before.norm(dim=1), rtol=1e-6, atol=0)
+
+
+def test_a_rate_in_the_units_of_the_activations_counts_where_it_is_given():
+    before, after = one_step("llama", lr=0.3, relative_lr=9.0)
+    torch.testing.assert_close((after - before).abs(), torch.full_like(before, 0.3), rtol=1e-3, atol=0)
+    model = make_model("llama")
+    found = [
+        TargetOptimization(lr=0.3, relative_lr=rate, max_steps=12).optimize(model, REQUESTS, CONTEXTS)
+        for rate in (0.01, 9.0)
+    ]
+    assert torch.equal(found[0].vectors, found[1].vectors)
+    assert (found[0].steps, found[0].losses) == (found[1].steps, found[1].losses)
+
+
+def test_a_relative_rate_finds_the_targets_of_the_same_rate_in_units():
+    """For requests that are alone: each has its own norm."""
+    model = make_model("gpt2")
+    for one in REQUESTS[:2]:
+        start = TargetOptimization(max_steps=1).optimize(model, [one], CONTEXTS).vectors[0]
+        rate = 0.05 * (start.norm() / len(start) ** 0.5).item()
+        found, expected = (
+            TargetOptimization(max_steps=8, **rates).optimize(model, [one], CONTEXTS)
+            for rates in ({"relative_lr": 0.05}, {"lr": rate})
+        )
+        assert (found.vectors - expected.vectors).norm() < 1e-4 * expected.vectors.norm()  # Adam's eps has a scale
+        assert found.steps == expected.steps

@@ -9,7 +9,7 @@ from lke_lightning.edits import EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Targets
 from lke_lightning.stage_two.keys import ConsistentKeys, ContextMean, MixedKeys
-from lke_lightning.stage_two.preservation import NormPenalty, PastEdits
+from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.solvers import LeastSquares
@@ -162,3 +162,35 @@ def test_a_transform_acts_before_writing_and_a_readout_only_while_reading():
         torch.testing.assert_close(model.weight(0).matrix.weight, (model.weight(0).base + kept.T / 2))
     assert torch.equal(model.weight(0).matrix.weight, live)
     assert torch.equal(model.weight(0).delta, kept)
+
+
+def prepared(solver, layers=(1,), requests=REQUESTS, **options):
+    model, stage = make_model(layers=layers), WeightUpdate(solver, statistics=Unit(), **options)
+    stage.prepare(model, requests, CONTEXTS)
+    return model, stage
+
+
+def test_a_step_knows_the_fulfilment_of_its_edits_before_it_is_written():
+    model, stage = prepared(LeastSquares([BaseStatistics(fulfilment=0.75)], PastEdits()), layers=(0, 1))
+    steps = [EditStep(tuple(REQUESTS), some_targets(seed), CONTEXTS) for seed in (1, 2)]
+    systems = [stage.write(model, step, Register()) for step in steps]  # two registers: nothing is replaced
+    for layer in model.layers:
+        first, second = (step.fulfilment[layer] for step in steps)
+        gains = systems[0][layer].keys.square().sum(1).double() / stage.strengths[layer]["factor"]
+        torch.testing.assert_close(first, gains / (1 + gains), rtol=1e-5, atol=0)
+        assert (second < first).all()  # their room is taken
+    assert steps[0].fulfilment[0].median().item() == pytest.approx(0.75, rel=1e-5)
+
+
+def test_what_is_left_out_of_a_step_has_no_fulfilment():
+    model, stage = prepared(LeastSquares([BaseStatistics(fulfilment=0.75)], PastEdits()), layers=(0, 1))
+    step, gone = (EditStep(tuple(REQUESTS), some_targets(1), CONTEXTS) for _ in range(2))
+    stage.write(model, step, Register())
+    last = step.fulfilment[0][1].item()
+    step.leave_out([0], "for a test")
+    assert step.fulfilment[0].tolist() == [last]
+    stage.norm_limit = 1 + 1e-9
+    assert stage.write(model, gone, Register()) == {}
+    assert gone.taken_back
+    assert gone.fulfilment == {}
+    assert EditStep.joined([step, gone], step, []).fulfilment[1].shape == (1,)

@@ -85,14 +85,15 @@ class LeastSquares(Solver):
             memory["basis"] = self.null_space.basis(*eigen(moment)).to(self.dtype)
         gram = self._gram(memory, moment)
         memory["inverse"], jitter = invert(gram)
+        gram.diagonal().add_(jitter)
         gains = None if keys is None else self.edit_weights.weight * self._gains(memory, keys)
         memory["strength"] = strength(wanted_fulfilment(self.preservation), gains)
-        factor = memory["strength"][0].item()
-        memory["inverse"] = (memory["inverse"] / factor).to(self.dtype)
+        if wanted_fulfilment(self.preservation) is not None:
+            gram *= memory["strength"][0].item()
+            memory["inverse"], _ = invert(gram)  # and not that of A, divided: it is to be had again from `gram`
+        memory["inverse"] = memory["inverse"].to(self.dtype)
         if self.past_edits is not None:
-            gram.diagonal().add_(jitter)
-            gram *= factor
-            memory |= {"gram": gram.cpu(), "jitter": torch.tensor(jitter * factor, dtype=torch.float64)}
+            memory |= {"gram": gram.cpu(), "jitter": torch.tensor(jitter, dtype=torch.float64)}
             memory["probe"] = memory["gram"] @ _fixed(len(gram))
         return memory
 
@@ -110,9 +111,9 @@ class LeastSquares(Solver):
         if self.past_edits is None:
             return memory
         gram = self._gram(memory, second_moment.double())
+        gram.diagonal().add_(memory["jitter"].item())
         if "strength" in memory:  # not in checkpoints of earlier versions
             gram *= memory["strength"][0].item()
-        gram.diagonal().add_(memory["jitter"].item())
         memory = {**memory, "gram": gram.cpu()}
         memory["probe"] = memory["gram"] @ _fixed(len(gram))
         if "counts" in memory:
@@ -267,7 +268,7 @@ class LeastSquares(Solver):
 
     def _in_basis(self, memory: Memory, keys: Tensor) -> Tensor:
         keys = keys.to(memory["inverse"])
-        return keys @ memory["basis"] if "basis" in memory else keys
+        return keys @ memory["basis"].to(keys) if "basis" in memory else keys
 
     def _from_basis(self, memory: Memory, update: Tensor) -> Tensor:
         return update @ memory["basis"].T if "basis" in memory else update

@@ -93,12 +93,16 @@ def strength(wanted: float | None, gains: Tensor | None) -> Tensor:
             returned, (1,).
 
     Raises:
-        EditError: a fulfilment is wanted and there are no edits to find it for.
+        EditError: a fulfilment is wanted and there are no edits to find it for, or none with a key.
     """
     if gains is None or not len(gains):
         if wanted is not None:
             raise EditError("a fulfilment is found for the keys of the first edits, and there are none: give weights")
         return torch.ones(1, dtype=torch.float64)
-    gain = gains.median().item()
+    gain = gains.nanmedian().item()  # an edit without finite numbers is left out later
+    if wanted is not None and not 0 < gain < float("inf"):
+        raise EditError(
+            "a fulfilment cannot be found: the keys of the first edits are zero or not finite; give weights"
+        )
     factor = 1.0 if wanted is None else gain * (1 - wanted) / wanted
     return torch.tensor([factor, gain / (factor + gain)], dtype=torch.float64)
