@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from lke_lightning import checkpoints, ledger
+from lke_lightning import ledger
 from lke_lightning.edits import EditError
 from lke_lightning.results import write
 
@@ -149,7 +149,7 @@ def _ran(job: Job, folder: Path, where: str, console: Console) -> Outcome:
     write(folder / BEGUN, about)
     quiet = ("--trainer.enable_progress_bar", "false")  # a log has no use for it; the run's own arguments may differ
     # a row may name a checkpoint of its own to begin with; from its first one on it goes on where it was left
-    where_left = ("--ckpt_path", "last") if checkpoints.newest(folder) else ()
+    where_left = ("--ckpt_path", "last") if any((folder / "checkpoints").glob("*.ckpt")) else ()
     command = call("fit", *quiet, *job.arguments, *where_left, "--trainer.default_root_dir", str(folder))
     code = _watched(command, folder / LOG, where, console)
     if code == 0 and (folder / SCORECARD).is_file():
