@@ -13,6 +13,11 @@ from lke_lightning.edits import EditError
 NODES = 100_000
 """Values that a file may hold once its aliases are unfolded; parsing copies them all."""
 
+OUTRANKED = {
+    "lr": {"relative_lr"}, "weight": {"fulfilment", "proportion"}, "fulfilment": {"proportion"}, "threshold": {"share"},
+}  # fmt: skip
+"""Settings that have no effect where the same part is given another one."""
+
 _load_yaml = get_loader("yaml")  # which takes 1e-3 for a number, as the command line does
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lke_lightning import checkpoints
+from lke_lightning.configuration import OUTRANKED
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditBatch, EditError
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
@@ -36,9 +37,6 @@ SAME_RESULTS = frozenset(
     }
 )
 """Settings that a run may be continued with another value of."""
-
-OUTRANKED = {"lr": {"relative_lr"}, "weight": {"fulfilment", "proportion"}, "threshold": {"share"}}
-"""Settings that have no effect where the same part is given another one; earlier versions had none of them."""
 
 
 class Editor(lightning.LightningModule):

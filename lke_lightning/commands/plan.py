@@ -218,7 +218,7 @@ def solver_bytes(solver: Solver, d_out: int, d_key: int, edits: int) -> tuple[in
     keys, nothing = torch.randn(count, small_key, generator=draw), torch.zeros(count, small_out)
     logging.disable(logging.INFO)  # a solver's warnings about these statistics mean nothing
     try:
-        memory = solver.init(moment, moment, lambda _: (half_unused, moment))
+        memory = solver.init(moment, keys, lambda _: (half_unused, moment))
         _, memory = solver.compute(memory, EditSystem(keys, keys, nothing, nothing))
     finally:
         logging.disable(logging.NOTSET)

@@ -101,7 +101,7 @@ def into_head(network: nn.Module, states: Tensor) -> Iterator[None]:
 def is_changed_behind(network: nn.Module, architecture: Architecture) -> bool:
     """Tell whether blocks change what their MLP output matrix returns before they add it to the residual stream.
 
-    Norms behind the MLP do (Gemma 2 and 3, OLMo 2 and 3). Found by what happens to one token in the first block: a
+    Norms behind the MLP do (Gemma 2 and 3, OLMo 2 and 3). Found by what happens to a few tokens in the first block: a
     module is given the matrix's output as it is, and returns something else.
     """
     block, matrix = architecture.blocks[0], architecture.matrix(0)
@@ -116,13 +116,15 @@ def is_changed_behind(network: nn.Module, architecture: Architecture) -> bool:
             if torch.equal(given, returned[-1]) and not torch.equal(made, given):
                 changed.append(module)
 
-    handles = [module.register_forward_hook(look) for module in block.modules()]
-    try:
-        with only_blocks(network, architecture, 0, 1):
-            network(input_ids=torch.zeros((1, 1), dtype=torch.long, device=network.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    # several, because the embedding of one that fills gaps, often the first, may be zero, and so may all that follows
+    tokens = torch.linspace(0, len(network.get_input_embeddings().weight) - 1, 4, device=network.device).long()
+    with only_blocks(network, architecture, 0, 1):  # which may run the network itself, so the hooks come later
+        handles = [module.register_forward_hook(look) for module in block.modules()]
+        try:
+            network(input_ids=tokens.unsqueeze(0), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
     return bool(changed)
 
 

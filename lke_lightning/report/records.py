@@ -95,12 +95,13 @@ class History:
         read: Callable[[Entry], float],
         over: Callable[[Sequence[float]], float] = statistics.fmean,
     ) -> Series:
-        """Return a figure of each batch: a mean over its edits, or another one, of what is read from them."""
+        """Return a figure of each batch: a mean, or another one, over those of its edits from which one is read."""
         by_batch: dict[int, list[float]] = {}
         for entry in edits:
-            by_batch.setdefault(int(entry["batch"]), []).append(read(entry))
-        found = {batch: over(parts) for batch, parts in by_batch.items() if batch in self.ends}
-        return [(self.ends[batch], value) for batch, value in found.items() if not math.isnan(value)]
+            value = read(entry)
+            if not math.isnan(value):  # a scorecard of a sample has no success of the others
+                by_batch.setdefault(int(entry["batch"]), []).append(value)
+        return [(self.ends[batch], over(parts)) for batch, parts in by_batch.items() if batch in self.ends]
 
     def _arrival(self, edits: Sequence[Entry], batches: Sequence[Entry]) -> dict[str, Series]:
         """Return the fulfilment of new edits, over all layers and where it is lowest, and what arrived of batches."""

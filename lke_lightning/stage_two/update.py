@@ -150,7 +150,7 @@ class WeightUpdate(Callback):
             weights = self.keys.key_weights(len(contexts), self.reference_quirks)
             keys = first_keys(model, requests, contexts, weights)
             self.memory = {
-                layer: self.solver.init(moment, keys.get(layer), self.statistics.eigen)
+                layer: self._placed(self.solver.init(moment, keys.get(layer), self.statistics.eigen))
                 for layer, moment in moments.items()
             }
             warn_of_weights(self.strengths)
@@ -341,7 +341,10 @@ class WeightUpdate(Callback):
         return {name: part.to(model.device) if name in on_device else part for name, part in self.memory[layer].items()}
 
     def _keep(self, layer: int, memory: Memory) -> None:
-        self.memory[layer] = {name: part.cpu() for name, part in memory.items()} if self.keep_on_host else memory
+        self.memory[layer] = self._placed(memory)
+
+    def _placed(self, memory: Memory) -> Memory:
+        return {name: part.cpu() for name, part in memory.items()} if self.keep_on_host else memory
 
 
 def _why_taken_back(model: LanguageModel, step: EditStep, layer: int, growth: float, limit: float) -> str:

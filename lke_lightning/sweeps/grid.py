@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lke_lightning.configuration import OUTRANKED
 from lke_lightning.edits import EditError
 
 STAGES = ("stage_one", "stage_two")
@@ -20,10 +21,6 @@ FIXED = {
     "MostProbable.extra_steps": [0, 2, 6],
 }
 """Swept over these values."""
-IDLE = {
-    "fulfilment": ("weight",), "proportion": ("weight", "fulfilment"), "relative_lr": ("lr",), "share": ("threshold",),
-}  # fmt: skip
-"""Arguments that mean nothing where one of these of the same owner is given."""
 STRENGTHS = ("BaseStatistics.weight", "BaseStatistics.fulfilment", "NormPenalty.weight", "NormPenalty.fulfilment")
 """What decides how strongly edits are written; the first that a configuration has."""
 
@@ -108,7 +105,7 @@ def _sweep(config: Config) -> dict[str, list[Any]]:
 def _counts_before(name: str, there: Settings) -> str | None:
     """Return the setting that is given and counts in the place of this one."""
     owner, _, argument = name.rpartition(".")
-    given = (f"{owner}.{other}" for other in IDLE.get(argument, ()))
+    given = (f"{owner}.{other}" for other, idle in OUTRANKED.items() if argument in idle)
     return next((other for other in given if there.get(other) is not None), None)
 
 

@@ -165,9 +165,10 @@ def _abilities(found: dict[str, Any] | None) -> dict[str, dict[str, float | None
 
 
 def _together(parts: Sequence[Any]) -> Any:
-    first = parts[0]
-    if isinstance(first, dict):
-        return {name: _together([part[name] for part in parts]) for name in first}
+    sections = [part for part in parts if isinstance(part, dict)]
+    if sections:
+        is_whole = len(sections) == len(parts)  # else one of the runs has not measured it
+        return {name: _together([part[name] for part in parts]) for name in sections[0]} if is_whole else None
     return None if all(part is None for part in parts) else [*parts]
 
 

@@ -148,7 +148,8 @@ def _ran(job: Job, folder: Path, where: str, console: Console) -> Outcome:
     about = json.dumps({"identity": identity, "arguments": job.arguments}, indent=1) + "\n"
     write(folder / BEGUN, about)
     quiet = ("--trainer.enable_progress_bar", "false")  # a log has no use for it; the run's own arguments may differ
-    where_left = ("--ckpt_path", "last")
+    # a row may name a checkpoint of its own to begin with; from its first one on it goes on where it was left
+    where_left = ("--ckpt_path", "last") if any((folder / "checkpoints").glob("*.ckpt")) else ()
     command = call("fit", *quiet, *job.arguments, *where_left, "--trainer.default_root_dir", str(folder))
     code = _watched(command, folder / LOG, where, console)
     if code == 0 and (folder / SCORECARD).is_file():

@@ -36,6 +36,13 @@ def test_where_targets_live_follows_from_the_structure(name):
     assert LanguageModel(tiny_network(family.kind, **family.changes), tiny_tokenizer(), [1, 2]).site == family.site
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_where_targets_live_is_found_beside_a_padding_token_of_zeros(name):
+    network = tiny_network(FAMILIES[name].kind, **FAMILIES[name].changes)
+    network.get_input_embeddings().weight.data[0] = 0
+    assert LanguageModel(network, tiny_tokenizer(), [1, 2]).site == FAMILIES[name].site
+
+
 def refused(network, reason):
     with pytest.raises(EditError, match=reason) as caught:
         LanguageModel(network, tiny_tokenizer(), [1, 2])

@@ -64,6 +64,18 @@ def test_fulfilment_and_what_arrived_make_curves_where_a_ledger_has_them(written
     assert read(written("older", entries=[edit(0, 0, True), batch(0, 1, 1.5)])).curves["arrival"] == {}
 
 
+def test_edits_without_a_score_do_not_count_against_their_batch(written):
+    entries = [
+        edit(0, 0, True),
+        edit(1, 0, None),
+        edit(2, 0, False),
+        batch(0, 3, 1.5),
+        edit(3, 1, None),
+        batch(1, 1, 2),
+    ]
+    assert read(written("run", entries=entries)).curves["just after"]["efficacy"] == [(3, 0.5)]
+
+
 def test_evaluations_during_the_run_make_curves(written):
     entries = [edit(0, 0, True), evaluation(1, 1.0, 0.5, 0.5, perplexity=4.0), edit(1, 1, True),
                evaluation(2, 0.5, 0.0, 1.0, perplexity=5.0)]  # fmt: skip

@@ -31,7 +31,7 @@ def test_a_failure_stops_no_other_and_done_runs_stay_done(tmp_path):
     assert reports == [["waiting", "waiting"], ["failed", "waiting"], ["failed", "done"]]
     assert first[0].error.endswith("this went wrong\nIt ended with exit code 1.")
     assert len(first[0].error.splitlines()) == runs.TAIL + 1
-    assert first[1].card["seen"][-4:] == ["--ckpt_path", "last", "--trainer.default_root_dir", str(tmp_path / "good")]
+    assert first[1].card["seen"][-4:] == ["--x", "1", "--trainer.default_root_dir", str(tmp_path / "good")]
     assert (tmp_path / "good" / "log.txt").read_text().startswith("working")
     (tmp_path / "good" / "log.txt").write_text("kept")
     again = carry_out_all(two, tmp_path, lambda _: None)
@@ -65,6 +65,19 @@ def test_an_interrupted_run_is_continued(tmp_path):
     [outcome] = carry_out_all([Job("row", ("good",))], tmp_path, lambda _: None)
     assert outcome.status == "done"
     assert not any(path.exists() for path in kept)
+
+
+def test_a_run_begins_with_its_own_checkpoint_and_goes_on_with_its_newest(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        runs, "call", lambda *arguments: [sys.executable, "-c", "import sys; print(sys.argv)", *arguments]
+    )
+    (job, checkpoint), seen = (Job("row", ("--ckpt_path", "other.ckpt")), tmp_path / "row/checkpoints"), []
+    for _ in range(2):
+        carry_out_all([job], tmp_path, lambda _: None)
+        seen.append("'last'" in (tmp_path / "row" / "log.txt").read_text())
+        checkpoint.mkdir(exist_ok=True)
+        (checkpoint / "batch-000001.ckpt").touch()
+    assert seen == [False, True]
 
 
 def test_a_missing_configuration_stops_before_anything_runs(tmp_path):
