@@ -22,7 +22,7 @@ KINDS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet
 COLUMN = "text"
 """Where the document is in a record of any of them."""
 
-HUB_SECONDS = 2.0
+HUB_SECONDS = 5.0
 """How long the hub may take to answer whether it is there."""
 
 MODEL = "model"

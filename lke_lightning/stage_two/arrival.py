@@ -95,9 +95,9 @@ def _outcomes(
         chosen = [part[i] for i in members]
         batch = model.text.pad([row for _, row, _ in chosen], model.device)
         reads = [
-            (place, len(row.ids) - len(target) + j, label)
-            for place, (_, row, target) in enumerate(chosen)
-            for j, label in enumerate(target)
+            (place, len(row.ids) - len(ids) + j, label)
+            for place, (_, row, ids) in enumerate(chosen)
+            for j, label in enumerate(ids)
         ]
         places, positions, labels = torch.tensor(reads, device=model.device).T
         with capture(module) as seen:
