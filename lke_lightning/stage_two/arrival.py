@@ -109,7 +109,8 @@ def _outcomes(
         left = (step.targets.vectors[numbers] - outputs).norm(dim=1).tolist()
         for number, missing, mistakes in zip(numbers, left, wrong.tolist(), strict=True):
             distance = step.targets.distances[number]  # 0: the output was what it should be
-            found[number] = 1 - missing / distance if distance else 1.0, mistakes == 0
+            gone = 1 - missing / distance if distance else 1.0
+            found[number] = gone if math.isfinite(gone) else 0.0, mistakes == 0
     return [found[number] for number, _, _ in part]
 
 
