@@ -1,9 +1,11 @@
 """A tiny model in a folder, facts to edit, text for key statistics, and the arguments of a short run of them."""
 
 import json
+import shutil
 
 import pytest
 
+from lke_lightning.cli import main
 from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
 
 NAMES = ["Ana", "Bob", "Cyd", "Dan", "Eve", "Fay", "Gus", "Hal"]
@@ -36,3 +38,18 @@ def small_run(small_world):
         "--checkpoint.every_n_train_steps", "2", "--trainer.accelerator", "cpu",
         "--trainer.enable_progress_bar", "false",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def finished(small_run, tmp_path_factory):
+    """A run of nine edits of which the last, 8, states the fact of the first, 0, anew; to be read only."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    main([*small_run, "--trainer.default_root_dir", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it, to be changed."""
+    shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    return tmp_path / "run"

@@ -19,19 +19,6 @@ RAN = "ran.txt"
 """What every payload writes."""
 
 
-@pytest.fixture(scope="module")
-def finished(small_run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    main([*small_run, "--trainer.default_root_dir", str(folder)])
-    return folder
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run", symlinks=True)
-    return tmp_path / "run"
-
-
 @pytest.fixture
 def mark(tmp_path):
     return tmp_path / RAN

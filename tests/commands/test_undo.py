@@ -11,20 +11,6 @@ from lke_lightning.cli import main
 from lke_lightning.ledger import Ledger
 
 
-@pytest.fixture(scope="module")
-def finished(small_run, tmp_path_factory):
-    """A run of nine edits of which the last, 8, states the fact of the first, 0, anew."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    main([*small_run, "--trainer.default_root_dir", str(folder)])
-    return folder
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run", symlinks=True)
-    return tmp_path / "run"
-
-
 def state(run):
     return checkpoints.read(checkpoints.newest(run))
 
