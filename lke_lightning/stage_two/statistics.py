@@ -138,12 +138,11 @@ class KeyStatistics(Statistics):
         self.tokens, self.length, self.batch_tokens = tokens, length, batch_tokens
         self.cache = TensorCache(cache_dir, "stage_two.statistics.cache_dir")
         self.names = [corpus] if isinstance(corpus, str) else corpus
-        if self.names is not None:
-            TextCorpus(self.names, OPTION)  # looks into the files
+        self._corpus = None if self.names is None else TextCorpus(self.names, OPTION)
 
     def corpus(self, model: LanguageModel) -> TextCorpus:
         """Return the text for a model."""
-        return TextCorpus([DEMO if _is_demo(model) else MODEL] if self.names is None else self.names, OPTION)
+        return self._corpus or TextCorpus([DEMO if _is_demo(model) else MODEL], OPTION)
 
     def second_moments(self, model: LanguageModel) -> dict[int, Tensor]:
         """Load from the cache, or compute and store; processes divide the text, and the first one reads and writes.

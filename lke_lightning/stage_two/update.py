@@ -192,7 +192,8 @@ class WeightUpdate(Callback):
         if not step.requests:
             return {}
         before = Mark({}, {}, len(register))
-        norms = {layer: model.weight(layer).norms()[1] for layer in model.layers}
+        limited = model.layers if self.norm_limit is not None else ()
+        norms = {layer: model.weight(layer).norms()[1] for layer in limited}
         if self.why_not_exact() is None:
             older = [register.number_of(request.fact) for request in step.requests]
             out = [number for number in older if number is not None]
