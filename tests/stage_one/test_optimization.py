@@ -107,6 +107,15 @@ def test_result_does_not_depend_on_the_batch():
     assert alone.reasons == together.reasons
 
 
+def descend_together(model, stage, requests):
+    """What the oracle finds for requests that share a change."""
+    group = RequestRows.together(build_rows(requests, CONTEXTS, model.text))
+    return descend(
+        model, group, lr=stage.lr, max_steps=stage.max_steps,
+        extra_steps=0, loss_threshold=0.05, clamp=3.0, kl=0.0625, decay=0.5,
+    )  # fmt: skip
+
+
 def test_requests_with_one_key_share_a_target_that_serves_them_all():
     """Against the oracle on the rows of the group; requests of another key are found as if alone."""
     model, stage = make_model("llama"), make_stage(extra_steps=0)
@@ -119,11 +128,7 @@ def test_requests_with_one_key_share_a_target_that_serves_them_all():
     targets = stage.optimize(model, batch, CONTEXTS)
     assert targets.groups[0] == targets.groups[2] == targets.groups[4]
     assert len(set(targets.groups)) == 3
-    group = RequestRows.together(build_rows(shared, CONTEXTS, model.text))
-    expected, steps, losses = descend(
-        model, group, lr=stage.lr, max_steps=stage.max_steps,
-        extra_steps=0, loss_threshold=0.05, clamp=3.0, kl=0.0625, decay=0.5,
-    )  # fmt: skip
+    expected, steps, losses = descend_together(model, stage, shared)
     for i in (0, 2, 4):
         assert (targets.vectors[i] - expected).norm() < 1e-6 * expected.norm()
         assert (targets.steps[i], targets.losses[i]) == (steps, pytest.approx(losses[-1], rel=1e-6))
@@ -154,11 +159,7 @@ def test_requests_of_one_subject_share_a_change_of_their_own_activations():
     targets = stage.optimize(model, batch, CONTEXTS)
     assert targets.groups[1] == targets.groups[3]
     assert len(set(targets.groups)) == 3
-    group = RequestRows.together(build_rows(of_subject, CONTEXTS, model.text))
-    expected, steps, losses = descend(
-        model, group, lr=stage.lr, max_steps=stage.max_steps,
-        extra_steps=0, loss_threshold=0.05, clamp=3.0, kl=0.0625, decay=0.5,
-    )  # fmt: skip
+    expected, steps, losses = descend_together(model, stage, of_subject)
     start = make_stage(max_steps=1).optimize(model, batch, CONTEXTS).vectors  # before any step
     for i in (1, 3):
         assert (targets.vectors[i] - (expected - start[1] + start[i])).norm() < 1e-6 * expected.norm()
