@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lke_lightning.edits import EditBatch, EditRequest
 from lke_lightning.model.targets import Targets
+from lke_lightning.model.units import Expansion, Whole
 
 SUPERSEDED = "a later edit of its batch states the same fact"
 NOT_FINITE = "its optimisation gave no finite numbers"
@@ -36,10 +37,13 @@ class EditStep:
     """The target activations of these requests."""
     contexts: Sequence[str]
     """Context templates that the targets hold in, `"{}"` first."""
+    expansion: Expansion = field(default_factory=Whole)
+    """Which units each request has."""
     left_out: list[tuple[EditRequest, str]] = field(default_factory=list)
     """Requests of the batch that are not edited, each with the reason."""
     fulfilment: dict[int, Tensor] = field(default_factory=dict)
-    """By layer, the share of each edit that the solve would write if it were the only one, (requests,) float64."""
+    """By layer, the share of each edit that the solve would write if it were the only one, the mean over its units,
+    (requests,) float64."""
     scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """What the scorecard found just after the batch was written, by id and kind."""
     arrival: Arrival | None = None
@@ -48,9 +52,10 @@ class EditStep:
     """Why stage two took the whole batch back, if it did."""
 
     @classmethod
-    def of(cls, batch: EditBatch, targets: Targets, contexts: Sequence[str]) -> EditStep:
+    def of(cls, batch: EditBatch, targets: Targets, contexts: Sequence[str], expansion: Expansion) -> EditStep:
         """Start a step from what stage one found for a batch; what is not finite is left out."""
-        step = cls(batch.requests, targets, contexts, [(request, SUPERSEDED) for request in batch.superseded])
+        superseded = [(request, SUPERSEDED) for request in batch.superseded]
+        step = cls(batch.requests, targets, contexts, expansion, superseded)
         step.leave_out([i for i, is_finite in enumerate(targets.are_finite()) if not is_finite], NOT_FINITE)
         return step
 
@@ -68,7 +73,7 @@ class EditStep:
         lost = [*whole.left_out, *(reason for part in parts for reason in part.left_out), *left_out]
         written = [part.fulfilment for part in parts if part.requests]
         shares = {layer: torch.cat([part[layer] for part in written]) for layer in whole.fulfilment if written}
-        return cls(requests, targets, whole.contexts, lost, shares)
+        return cls(requests, targets, whole.contexts, whole.expansion, lost, shares)
 
     def __len__(self) -> int:
         """Count the requests that are edited."""

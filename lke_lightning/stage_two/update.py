@@ -16,9 +16,10 @@ from lke_lightning.checkpoints import understood
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.units import Expansion
 from lke_lightning.stage_two.arrival import Watch
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
-from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
+from lke_lightning.stage_two.preservation import MOST, BaseStatistics, NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
 from lke_lightning.stage_two.solvers import EditSystem, LeastSquares, Memory, Solver
@@ -65,6 +66,8 @@ class WeightUpdate(Callback):
             limit, as in the published codes.
         keep_on_host: keep the solver's memory in host memory and move one layer at a time to the device.
         reference_quirks: follow the published code where it differs from the paper (`ContextMean`).
+        rest_weight: how much the outputs at all other tokens of a batch's own prompts and answers count while it is
+            solved, beside ordinary text (AnyEdit: 1). `None`: they count as ordinary text only.
     """
 
     def __init__(
@@ -78,9 +81,11 @@ class WeightUpdate(Callback):
         norm_limit: float | None = 30.0,
         keep_on_host: bool = False,
         reference_quirks: bool = False,
+        rest_weight: float | None = None,
     ) -> None:
         if norm_limit is not None:
             check_number("stage_two.norm_limit", norm_limit, above=1)
+        check_number("stage_two.rest_weight", 1 if rest_weight is None else rest_weight, above=0, at_most=MOST)
         self.solver = solver or LeastSquares(
             [BaseStatistics(fulfilment=0.85), NormPenalty(proportion=0.05)], PastEdits()
         )
@@ -88,6 +93,7 @@ class WeightUpdate(Callback):
         self.statistics = statistics or KeyStatistics()
         self.spread, self.transform, self.readout = spread, transform, readout
         self.norm_limit, self.keep_on_host, self.reference_quirks = norm_limit, keep_on_host, reference_quirks
+        self.rest_weight = rest_weight
         self.memory: dict[int, Memory] = {}
         """The solver's memory of earlier batches, by layer; rows are the numbers of the run's register."""
         self._fingerprints: dict[str, str] = {}
@@ -110,7 +116,8 @@ class WeightUpdate(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare each layer's solve, or complete the memory of a checkpoint; say to which share edits are written."""
-        self.prepare(pl_module.language_model, trainer.datamodule.requests, pl_module.stages.one.contexts)
+        one = pl_module.stages.one
+        self.prepare(pl_module.language_model, trainer.datamodule.requests, one.contexts, one.expansion)
         tell(self.strengths)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
@@ -119,7 +126,11 @@ class WeightUpdate(Callback):
             self.carry_out(pl_module.language_model, pl_module.step, pl_module.register)
 
     def prepare(
-        self, model: LanguageModel, requests: Sequence[EditRequest] = (), contexts: Sequence[str] = ("{}",)
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest] = (),
+        contexts: Sequence[str] = ("{}",),
+        expansion: Expansion | None = None,
     ) -> None:
         """Load or compute the statistics of the unedited model and start every layer's memory from them.
 
@@ -127,6 +138,7 @@ class WeightUpdate(Callback):
             model: the language model.
             requests: the edits to come; a wanted fulfilment is that of the first of them (`strength`).
             contexts: templates, `"{}"` first.
+            expansion: which units each request has; default: one.
 
         Raises:
             EditError: the statistics differ from those of the checkpoint's memory.
@@ -148,7 +160,7 @@ class WeightUpdate(Callback):
                 }
         else:
             weights = self.keys.key_weights(len(contexts), self.reference_quirks)
-            keys = first_keys(model, requests, contexts, weights)
+            keys = first_keys(model, requests, contexts, weights, expansion)
             self.memory = {
                 layer: self._placed(self.solver.init(moment, keys.get(layer), self.statistics.eigen))
                 for layer, moment in moments.items()
@@ -199,22 +211,25 @@ class WeightUpdate(Callback):
             out = [number for number in older if number is not None]
             for layer in model.layers if out else ():
                 self._note(model, layer, before)
-            self._move(model, out=out)
+            self._move(model, out=register.rows(out))
         team = Team.of(model.network)
-        reader = SlotReader(model, step.requests, step.contexts)
+        reader = SlotReader(model, step.requests, step.contexts, step.expansion, self.rest_weight is not None)
         key_weights = self.keys.key_weights(len(step.contexts), self.reference_quirks)
         anchor_weights = self.keys.anchor_weights(len(step.contexts))
-        counts = torch.tensor([request.weight for request in step.requests], dtype=torch.float64, device=model.device)
+        weights = [r.weight for r, count in zip(step.requests, step.targets.units, strict=True) for _ in range(count)]
+        counts = torch.tensor(weights, dtype=torch.float64, device=model.device)
         systems = {}
         for i, layer in enumerate(model.layers):
             keys, anchors = reader.keys(layer, [key_weights, anchor_weights])
             missing = step.targets.vectors - reader.outputs(step.targets.site, anchor_weights)
             residuals = missing * SPREAD[self.spread](len(model.layers) - i)
             weight = model.weight(layer)
-            systems[layer] = EditSystem(keys, anchors, residuals, keys @ weight.delta.T, counts)
+            rest = None if reader.rest is None else reader.rest * self.rest_weight**0.5
+            systems[layer] = EditSystem(keys, anchors, residuals, keys @ weight.delta.T, counts, rest)
             self._note(model, layer, before)
             memory = self._fetch(layer, model)
-            step.fulfilment[layer] = self.solver.fulfilment(memory, systems[layer]).cpu()
+            shares = step.targets.of_requests(self.solver.fulfilment(memory, systems[layer]).cpu())
+            step.fulfilment[layer] = torch.stack([share.mean() for share in shares])
             update, memory = self.solver.compute(memory, systems[layer])
             self._keep(layer, memory)
             if self.transform is not None:
@@ -227,7 +242,7 @@ class WeightUpdate(Callback):
                     step.take_back(_why_taken_back(model, step, layer, growth, self.norm_limit))
                     return {}
             weight.add(update)
-        register.enter(step.requests, step.targets.groups)
+        register.enter(step.requests, step.targets.groups, step.targets.units)
         return systems
 
     def why_not_exact(self) -> str | None:
@@ -236,6 +251,8 @@ class WeightUpdate(Callback):
             return "its solver keeps no memory of past edits (past_edits)"
         if self.solver.past_edits.weight != 1:
             return "past edits count differently from new ones (past_edits.weight)"
+        if self.rest_weight is not None:
+            return "its batches are solved beside other tokens of their own texts, which it forgets (rest_weight)"
         if self.transform is not None:
             return f"its updates are changed after they are solved for ({type(self.transform).__name__})"
         return None
@@ -262,7 +279,7 @@ class WeightUpdate(Callback):
         numbers = register.to_undo(ids)
         older = [register.replaced_by(number) for number in numbers]
         back = [number for number in older if number is not None]
-        self._move(model, out=numbers, back=back)
+        self._move(model, register.rows(numbers), register.rows(back))
         register.deactivate(numbers, UNDONE)
         register.activate(back)
         return {name: None if n is None else register.ids[n] for name, n in zip(ids, older, strict=True)}
@@ -281,7 +298,7 @@ class WeightUpdate(Callback):
         numbers = register.to_redo(ids)
         rivals = [register.number_of(register.facts[number]) for number in numbers]
         out = [number for number in rivals if number is not None]
-        self._move(model, out=out, back=numbers)
+        self._move(model, register.rows(out), register.rows(numbers))
         register.deactivate(out, REPLACED)
         register.activate(numbers)
         for number, rival in zip(numbers, rivals, strict=True):
@@ -313,12 +330,12 @@ class WeightUpdate(Callback):
         register.shorten(mark.edits)
 
     def _move(self, model: LanguageModel, out: Sequence[int] = (), back: Sequence[int] = ()) -> None:
-        """Remove edits from memory and weights, and add others again."""
+        """Remove rows of edits from memory and weights, and add others again."""
         for layer in model.layers if out or back else ():
             weight = model.weight(layer)
-            for numbers, move in ((out, self.solver.retire), (back, self.solver.restore)):
-                if numbers:
-                    update, memory = move(self._fetch(layer, model), numbers, weight.delta)
+            for rows, move in ((out, self.solver.retire), (back, self.solver.restore)):
+                if rows:
+                    update, memory = move(self._fetch(layer, model), rows, weight.delta)
                     self._keep(layer, memory)
                     weight.add(self._agreed(model, layer, update))
 

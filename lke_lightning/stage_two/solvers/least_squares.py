@@ -21,7 +21,7 @@ from lke_lightning.stage_two.preservation import (
 )
 from lke_lightning.stage_two.solvers.growing import appended, without_room
 from lke_lightning.stage_two.solvers.inversion import invert
-from lke_lightning.stage_two.solvers.solver import EditSystem, Eigen, Memory, Solver, strength
+from lke_lightning.stage_two.solvers.solver import EditSystem, Eigen, Memory, Solver, beside, strength
 
 CHECK_EVERY = 1000
 """Edits after which the drift of a maintained inverse is measured."""
@@ -123,11 +123,14 @@ class LeastSquares(Solver):
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
         """Solve for one batch and add it to the memory."""
         scale = self._importance(system).unsqueeze(1).sqrt()
-        half, factor = _half_gain(memory["inverse"], self._in_basis(memory, system.keys) * scale)
+        inverse = memory["inverse"]
+        if system.rest is not None:  # for this batch alone: the memory does not know of it
+            inverse = beside(inverse, self._in_basis(memory, system.rest))
+        half, factor = _half_gain(inverse, self._in_basis(memory, system.keys) * scale)
         whitened = torch.linalg.solve_triangular(factor, system.residuals.to(scale) * scale, upper=False)
         update = self._from_basis(memory, whitened.T @ half)
         if self.past_edits is not None:
-            if self.past_edits.weight != 1:
+            if self.past_edits.weight != 1 or system.rest is not None:
                 scale = scale * self.past_edits.weight**0.5
                 half, _ = _half_gain(memory["inverse"], self._in_basis(memory, system.keys) * scale)
             memory["inverse"].addmm_(half.T, half, alpha=-1)

@@ -33,6 +33,8 @@ class EditSystem:
     """What the total change of the weight so far adds to the outputs for the keys, (n, d_out); `None`: nothing."""
     importance: Tensor | None = None
     """Weight of each edit, (n,); `None`: one."""
+    rest: Tensor | None = None
+    """Keys whose outputs shall stay while this batch is solved, scaled by the root of their weight, (m, d_key)."""
 
 
 class Solver(ABC):
@@ -82,6 +84,17 @@ class Solver(ABC):
     def cleared(self, memory: Memory) -> Memory:
         """Return a memory without active edits; the given one is consumed. Default: it never has any."""
         return memory
+
+
+def beside(inverse: Tensor, keys: Tensor) -> Tensor:
+    """Return (A + K' K)^-1 from A^-1 (d_key, d_key), for keys K (m, d_key), in steps of d_key of them."""
+    for part in keys.to(inverse).split(len(inverse)):
+        projected = part @ inverse
+        inner = projected @ part.T
+        inner.diagonal().add_(1)
+        half = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), projected, upper=False)
+        inverse = inverse - half.T @ half
+    return inverse
 
 
 def strength(wanted: float | None, gains: Tensor | None) -> Tensor:
