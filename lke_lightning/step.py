@@ -46,6 +46,8 @@ class EditStep:
     """How much of it arrived; `None`: nothing was written, or nobody has looked."""
     taken_back: str | None = None
     """Why stage two took the whole batch back, if it did."""
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """What the parts of stage one remember of the batches up to this one, if it is kept."""
 
     @classmethod
     def of(cls, batch: EditBatch, targets: Targets, contexts: Sequence[str]) -> EditStep:
