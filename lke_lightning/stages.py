@@ -10,7 +10,7 @@ from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.register import Register
-from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.stage_two.update import Mark, WeightUpdate
 from lke_lightning.step import EditStep
 
 
@@ -47,4 +47,15 @@ class Stages:
         """Find the targets of a batch and write them into the weights; a run does the same in two hooks."""
         step = self.one.aim(model, batch)
         self.two.write(model, step, register)
+        self.one.settle(step)
         return step
+
+    def mark(self, model: LanguageModel, register: Register) -> tuple[dict[str, Any], Mark]:
+        """Mark the present state of both stages and of the weights, so that `roll_back` can return to it."""
+        return self.one.state_dict(), self.two.mark(model, register)
+
+    def roll_back(self, model: LanguageModel, register: Register, mark: tuple[dict[str, Any], Mark]) -> None:
+        """Return to a moment of the run: weights bit for bit, memory to rounding; later edits are forgotten."""
+        one, two = mark
+        self.two.roll_back(model, register, two)
+        self.one.load_state_dict(one)

@@ -37,8 +37,6 @@ class EditStep:
     """The target activations of these requests."""
     contexts: Sequence[str]
     """Context templates that the targets hold in, `"{}"` first."""
-    expansion: Expansion = field(default_factory=Whole)
-    """Which units each request has."""
     left_out: list[tuple[EditRequest, str]] = field(default_factory=list)
     """Requests of the batch that are not edited, each with the reason."""
     fulfilment: dict[int, Tensor] = field(default_factory=dict)
@@ -50,12 +48,15 @@ class EditStep:
     """How much of it arrived; `None`: nothing was written, or nobody has looked."""
     taken_back: str | None = None
     """Why stage two took the whole batch back, if it did."""
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """What the parts of stage one remember of the batches up to this one, if it is kept."""
+    expansion: Expansion = field(default_factory=Whole)
+    """Which units each request has."""
 
     @classmethod
-    def of(cls, batch: EditBatch, targets: Targets, contexts: Sequence[str], expansion: Expansion) -> EditStep:
+    def of(cls, batch: EditBatch, targets: Targets, contexts: Sequence[str]) -> EditStep:
         """Start a step from what stage one found for a batch; what is not finite is left out."""
-        superseded = [(request, SUPERSEDED) for request in batch.superseded]
-        step = cls(batch.requests, targets, contexts, expansion, superseded)
+        step = cls(batch.requests, targets, contexts, [(request, SUPERSEDED) for request in batch.superseded])
         step.leave_out([i for i, is_finite in enumerate(targets.are_finite()) if not is_finite], NOT_FINITE)
         return step
 
@@ -73,7 +74,7 @@ class EditStep:
         lost = [*whole.left_out, *(reason for part in parts for reason in part.left_out), *left_out]
         written = [part.fulfilment for part in parts if part.requests]
         shares = {layer: torch.cat([part[layer] for part in written]) for layer in whole.fulfilment if written}
-        return cls(requests, targets, whole.contexts, whole.expansion, lost, shares)
+        return cls(requests, targets, whole.contexts, lost, shares, expansion=whole.expansion)
 
     def __len__(self) -> int:
         """Count the requests that are edited."""
