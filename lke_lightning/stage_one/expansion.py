@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lke_lightning.distributed import Team
-from lke_lightning.edits import SLOT, EditError, EditRequest, Probe, check_number
+from lke_lightning.edits import SLOT, EditRequest, Probe, check_number
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Targets
@@ -56,16 +56,12 @@ class Neighbours(Whole):
     """
 
     def check(self, requests: Sequence[EditRequest], contexts: Sequence[str]) -> None:
-        """Check that there are neighbours, and warn where the scorecard measures them too.
-
-        Raises:
-            EditError: no request has any.
-        """
+        """Warn where there is no neighbour, or one that the scorecard measures too."""
         with_some = [request for request in requests if _alike(request)]
-        if requests and not with_some:
-            raise EditError(
-                "no edit has a neighbour that is asked for in its own words: give `neighbours` or `neighborhood` "
-                "prompts that are the edited prompt with another subject"
+        if len(with_some) < len(requests):
+            rank_zero_warn(
+                f"{len(requests) - len(with_some)} of {len(requests)} edits are made without a neighbour: none of "
+                "their `neighbours` or `neighborhood` prompts is the edited prompt with another subject"
             )
         seen = sum(not request.neighbours for request in with_some)
         if seen:

@@ -20,6 +20,10 @@ METHODS = {
         "-c", "configs/method/alphaedit.yaml", "--stage_two.solver.init_args.null_space.threshold", "0.3",
         "--stage_one.max_steps", "10",
     ],
+    "anyedit": [
+        "-c", "configs/method/anyedit.yaml", "--stage_one.max_steps", "5", "--stage_two.norm_limit", "null",
+        "--stage_one.expansion.init_args.width", "1",
+    ],
 }  # fmt: skip
 
 
