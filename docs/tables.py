@@ -149,11 +149,11 @@ def _method(path: Path) -> list[str]:
     terms += [f"`{name}({_arguments(value) if isinstance(value, dict) else value})`" for name, value in named.items()]
     terms += [_part(two[name]) for name in ("transform", "readout") if name in two]
     terms += [f"`{two['keys']['class_path']}`"] if "keys" in two else []
-    terms += [f"`{name}={two[name]}`" for name in ("spread",) if name in two]
+    terms += [f"`{name}={two[name]}`" for name in ("spread", "rest_weight") if name in two]
     return [
         f"[{config['model']['method']}](configs/method/{path.name})",
         f"[{paper}](https://arxiv.org/abs/{paper})",
-        ", ".join(map(_part, one["stopping"])),
+        ", ".join(map(_part, one["stopping"])) + (f", for {_part(one['expansion'])}" if "expansion" in one else ""),
         f"`{two['solver']['class_path']}`: " + ", ".join(terms),
     ]
 

@@ -86,7 +86,7 @@ def test_a_batch_is_solved_beside_the_rest_of_its_texts(weight):
 
 @pytest.mark.parametrize("count", [5, 40])
 def test_every_solver_knows_of_the_rest(count):
-    """Equality beside the rest is ROME's closed form with A + K_u' K_u in the place of A; also of more keys than entries."""
+    """Equality beside the rest is ROME's closed form with A + K_u' K_u in the place of A; also of many keys."""
     generator = torch.Generator().manual_seed(0)
     keys, residuals, rest = (torch.randn(n, d, generator=generator).double() for n, d in ((3, 8), (3, 4), (count, 8)))
     solver = EqualityConstrained([NormPenalty(0.5)])
