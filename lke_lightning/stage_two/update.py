@@ -25,6 +25,7 @@ from lke_lightning.stage_two.solvers import EditSystem, LeastSquares, Memory, So
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.strength import first_keys, tell, warn_of_weights
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
+from lke_lightning.stage_two.writing import Writing
 from lke_lightning.step import EditStep
 
 SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left)}
@@ -41,6 +42,8 @@ class Mark:
     """By layer, the solver's mark of its memory."""
     edits: int
     """How many edits had been made."""
+    writing: Any
+    """What transforms had kept, of all layers."""
 
 
 class WeightUpdate(Callback):
@@ -59,6 +62,7 @@ class WeightUpdate(Callback):
         statistics: second moments of keys on ordinary text. Default: `KeyStatistics`.
         spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which puts more on early layers.
         transform: applied to each update before it is written (RECT).
+        compensate: make up, in later updates, for what the transform leaves out (OTE-SE, `Writing`).
         readout: applied to the total change when the model is scored or exported; editing never sees it (PRUNE).
         norm_limit: how many times larger a batch may make the Frobenius norm of an edited matrix. One that would make
             it larger is taken back and left out; a run whose first batch is, or several in a row, stops. `None`: no
@@ -74,6 +78,7 @@ class WeightUpdate(Callback):
         statistics: Statistics | None = None,
         spread: Literal["even", "root"] = "even",
         transform: UpdateTransform | None = None,
+        compensate: bool = False,
         readout: ReadoutTransform | None = None,
         norm_limit: float | None = 30.0,
         keep_on_host: bool = False,
@@ -86,7 +91,19 @@ class WeightUpdate(Callback):
         )
         self.keys = keys or ContextMean()
         self.statistics = statistics or KeyStatistics()
-        self.spread, self.transform, self.readout = spread, transform, readout
+        if compensate and transform is None:
+            raise EditError(
+                "stage_two.compensate makes up for what a transform leaves out, and there is none: give "
+                "stage_two.transform one, or leave compensate out"
+            )
+        if compensate and self.solver.past_edits is None:
+            raise EditError(
+                "stage_two.compensate holds the weights against one solve over all edits, and the solver forgets them: "
+                "give it past_edits, or leave compensate out"
+            )
+        self.spread, self.readout = spread, readout
+        self.writing = Writing(transform, compensate)
+        """What is written of the solver's updates."""
         self.norm_limit, self.keep_on_host, self.reference_quirks = norm_limit, keep_on_host, reference_quirks
         self.memory: dict[int, Memory] = {}
         """The solver's memory of earlier batches, by layer; rows are the numbers of the run's register."""
@@ -95,14 +112,16 @@ class WeightUpdate(Callback):
         self._watch = Watch()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the solver's memory, and the fingerprints of the statistics it started from."""
+        """Return the memory of solver and transform, and the fingerprints of the statistics the former started from."""
         memory = {str(layer): self.solver.saved(memory) for layer, memory in self.memory.items()}
-        return {"memory": memory, "statistics": self._fingerprints}
+        return {"memory": memory, "statistics": self._fingerprints, **self.writing.saved()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the memory of the interrupted run."""
         self.memory = {int(layer): dict(memory) for layer, memory in state_dict["memory"].items()}
         self._fingerprints, self._is_ready = dict(state_dict["statistics"]), False
+        with understood("what transforms had kept"):
+            self.writing.restore(state_dict)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set the editor's readout."""
@@ -191,7 +210,7 @@ class WeightUpdate(Callback):
         """
         if not step.requests:
             return {}
-        before = Mark({}, {}, len(register))
+        before = Mark({}, {}, len(register), self.writing.mark())
         limited = model.layers if self.norm_limit is not None else ()
         norms = {layer: model.weight(layer).norms()[1] for layer in limited}
         if self.why_not_exact() is None:
@@ -211,15 +230,17 @@ class WeightUpdate(Callback):
             missing = step.targets.vectors - reader.outputs(step.targets.site, anchor_weights)
             residuals = missing * SPREAD[self.spread](len(model.layers) - i)
             weight = model.weight(layer)
-            systems[layer] = EditSystem(keys, anchors, residuals, keys @ weight.delta.T, counts)
+            changes = keys @ weight.delta.T
+            if (error := self.writing.error(layer, weight)) is not None:  # ask as if nothing had been left out
+                left = keys @ error.T
+                residuals, changes = residuals + left, changes - left
+            systems[layer] = EditSystem(keys, anchors, residuals, changes, counts)
             self._note(model, layer, before)
             memory = self._fetch(layer, model)
             step.fulfilment[layer] = self.solver.fulfilment(memory, systems[layer]).cpu()
             update, memory = self.solver.compute(memory, systems[layer])
             self._keep(layer, memory)
-            if self.transform is not None:
-                update = self.transform(weight.live(), update)
-            update = self._agreed(model, layer, update)
+            update = self._written(model, layer, update)
             if self.norm_limit is not None:
                 growth = team.first((weight.live().add_(update).norm() / norms[layer]).item())
                 if not growth <= self.norm_limit:
@@ -236,8 +257,9 @@ class WeightUpdate(Callback):
             return "its solver keeps no memory of past edits (past_edits)"
         if self.solver.past_edits.weight != 1:
             return "past edits count differently from new ones (past_edits.weight)"
-        if self.transform is not None:
-            return f"its updates are changed after they are solved for ({type(self.transform).__name__})"
+        if self.writing.transform is not None and not self.writing.compensate:
+            name = type(self.writing.transform).__name__
+            return f"its updates are changed after they are solved for ({name}), and compensate is off"
         return None
 
     def check_exact_undo(self) -> None:
@@ -294,12 +316,14 @@ class WeightUpdate(Callback):
         for layer in model.layers:
             self._keep(layer, self.solver.cleared(self._fetch(layer, model)))
             model.weight(layer).revert()
+            self.writing.forget(layer)
         register.deactivate(register.holding, UNDONE)
 
     def mark(self, model: LanguageModel, register: Register) -> Mark:
         """Mark the present state, so that `roll_back` can return to it."""
         deltas = {layer: model.weight(layer).delta.clone() for layer in model.layers}
-        return Mark(deltas, {layer: self.solver.mark(memory) for layer, memory in self.memory.items()}, len(register))
+        memory = {layer: self.solver.mark(memory) for layer, memory in self.memory.items()}
+        return Mark(deltas, memory, len(register), self.writing.mark())
 
     @torch.no_grad()
     def roll_back(self, model: LanguageModel, register: Register, mark: Mark) -> None:
@@ -310,6 +334,7 @@ class WeightUpdate(Callback):
             if layer in mark.memory:
                 self._keep(layer, self.solver.rolled_back(self._fetch(layer, model), mark.memory[layer]))
             model.weight(layer).restore(delta)
+        self.writing.return_to(mark.writing)
         register.shorten(mark.edits)
 
     def _move(self, model: LanguageModel, out: Sequence[int] = (), back: Sequence[int] = ()) -> None:
@@ -318,9 +343,15 @@ class WeightUpdate(Callback):
             weight = model.weight(layer)
             for numbers, move in ((out, self.solver.retire), (back, self.solver.restore)):
                 if numbers:
-                    update, memory = move(self._fetch(layer, model), numbers, weight.delta)
+                    update, memory = move(self._fetch(layer, model), numbers, self.writing.solved(layer, weight))
                     self._keep(layer, memory)
-                    weight.add(self._agreed(model, layer, update))
+                    weight.add(self._written(model, layer, update))
+
+    def _written(self, model: LanguageModel, layer: int, update: Tensor) -> Tensor:
+        """Return what is written of an update that was solved for."""
+        return self.writing.written(
+            layer, model.weight(layer), update, lambda update: self._agreed(model, layer, update)
+        )
 
     @staticmethod
     def _agreed(model: LanguageModel, layer: int, update: Tensor) -> Tensor:
