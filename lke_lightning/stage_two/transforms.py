@@ -24,7 +24,7 @@ class UpdateTransform(ABC):
     """Changes each update before it is written.
 
     It keeps nothing itself: its state of a layer is taken and returned, saved in checkpoints and rolled back with a
-    batch. Matrices are (d_out, d_key), however the network stores its weight.
+    batch. Matrices are (d_out, d_key), however the network stores its weight, and of one dtype, float32 or wider.
     """
 
     def start(self, base: Tensor) -> State:
@@ -38,7 +38,7 @@ class UpdateTransform(ABC):
         Args:
             base: the unedited weight.
             change: the total change of the weight so far.
-            update: what was solved for, perhaps in a wider dtype.
+            update: what was solved for.
             state: of this layer.
         """
 
@@ -116,10 +116,10 @@ class SpectralFilter(UpdateTransform):
     def __call__(self, base: Tensor, change: Tensor, update: Tensor, state: State) -> tuple[Tensor, State]:
         """Filter the update."""
         found = state if self.basis == "unedited" else self._directions(base + change)
-        keys = found["keys"].to(update)
+        keys = found["keys"]
         update = update - self.strength * (update @ keys) @ keys.T
         if "outputs" in found:
-            outputs = found["outputs"].to(update)
+            outputs = found["outputs"]
             update = update - self.strength * outputs @ (outputs.T @ update)
         return update, state
 
@@ -179,8 +179,7 @@ class WrittenReadout(UpdateTransform):
 
     def __call__(self, base: Tensor, change: Tensor, update: Tensor, state: State) -> tuple[Tensor, State]:
         """Return readout(base, change + update) - change."""
-        change = change.to(update)
-        return self.readout(base.to(update), change + update) - change, state
+        return self.readout(base, change + update) - change, state
 
 
 def leading_directions(weight: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -72,20 +72,20 @@ class Writing:
             layer: its number.
             weight: its weight, before the update.
             update: what was solved for, (d_out, d_key).
-            agreed: makes an update the same on all processes, or refuses it.
+            agreed: makes an update the same on all processes, in the dtype of the weight's change, or refuses it.
         """
+        update = agreed(update)
         if self.transform is None:
-            return agreed(update)
-        if self.compensate and not (self.solved(layer, weight) + update.to(weight.delta)).any():
+            return update
+        if self.compensate and not (self.solved(layer, weight) + update).any():
             self.forget(layer)
             return -weight.delta
-        error = self.error(layer, weight)
-        missing = update if error is None else update - error.to(update)
-        state = self.states[layer] if layer in self.states else self.transform.start(weight.wide_base())
-        state = {name: part.to(weight.delta.device) for name, part in state.items()}
-        written, state = self.transform(weight.wide_base(), weight.delta, missing, state)
+        error, base = self.error(layer, weight), weight.wide_base()
+        missing = update if error is None else update - error
+        state = self.states[layer] if layer in self.states else self.transform.start(base)
+        state = {name: part.to(base.device) for name, part in state.items()}
+        written, self.states[layer] = self.transform(base, weight.delta, missing, state)
         written = agreed(written)
-        self.states[layer] = state
         if self.compensate:
-            self.errors[layer] = written - missing.to(written)
+            self.errors[layer] = written - missing
         return written

@@ -95,6 +95,12 @@ STAGE_TWO = [
     *(fit(f"rect-{value}", "TopRelativeChange.keep is .*above 0 and at most 1",
           "stage_two.transform", f"{{class_path: TopRelativeChange, init_args: {{keep: {value}}}}}")
       for value in ("0", "1.5", ".nan")),
+    *(fit(f"spectral-filter-{name}-{value}", f"SpectralFilter.{name} is .*above 0",
+          "stage_two.transform", f"{{class_path: SpectralFilter, init_args: {{share: 0.5, {name}: {value}}}}}")
+      for name, value in (("share", "0"), ("share", "1"), ("share", ".nan"), ("strength", "0"), ("strength", "2"))),
+    fit("compensate-nothing", "what a transform leaves out, and there is none", "stage_two.compensate", "true"),
+    Bad("fit-compensate-forgetting",
+        ["fit", "-c", "configs/method/rect.yaml", "--stage_two.compensate", "true"], "forgets them: give it past_ed"),
     *(fit(f"prune-{value}", "SpectralCap.base is .*above 1",
           "stage_two.readout", f"{{class_path: SpectralCap, init_args: {{base: {value}}}}}")
       for value in ("1", "-2", ".nan", ".inf")),

@@ -104,9 +104,11 @@ def test_a_run_is_its_solution_and_the_error_also_after_undo_and_redo(name, solv
         for layer in model.layers:
             weight, expected = model.weight(layer), from_scratch(stage, register, layer, model, holding)
             assert relative(weight.delta - stage.writing.errors[layer], expected) < 1e-10
-            if name == "limited":  # what is written depends on nothing but the solution
-                assert relative(weight.delta, Limited()(weight.wide_base(), expected)) < 1e-10
-                assert stage.writing.errors[layer].norm() > 1e-2 * expected.norm()
+            assert stage.writing.errors[layer].norm() > 1e-2 * expected.norm() or name == "prune"  # it caps little here
+            if name in ("limited", "prune", "revive"):  # what is written depends on nothing but the solution
+                part, base = TRANSFORMS[name](), weight.wide_base()
+                shown, _ = part(base, torch.zeros_like(base), expected, part.start(base))
+                assert relative(weight.delta, shown) < 1e-10
 
     everything = {str(i) for i in range(20)}
     check(everything)
