@@ -21,7 +21,7 @@ from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
-from lke_lightning.stage_two.solvers import EditSystem, LeastSquares, Memory, Solver
+from lke_lightning.stage_two.solvers import Downdatable, EditSystem, LeastSquares, Memory, Solver
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.strength import first_keys, tell, warn_of_weights
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
@@ -211,7 +211,7 @@ class WeightUpdate(Callback):
             missing = step.targets.vectors - reader.outputs(step.targets.site, anchor_weights)
             residuals = missing * SPREAD[self.spread](len(model.layers) - i)
             weight = model.weight(layer)
-            systems[layer] = EditSystem(keys, anchors, residuals, keys @ weight.delta.T, counts)
+            systems[layer] = EditSystem(keys, anchors, residuals, keys @ weight.delta.T, counts, weight.delta)
             self._note(model, layer, before)
             memory = self._fetch(layer, model)
             step.fulfilment[layer] = self.solver.fulfilment(memory, systems[layer]).cpu()
@@ -232,13 +232,12 @@ class WeightUpdate(Callback):
 
     def why_not_exact(self) -> str | None:
         """Return why this method has no exact undo; `None`: it has."""
-        if self.solver.past_edits is None:
-            return "its solver keeps no memory of past edits (past_edits)"
-        if self.solver.past_edits.weight != 1:
-            return "past edits count differently from new ones (past_edits.weight)"
-        if self.transform is not None:
+        reason = self.solver.why_not_exact()
+        if reason is None and not isinstance(self.solver, Downdatable):
+            return f"its solver, {type(self.solver).__name__}, is not Downdatable"
+        if reason is None and self.transform is not None:
             return f"its updates are changed after they are solved for ({type(self.transform).__name__})"
-        return None
+        return reason
 
     def check_exact_undo(self) -> None:
         """Raise `EditError`, with the reason, unless edits can be undone exactly."""
