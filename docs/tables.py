@@ -149,6 +149,7 @@ def _method(path: Path) -> list[str]:
     terms += [f"`{name}({_arguments(value) if isinstance(value, dict) else value})`" for name, value in named.items()]
     terms += [_part(two[name]) for name in ("transform", "readout") if name in two]
     terms += [f"`{two['keys']['class_path']}`"] if "keys" in two else []
+    terms += [f"`key_filter({_arguments(two['key_filter'])})`"] if "key_filter" in two else []
     terms += [f"`{name}={two[name]}`" for name in ("spread", "compensate") if name in two]
     return [
         f"[{config['model']['method']}](configs/method/{path.name})",

@@ -17,11 +17,12 @@ from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_two.arrival import Watch
+from lke_lightning.stage_two.key_filter import SharedDirections, own_part
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
-from lke_lightning.stage_two.solvers import EditSystem, LeastSquares, Memory, Solver
+from lke_lightning.stage_two.solvers import Downdatable, EditSystem, LeastSquares, Memory, Solver
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.strength import first_keys, tell, warn_of_weights
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
@@ -69,6 +70,7 @@ class WeightUpdate(Callback):
             limit, as in the published codes.
         keep_on_host: keep the solver's memory in host memory and move one layer at a time to the device.
         reference_quirks: follow the published code where it differs from the paper (`ContextMean`).
+        key_filter: what is taken out of keys before anything is solved for them (SUIT).
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class WeightUpdate(Callback):
         norm_limit: float | None = 30.0,
         keep_on_host: bool = False,
         reference_quirks: bool = False,
+        key_filter: SharedDirections | None = None,
     ) -> None:
         if norm_limit is not None:
             check_number("stage_two.norm_limit", norm_limit, above=1)
@@ -107,18 +110,24 @@ class WeightUpdate(Callback):
         self.norm_limit, self.keep_on_host, self.reference_quirks = norm_limit, keep_on_host, reference_quirks
         self.memory: dict[int, Memory] = {}
         """The solver's memory of earlier batches, by layer; rows are the numbers of the run's register."""
+        self.key_filter = key_filter
+        self.shared: dict[int, Tensor] = {}
+        """By layer, the directions that the filter takes out of keys, (d_key, directions); of this run."""
         self._fingerprints: dict[str, str] = {}
         self._is_ready = False
         self._watch = Watch()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the memory of solver and transform, and the fingerprints of the statistics the former started from."""
+        """Return what solver, transform and key filter keep, and the fingerprints of the statistics."""
         memory = {str(layer): self.solver.saved(memory) for layer, memory in self.memory.items()}
-        return {"memory": memory, "statistics": self._fingerprints, **self.writing.saved()}
+        shared = {"shared": {str(layer): basis for layer, basis in self.shared.items()}} if self.shared else {}
+        return {"memory": memory, "statistics": self._fingerprints, **self.writing.saved(), **shared}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the memory of the interrupted run."""
         self.memory = {int(layer): dict(memory) for layer, memory in state_dict["memory"].items()}
+        with understood("the directions of the key filter"):
+            self.shared = {int(layer): basis for layer, basis in state_dict.get("shared", {}).items()}
         self._fingerprints, self._is_ready = dict(state_dict["statistics"]), False
         with understood("what transforms had kept"):
             self.writing.restore(state_dict)
@@ -165,9 +174,17 @@ class WeightUpdate(Callback):
                 self.memory = {
                     layer: self.solver.completed(self.memory[layer], moment) for layer, moment in moments.items()
                 }
+            if self.key_filter is not None:
+                with understood("the directions of the key filter"):
+                    self.shared = {
+                        layer: self.shared[layer].reshape(len(moment), -1) for layer, moment in moments.items()
+                    }
         else:
             weights = self.keys.key_weights(len(contexts), self.reference_quirks)
             keys = first_keys(model, requests, contexts, weights)
+            if self.key_filter is not None:
+                self.shared = self.key_filter.find(model, keys, contexts, weights)
+                keys = {layer: self._own(layer, part) for layer, part in keys.items()}
             self.memory = {
                 layer: self._placed(self.solver.init(moment, keys.get(layer), self.statistics.eigen))
                 for layer, moment in moments.items()
@@ -227,14 +244,14 @@ class WeightUpdate(Callback):
         systems = {}
         for i, layer in enumerate(model.layers):
             keys, anchors = reader.keys(layer, [key_weights, anchor_weights])
+            keys = self._own(layer, keys)
             missing = step.targets.vectors - reader.outputs(step.targets.site, anchor_weights)
             residuals = missing * SPREAD[self.spread](len(model.layers) - i)
             weight = model.weight(layer)
-            changes = keys @ weight.delta.T
+            total = self.writing.solved(layer, weight)
             if (error := self.writing.error(layer, weight)) is not None:  # ask as if nothing had been left out
-                left = keys @ error.T
-                residuals, changes = residuals + left, changes - left
-            systems[layer] = EditSystem(keys, anchors, residuals, changes, counts)
+                residuals = residuals + keys @ error.T
+            systems[layer] = EditSystem(keys, anchors, residuals, keys @ total.T, counts, total)
             self._note(model, layer, before)
             memory = self._fetch(layer, model)
             step.fulfilment[layer] = self.solver.fulfilment(memory, systems[layer]).cpu()
@@ -253,14 +270,13 @@ class WeightUpdate(Callback):
 
     def why_not_exact(self) -> str | None:
         """Return why this method has no exact undo; `None`: it has."""
-        if self.solver.past_edits is None:
-            return "its solver keeps no memory of past edits (past_edits)"
-        if self.solver.past_edits.weight != 1:
-            return "past edits count differently from new ones (past_edits.weight)"
-        if self.writing.transform is not None and not self.writing.compensate:
+        reason = self.solver.why_not_exact()
+        if reason is None and not isinstance(self.solver, Downdatable):
+            return f"its solver, {type(self.solver).__name__}, is not Downdatable"
+        if reason is None and self.writing.transform is not None and not self.writing.compensate:
             name = type(self.writing.transform).__name__
             return f"its updates are changed after they are solved for ({name}), and compensate is off"
-        return None
+        return reason
 
     def check_exact_undo(self) -> None:
         """Raise `EditError`, with the reason, unless edits can be undone exactly."""
@@ -329,7 +345,7 @@ class WeightUpdate(Callback):
     def roll_back(self, model: LanguageModel, register: Register, mark: Mark) -> None:
         """Return to a moment of the run: weights bit for bit, memory to rounding; later edits are forgotten."""
         if not mark.memory:  # of a moment before the memory was begun
-            self.memory, self._is_ready = {}, False
+            self.memory, self.shared, self._is_ready = {}, {}, False
         for layer, delta in mark.deltas.items():
             if layer in mark.memory:
                 self._keep(layer, self.solver.rolled_back(self._fetch(layer, model), mark.memory[layer]))
@@ -352,6 +368,10 @@ class WeightUpdate(Callback):
         return self.writing.written(
             layer, model.weight(layer), update, lambda update: self._agreed(model, layer, update)
         )
+
+    def _own(self, layer: int, keys: Tensor) -> Tensor:
+        """Return what the filter leaves of a layer's keys."""
+        return own_part(keys, self.shared[layer]) if self.key_filter is not None else keys
 
     @staticmethod
     def _agreed(model: LanguageModel, layer: int, update: Tensor) -> Tensor:
