@@ -13,7 +13,7 @@ from lke_lightning.stage_one.target_space import NormBall
 from lke_lightning.stage_two.arrival import arrival
 from lke_lightning.stage_two.preservation import NormPenalty, PastEdits
 from lke_lightning.stage_two.register import Register
-from lke_lightning.stage_two.solvers import EditSystem, EqualityConstrained, LeastSquares
+from lke_lightning.stage_two.solvers import EditSystem, EqualityConstrained, LeastSquares, VirtualQueue
 from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.stages import Stages
 from lke_lightning.testing import tiny_network, tiny_tokenizer
@@ -95,6 +95,11 @@ def test_every_solver_knows_of_the_rest(count):
     directions = torch.linalg.solve(0.5 * torch.eye(8).double() + rest.T @ rest, keys.T)
     expected = residuals.T @ torch.linalg.solve(directions.T @ keys.T, directions.T)
     torch.testing.assert_close(update, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_a_solver_that_does_not_know_of_the_rest_is_refused():
+    with pytest.raises(EditError, match="VirtualQueue does not solve beside the rest"):
+        WeightUpdate(VirtualQueue([NormPenalty(0.5)]), rest_weight=1.0)
 
 
 def test_undoing_a_request_moves_all_of_its_rows():

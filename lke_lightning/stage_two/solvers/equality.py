@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lke_lightning.edits import EditError, check_number
 from lke_lightning.stage_two.preservation import Preservation, check_preservation, total_gram, wanted_fulfilment
-from lke_lightning.stage_two.solvers.inversion import invert
-from lke_lightning.stage_two.solvers.solver import EditSystem, Eigen, Memory, Solver, beside, strength
+from lke_lightning.stage_two.solvers.inversion import beside, invert
+from lke_lightning.stage_two.solvers.solver import EditSystem, Eigen, Memory, Solver, strength
 
 
 class EqualityConstrained(Solver):
@@ -26,6 +26,8 @@ class EqualityConstrained(Solver):
     Raises:
         EditError: equality is demanded and a term has a fulfilment, which is 1 then.
     """
+
+    keeps_rest = True
 
     def __init__(self, preservation: Sequence[Preservation], slack: float = 0.0) -> None:
         check_number("EqualityConstrained.slack", slack, at_least=0)
