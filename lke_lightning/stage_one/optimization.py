@@ -7,8 +7,11 @@ batch does not matter, because Adam works element by element and losses are neve
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -27,7 +30,11 @@ from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests, grouped
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
 from lke_lightning.stage_one.target_space import NormBall, TargetSpace
+from lke_lightning.stage_one.transforms import Found, TargetTransform
 from lke_lightning.step import EditStep
+
+PILOT = 50
+"""After so many targets found before the first batch, one line says how far it is."""
 
 
 class TargetOptimization(Callback):
@@ -40,6 +47,7 @@ class TargetOptimization(Callback):
         objectives: terms of the loss; their sum is minimised. Default: ENCORE's three.
         stopping: rules; the first that fires ends a request. Default: `MostProbable`, then `LossBelow`.
         space: what delta is projected onto after every step. Default: `NormBall(0.75)`.
+        transform: changes what was found before it is written, or drops edits (NAS). Default: none.
         contexts: texts in front of the prompt. Default: five sampled ones.
         relative_lr: learning rate of Adam as a share of the initial norm: a step in which every coordinate moves
             alike is this long. Higher reaches targets in fewer steps and overshoots more.
@@ -74,6 +82,7 @@ class TargetOptimization(Callback):
         check_every: int | None = None,
         share_targets: Literal["key", "subject"] | None = "key",
         reference_quirks: bool = False,
+        transform: TargetTransform | None = None,
     ) -> None:
         if objectives is not None and not objectives:
             raise EditError(
@@ -88,7 +97,7 @@ class TargetOptimization(Callback):
             raise EditError(f"stage_one.share_targets is {share_targets!r}: choose key, subject or null")
         self.objectives = objectives or [NegativeLogLikelihood(), EssenceKL(), TargetNorm()]
         self.stopping = [MostProbable(), LossBelow()] if stopping is None else stopping
-        self.space = space or NormBall()
+        self.space, self.transform = space or NormBall(), transform
         self.context_templates = contexts or ContextTemplates()
         self.lr, self.relative_lr, self.max_steps, self.site = lr, relative_lr, max_steps, site
         self.max_tokens, self.check_every = max_tokens, check_every
@@ -113,17 +122,24 @@ class TargetOptimization(Callback):
                 f"Targets live at the output of {pl_module.language_model.architecture.matrix_name} (stage_one.site "
                 "matrix), because a norm stands between it and the residual stream"
             )
-        self.prepare(pl_module.language_model, trainer.datamodule.requests)
+        with pl_module.working("preparation") if self.transform is not None else nullcontext():
+            self.prepare(pl_module.language_model, trainer.datamodule.requests)
 
     def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Sample the contexts, unless they came from a checkpoint; check that every request can be encoded in them.
 
+        Then the transform learns what it has to know of the unedited model, unless a checkpoint knows it.
+
         Raises:
-            EditError: a request that cannot be, with its id; nothing has been optimised yet.
+            EditError: a request that cannot be, with its id, before anything is optimised; or the transform cannot be
+                used with this model.
         """
         if not self.contexts:
             self.contexts = Team.of(model.network).first(self.context_templates.sample(model))
         check_requests(requests, self.contexts, model.text)
+        if self.transform is not None:
+            pilot = partial(self._pilot, model, requests)
+            self.memory = self.transform.prepared(self.memory, model, self.site or model.site, pilot)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
         """Begin the step: find the targets of the batch."""
@@ -140,12 +156,33 @@ class TargetOptimization(Callback):
             self.memory = step.memory
 
     def aim(self, model: LanguageModel, batch: EditBatch) -> EditStep:
-        """Find the targets of a batch in this run's contexts; a request without finite numbers is left out of it."""
+        """Find the targets of a batch in this run's contexts.
+
+        A request without finite numbers is left out of it, and so is what the transform drops.
+        """
         step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts), self.contexts)
         step.memory = self.memory
+        if self.transform is not None and step.requests:
+            found = Found.of(model, step.requests, step.targets)
+            change, dropped = self.transform(found, step.memory)
+            vectors, distances = found.initial + change, change.norm(dim=1).tolist()
+            step.targets = replace(step.targets, vectors=vectors, distances=distances)
+            for place in sorted(dropped, reverse=True):
+                step.leave_out([place], dropped[place])
         for request, reason in step.left_out:
             rank_zero_warn(f"edit {request.id} is left out: {reason}")
         return step
+
+    def _pilot(self, model: LanguageModel, requests: Sequence[EditRequest], sample: int) -> Found:
+        """Find the targets of the first `sample` requests under the unedited weights."""
+        requests, start, parts = requests[:sample], time.perf_counter(), []
+        rank_zero_info(f"Before the first batch: the targets of {len(requests)} edits on the unedited model")
+        with model.unedited():
+            for first in range(0, len(requests), PILOT):
+                some = requests[first : first + PILOT]
+                parts.append(Found.of(model, some, self.optimize(model, some, self.contexts)))
+                rank_zero_info(f"  {first + len(some)} of {len(requests)} in {time.perf_counter() - start:.1f} s")
+        return Found.joined(parts)
 
     def optimize(self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Targets:
         """Find the targets of some requests under the model's present weights; processes divide them.
