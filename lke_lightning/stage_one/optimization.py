@@ -167,8 +167,8 @@ class TargetOptimization(Callback):
             change, dropped = self.transform(found, step.memory)
             vectors, distances = found.initial + change, change.norm(dim=1).tolist()
             step.targets = replace(step.targets, vectors=vectors, distances=distances)
-            for place in sorted(dropped, reverse=True):
-                step.leave_out([place], dropped[place])
+            for before, place in enumerate(sorted(dropped)):  # so many are left out already
+                step.leave_out([place - before], dropped[place])
         for request, reason in step.left_out:
             rank_zero_warn(f"edit {request.id} is left out: {reason}")
         return step

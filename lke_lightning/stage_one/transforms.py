@@ -132,7 +132,7 @@ class NormAnchor(TargetTransform):
             norms = (found.output + found.change).norm(dim=1).double()
             norms = norms[norms.isfinite()].sort().values
             if not len(norms):
-                raise EditError("NormAnchor has no finite target to take a norm of: lower stage_one.relative_lr (or lr)")
+                raise EditError("NormAnchor found no finite target to measure: lower stage_one.relative_lr (or lr)")
             if len(norms) < ENOUGH:
                 rank_zero_warn(
                     f"the norm anchor is a mean of {len(norms)} edits only, and later edits keep to it: give "
