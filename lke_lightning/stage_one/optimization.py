@@ -55,6 +55,9 @@ class TargetOptimization(Callback):
         max_steps: forward passes at most, so one update fewer.
         site: `block`: the target is the target block's output (MEMIT family); `matrix`: its MLP matrix's (ROME).
             `None`: at the matrix where a norm stands behind it, as in Gemma 2 and 3 and OLMo 2, else at the block.
+        beside: `attention`: at the site `matrix`, find a second change, of the output of the target layer's attention,
+            in the same descent, with a penalty and a ball of its own, and drop it: only the target is written (PMET,
+            arXiv 2308.08742). `None`: there is none.
         max_tokens: how many tokens are run at once, at first; where memory runs out it is halved. Results do not
             depend on it.
         check_every: after how many steps finished requests are looked for and dropped. Results do not depend on it.
@@ -83,6 +86,7 @@ class TargetOptimization(Callback):
         share_targets: Literal["key", "subject"] | None = "key",
         reference_quirks: bool = False,
         transform: TargetTransform | None = None,
+        beside: Literal["attention"] | None = None,
     ) -> None:
         if objectives is not None and not objectives:
             raise EditError(
@@ -95,12 +99,16 @@ class TargetOptimization(Callback):
         check_number("stage_one.check_every", 1 if check_every is None else check_every, at_least=1)
         if share_targets not in ("key", "subject", None):
             raise EditError(f"stage_one.share_targets is {share_targets!r}: choose key, subject or null")
+        if beside not in ("attention", None):
+            raise EditError(f"stage_one.beside is {beside!r}: choose attention or null")
+        if beside and site != "matrix":
+            raise EditError("stage_one.beside changes the attention beside the MLP: set stage_one.site to matrix")
         self.objectives = objectives or [NegativeLogLikelihood(), EssenceKL(), TargetNorm()]
         self.stopping = [MostProbable(), LossBelow()] if stopping is None else stopping
         self.space, self.transform = space or NormBall(), transform
         self.context_templates = contexts or ContextTemplates()
         self.lr, self.relative_lr, self.max_steps, self.site = lr, relative_lr, max_steps, site
-        self.max_tokens, self.check_every = max_tokens, check_every
+        self.max_tokens, self.check_every, self.beside = max_tokens, check_every, beside
         self.share_targets, self.reference_quirks = None if reference_quirks else share_targets, reference_quirks
         self.contexts: list[str] = []
         """Contexts of this run, `"{}"` first; sampled once by the unedited model, kept in checkpoints."""
@@ -137,6 +145,8 @@ class TargetOptimization(Callback):
         if not self.contexts:
             self.contexts = Team.of(model.network).first(self.context_templates.sample(model))
         check_requests(requests, self.contexts, model.text)
+        if self.beside:
+            model.architecture.attention_matrix(model.target_layer)
         if self.transform is not None:
             pilot = partial(self._pilot, model, requests)
             self.memory = self.transform.prepared(self.memory, model, self.site or model.site, pilot)
@@ -224,18 +234,18 @@ class TargetOptimization(Callback):
     @torch.enable_grad()
     def _descend_together(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
         site = self.site or model.site
-        rows = PackedRows.build(model, built, site, self.max_tokens)
-        bare = rows.bare
+        rows = PackedRows.build(model, built, site, self.max_tokens, bool(self.beside))
+        bare, size = rows.bare, model.architecture.hidden_size
         starts = rows.initial
         initial = starts[:, 0]
-        initial_norm = initial.norm(dim=1)
+        norms = initial.unflatten(1, (-1, size)).norm(dim=2)  # of the target's site, and of the attention's output
         device = initial.device
-        unit = torch.ones_like(initial_norm) if self.lr is not None else initial_norm / initial.shape[1] ** 0.5
-        unit = unit.clamp_min(torch.finfo(unit.dtype).tiny).unsqueeze(1)  # Adam's steps are measured in it
+        unit = torch.ones_like(norms) if self.lr is not None else norms / size**0.5
+        unit = unit.clamp_min(torch.finfo(unit.dtype).tiny).repeat_interleave(size, dim=1)  # Adam's steps in it
         scaled = torch.zeros_like(initial, requires_grad=True)
         optimizer = torch.optim.Adam([scaled], lr=self.relative_lr if self.lr is None else self.lr)
         outcome = _Outcome(
-            torch.zeros_like(initial),
+            torch.zeros_like(initial[:, :size]),
             torch.zeros((len(built), len(bare)), dtype=torch.bool, device=device),
             *(torch.zeros(len(built), dtype=t, device=device) for t in _Outcome.DTYPES),
         )
@@ -251,14 +261,15 @@ class TargetOptimization(Callback):
             nll, most_probable, essence = rows.predict(change[active])
             essence_before = essence.detach() if essence_before is None else essence_before
             history = torch.cat([history, most_probable.unsqueeze(0)])
-            view = StepView(
-                nll, history, change[active], initial_norm[active], essence, essence_before, self.reference_quirks
-            )
+            aimed, *beside = change[active].split(size, dim=1)
+            norm, *beside_norm = norms[active].unbind(1)
+            predicted = nll, history, aimed, norm, essence, essence_before, self.reference_quirks
+            view = StepView(*predicted, *beside, *beside_norm)
             loss = torch.stack([objective(view) for objective in self.objectives]).sum(0)
             # a request that stopped on one process only would leave the others waiting in a sharded network
             reason = team.alike(self._reasons(view, loss, is_last=step == self.max_steps))
             stopped = going & (reason >= 0)
-            outcome.record(active, stopped, change[active], most_probable[:, bare], step, loss, reason)
+            outcome.record(active, stopped, aimed, most_probable[:, bare], step, loss, reason)
             going = going & ~stopped
             if step == self.max_steps:
                 break
@@ -270,11 +281,12 @@ class TargetOptimization(Callback):
             torch.where(going, loss, 0).sum().backward()
             optimizer.step()
             with torch.no_grad():
-                scaled.copy_(self.space.project(scaled * unit, initial_norm) / unit)
+                parts = zip((scaled * unit).split(size, dim=1), norms.unbind(1), strict=True)
+                scaled.copy_(torch.cat([self.space.project(*part) for part in parts], dim=1) / unit)
             if left < len(active):  # finished requests cost nothing from here on
                 active, history, essence_before = active[going], history[:, going], essence_before[going]
                 rows, going = rows.keep(going), going[going]
-        return outcome.targets(starts, [type(rule).__name__ for rule in self.stopping] + ["MaxSteps"], site)
+        return outcome.targets(starts[..., :size], [type(rule).__name__ for rule in self.stopping] + ["MaxSteps"], site)
 
     def _reasons(self, view: StepView, loss: Tensor, is_last: bool) -> Tensor:
         """Return the index of the first rule that fires for each request, -1 for none."""
