@@ -150,10 +150,12 @@ def _method(path: Path) -> list[str]:
     terms += [_part(two[name]) for name in ("transform", "readout") if name in two]
     terms += [f"`{two['keys']['class_path']}`"] if "keys" in two else []
     terms += [f"`{name}={two[name]}`" for name in ("spread",) if name in two]
+    beside = [_part(one["transform"])] if "transform" in one else []
+    beside += [f"`{name}={one[name]}`" for name in ("beside",) if name in one]
     return [
         f"[{config['model']['method']}](configs/method/{path.name})",
         f"[{paper}](https://arxiv.org/abs/{paper})",
-        ", ".join(map(_part, one["stopping"])),
+        "; ".join([", ".join(map(_part, one["stopping"])), *beside]),
         f"`{two['solver']['class_path']}`: " + ", ".join(terms),
     ]
 

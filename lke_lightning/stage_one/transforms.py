@@ -90,7 +90,8 @@ class NormAnchor(TargetTransform):
 
     With v0 the matrix's output at the slot and v* = v0 + delta, the anchor is the mean of |v*| over some edits of the
     unedited model, without the largest. Then v* is scaled to the anchor, or the edit is dropped where |v*| exceeds
-    gate * anchor. The unedited model never changes, so the scale cannot grow with the weights.
+    gate * anchor; what is shorter than the anchor is stretched to it. The unedited model never changes, so the scale
+    cannot grow with the weights.
 
     The anchor's targets are found as those of the run are, each request with its own stop; the published pilot stops
     16 requests together. A published drop still writes the present output at its key; here the edit is left out.
@@ -101,17 +102,14 @@ class NormAnchor(TargetTransform):
             them. Published: 1,000 of CounterFact.
         gate: how many times the anchor an output asked for may be; lower drops more edits.
         drop: share of the largest norms that the mean leaves out, rounded down.
-        stretch: scale what is shorter than the anchor too, as published.
     """
 
-    def __init__(
-        self, norm: float | None = None, sample: int = 100, gate: float = 2.0, drop: float = 0.05, stretch: bool = True
-    ) -> None:
+    def __init__(self, norm: float | None = None, sample: int = 100, gate: float = 2.0, drop: float = 0.05) -> None:
         check_number("NormAnchor.norm", 1 if norm is None else norm, above=0)
         check_number("NormAnchor.sample", sample, at_least=1)
         check_number("NormAnchor.gate", gate, at_least=1)
         check_number("NormAnchor.drop", drop, at_least=0, below=1)
-        self.norm, self.sample, self.gate, self.drop, self.stretch = norm, sample, gate, drop, stretch
+        self.norm, self.sample, self.gate, self.drop = norm, sample, gate, drop
 
     def prepared(self, memory: dict[str, Tensor], model: LanguageModel, site: Site, pilot: Pilot) -> dict[str, Tensor]:
         """Find the anchor, unless it is known.
@@ -146,9 +144,7 @@ class NormAnchor(TargetTransform):
         """Scale what is asked of the matrix; an output of zero has no direction and stays."""
         anchor, asked = memory["anchor"].item(), found.output + found.change
         norms = asked.norm(dim=1, keepdim=True)
-        factor = torch.where(norms > 0, anchor / norms, 1)
-        change = asked * (factor if self.stretch else factor.clamp(max=1)) - found.output
-        return change, {
+        return asked * torch.where(norms > 0, anchor / norms, 1) - found.output, {
             i: f"it asks for an output of norm {norm:.3g}, more than {self.gate:g} times the anchor {anchor:.3g} "
             "(NormAnchor.gate)"
             for i, norm in enumerate(norms.squeeze(1).tolist())

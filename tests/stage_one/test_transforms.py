@@ -95,14 +95,6 @@ def test_an_anchor_that_is_given_or_remembered_is_not_found_again():
     assert torch.equal(later.memory["anchor"], anchor)
 
 
-def test_without_stretching_short_outputs_stay_as_asked_for():
-    model = make_model("llama")
-    before = make_stage(None).optimize(model, REQUESTS, CONTEXTS).vectors
-    stage = make_stage(NormAnchor(norm=1e6, stretch=False))
-    stage.prepare(model, REQUESTS)
-    torch.testing.assert_close(stage.aim(model, EditBatch(tuple(REQUESTS))).targets.vectors, before)
-
-
 def test_an_anchor_behind_a_norm_and_one_of_few_edits():
     with pytest.raises(EditError, match=r"behind this model's stands a norm: set stage_one\.site to matrix"):
         make_stage(NormAnchor(), site="block").prepare(make_model("gemma2"), REQUESTS)
