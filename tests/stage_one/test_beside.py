@@ -12,28 +12,29 @@ from lke_lightning.stage_one.target_space import NormBall
 from tests.reference.pmet import descend_jointly
 from tests.stage_one.test_optimization import CONTEXTS, REQUESTS, make_model
 
-SETTINGS = {"lr": 0.3, "clamp": 2.0, "kl": 0.5, "decay": 0.5, "loss_threshold": 0.02, "kept": 0.03}
+SETTINGS = {"lr": 1.0, "max_steps": 6, "clamp": 2.0, "kl": 0.5, "decay": 0.5, "loss_threshold": 0.02}
 
 
-def make_stage(max_steps, **changes):
+def make_stage(max_steps, *rules, **changes):
     return TargetOptimization(
         [NegativeLogLikelihood(after_success=0.1), EssenceKL(0.5), TargetNorm(0.5)],
-        [LossBelow(0.02), EssenceKept(0.06)],
+        [LossBelow(0.02), *rules],
         NormBall(2.0),
-        lr=0.3,
+        lr=1.0,
         max_steps=max_steps,
         **({"site": "matrix", "beside": "attention"} | changes),
     )
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2"])
-def test_agrees_with_the_oracle_step_by_step(family):
-    """Blocks one after the other, parallel ones, and norms behind both; found to any number of steps."""
-    model, some = make_model(family), REQUESTS[:2]
-    for last in (3, 10):
-        found = make_stage(last).optimize(model, some, CONTEXTS)
+def test_agrees_with_the_oracle_to_the_stop_and_beyond(family):
+    """Blocks one after the other, parallel ones, and norms behind both; one request reaches its target."""
+    model, some = make_model(family), REQUESTS[1:3]
+    for kept, rules in ((0.03, [EssenceKept(0.06)]), (-1.0, [])):
+        found = make_stage(6, *rules).optimize(model, some, CONTEXTS)
+        assert found.reasons == ["MaxSteps", "EssenceKept" if kept > 0 else "MaxSteps"]
         for i, rows in enumerate(build_rows(some, CONTEXTS, model.text)):
-            expected, steps, losses, beside = descend_jointly(model, rows, max_steps=last, **SETTINGS)
+            expected, steps, losses, beside = descend_jointly(model, rows, kept=kept, **SETTINGS)
             assert beside.norm() > 0.1
             assert found.steps[i] == steps
             assert found.losses[i] == pytest.approx(losses[-1], rel=1e-5)
@@ -42,7 +43,7 @@ def test_agrees_with_the_oracle_step_by_step(family):
 
 def test_it_is_not_the_mlp_half_alone():
     model = make_model("llama")
-    both, half = (make_stage(8, beside=beside).optimize(model, REQUESTS, CONTEXTS) for beside in ("attention", None))
+    both, half = (make_stage(4, beside=beside).optimize(model, REQUESTS, CONTEXTS) for beside in ("attention", None))
     assert both.vectors.shape == half.vectors.shape
     assert ((both.vectors - half.vectors).norm(dim=1) > 1e-2 * half.vectors.norm(dim=1)).all()
     start = make_stage(1).optimize(model, REQUESTS, CONTEXTS).vectors
