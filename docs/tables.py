@@ -151,10 +151,12 @@ def _method(path: Path) -> list[str]:
     terms += [f"`{two['keys']['class_path']}`"] if "keys" in two else []
     terms += [f"`key_filter({_arguments(two['key_filter'])})`"] if "key_filter" in two else []
     terms += [f"`{name}={two[name]}`" for name in ("spread", "compensate", "rest_weight") if name in two]
+    beside = [_part(one[name]) for name in ("transform", "expansion") if name in one]
+    beside += [f"`{name}={one[name]}`" for name in ("beside",) if name in one]
     return [
         f"[{config['model']['method']}](configs/method/{path.name})",
         f"[{paper}](https://arxiv.org/abs/{paper})",
-        ", ".join(map(_part, one["stopping"])) + (f", for {_part(one['expansion'])}" if "expansion" in one else ""),
+        "; ".join([", ".join(map(_part, one["stopping"])), *beside]),
         f"`{two['solver']['class_path']}`: " + ", ".join(terms),
     ]
 

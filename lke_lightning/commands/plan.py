@@ -335,9 +335,12 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
         Duration("contexts, first inverse and the rest", once, 1),
     ]
     final, few = final_evaluations(trainer, edits, together), scorecard.before + 1
+    transform = _part(trainer, TargetOptimization).transform
+    prepared = max(1, min(transform.sample, edits) / together) if transform is not None else 1
     for name, spent in seconds.items():
         passes = (few + final) / (few + (final > 0)) if name in SCORING else 1
-        found.durations.append(Duration(name.replace("_", " "), spent, edits / together * passes))
+        times = prepared if name == "preparation" else edits / together * passes
+        found.durations.append(Duration(name.replace("_", " "), spent, times))
     found.peak = Space("measured peak of one batch, in total", _peak_of_device(short), _peak_of_host())
     steps = sum(scorecard.steps) / max(1, len(scorecard.steps))
     found.notes += [

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lke_lightning.edits import check_number
@@ -30,6 +31,10 @@ class StepView:
     essence_before: Tensor
     """The same before any change; equal to `essence` where a request has no subject."""
     reference_quirks: bool = False
+    attention_change: Tensor | None = None
+    """delta of the attention's output, (requests, hidden size), where it is optimised beside the target's."""
+    attention_norm: Tensor | None = None
+    """Norm of the unchanged output of the attention, (requests,)."""
 
 
 class Objective(ABC):
@@ -45,15 +50,21 @@ class NegativeLogLikelihood(Objective):
 
     Args:
         weight: factor; 1 in every published method.
+        after_success: further factor of a step before which all target tokens were the most probable ones in all
+            contexts, so that the other terms count for more (PMET: 0.1). `None`: 1.
     """
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 1.0, after_success: float | None = None) -> None:
         check_number("NegativeLogLikelihood.weight", weight, above=0)
-        self.weight = weight
+        check_number("NegativeLogLikelihood.after_success", 1 if after_success is None else after_success, at_least=0)
+        self.weight, self.after_success = weight, after_success
 
     def __call__(self, step: StepView) -> Tensor:
         """Average over contexts."""
-        return self.weight * step.nll.mean(1)
+        loss = self.weight * step.nll.mean(1)
+        if self.after_success is None or len(step.most_probable) == 1:
+            return loss
+        return torch.where(step.most_probable[-2].all(1), self.after_success * loss, loss)
 
 
 class EssenceKL(Objective):
@@ -75,6 +86,8 @@ class EssenceKL(Objective):
 class TargetNorm(Objective):
     """Keeps the change small: |delta| / |initial|^2, the numerator not squared, as published since ROME.
 
+    Where the attention's output is changed too, that change is a second term of the same form (PMET).
+
     Args:
         weight: factor, `v_weight_decay` of the published code.
     """
@@ -85,4 +98,7 @@ class TargetNorm(Objective):
 
     def __call__(self, step: StepView) -> Tensor:
         """Return the penalty; its gradient at delta = 0 is 0."""
-        return self.weight * step.change.norm(dim=1) / step.initial_norm**2
+        penalty = self.weight * step.change.norm(dim=1) / step.initial_norm**2
+        if step.attention_change is None:
+            return penalty
+        return penalty + self.weight * step.attention_change.norm(dim=1) / step.attention_norm**2

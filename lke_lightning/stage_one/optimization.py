@@ -7,8 +7,11 @@ batch does not matter, because Adam works element by element and losses are neve
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -29,7 +32,11 @@ from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests, grouped
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
 from lke_lightning.stage_one.target_space import NormBall, TargetSpace
+from lke_lightning.stage_one.transforms import Found, TargetTransform
 from lke_lightning.step import EditStep
+
+PILOT = 50
+"""After so many targets found before the first batch, one line says how far it is."""
 
 
 class TargetOptimization(Callback):
@@ -42,6 +49,7 @@ class TargetOptimization(Callback):
         objectives: terms of the loss; their sum is minimised. Default: ENCORE's three.
         stopping: rules; the first that fires ends a request. Default: `MostProbable`, then `LossBelow`.
         space: what delta is projected onto after every step. Default: `NormBall(0.75)`.
+        transform: changes what was found before it is written, or drops edits (NAS). Default: none.
         contexts: texts in front of the prompt. Default: five sampled ones.
         relative_lr: learning rate of Adam as a share of the initial norm: a step in which every coordinate moves
             alike is this long. Higher reaches targets in fewer steps and overshoots more.
@@ -49,6 +57,9 @@ class TargetOptimization(Callback):
         max_steps: forward passes at most, so one update fewer.
         site: `block`: the target is the target block's output (MEMIT family); `matrix`: its MLP matrix's (ROME).
             `None`: at the matrix where a norm stands behind it, as in Gemma 2 and 3 and OLMo 2, else at the block.
+        beside: `attention`: at the site `matrix`, find a second change, of the output of the target layer's attention,
+            in the same descent, with a penalty and a ball of its own, and drop it: only the target is written (PMET,
+            arXiv 2308.08742). `None`: there is none.
         max_tokens: how many tokens are run at once, at first; where memory runs out it is halved. Results do not
             depend on it.
         check_every: after how many steps finished requests are looked for and dropped. Results do not depend on it.
@@ -78,6 +89,8 @@ class TargetOptimization(Callback):
         share_targets: Literal["key", "subject"] | None = "key",
         reference_quirks: bool = False,
         expansion: Expansion | None = None,
+        transform: TargetTransform | None = None,
+        beside: Literal["attention"] | None = None,
     ) -> None:
         if objectives is not None and not objectives:
             raise EditError(
@@ -90,12 +103,22 @@ class TargetOptimization(Callback):
         check_number("stage_one.check_every", 1 if check_every is None else check_every, at_least=1)
         if share_targets not in ("key", "subject", None):
             raise EditError(f"stage_one.share_targets is {share_targets!r}: choose key, subject or null")
+        if beside not in ("attention", None):
+            raise EditError(f"stage_one.beside is {beside!r}: choose attention or null")
+        if beside and site != "matrix":
+            raise EditError("stage_one.beside changes the attention beside the MLP: set stage_one.site to matrix")
+        if (beside or transform) and expansion is not None and not expansion.in_contexts:
+            given = "beside" if beside else "transform"
+            raise EditError(
+                f"stage_one.{given} is for one change at the subject, and {type(expansion).__name__} finds several "
+                "along the answer: leave one of them out"
+            )
         self.objectives = objectives or [NegativeLogLikelihood(), EssenceKL(), TargetNorm()]
         self.stopping = [MostProbable(), LossBelow()] if stopping is None else stopping
-        self.space = space or NormBall()
+        self.space, self.transform = space or NormBall(), transform
         self.context_templates = contexts or ContextTemplates()
         self.lr, self.relative_lr, self.max_steps, self.site = lr, relative_lr, max_steps, site
-        self.max_tokens, self.check_every = max_tokens, check_every
+        self.max_tokens, self.check_every, self.beside = max_tokens, check_every, beside
         self.expansion = expansion or Whole()
         self.share_targets, self.reference_quirks = None if reference_quirks else share_targets, reference_quirks
         self.contexts: list[str] = []
@@ -118,18 +141,27 @@ class TargetOptimization(Callback):
                 f"Targets live at the output of {pl_module.language_model.architecture.matrix_name} (stage_one.site "
                 "matrix), because a norm stands between it and the residual stream"
             )
-        self.prepare(pl_module.language_model, trainer.datamodule.requests)
+        with pl_module.working("preparation") if self.transform is not None else nullcontext():
+            self.prepare(pl_module.language_model, trainer.datamodule.requests)
 
     def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Sample the contexts, unless they came from a checkpoint; check that every request can be encoded in them.
 
+        Then the transform learns what it has to know of the unedited model, unless a checkpoint knows it.
+
         Raises:
-            EditError: a request that cannot be, with its id; nothing has been optimised yet.
+            EditError: a request that cannot be, with its id, before anything is optimised; or the transform cannot be
+                used with this model.
         """
         if not self.contexts:
             self.contexts = Team.of(model.network).first(self.context_templates.sample(model))
         self.expansion.check(requests, self.contexts)
         check_requests(requests, self.contexts, model.text)
+        if self.beside:
+            model.architecture.attention_matrix(model.target_layer)
+        if self.transform is not None:
+            pilot = partial(self._pilot, model, requests)
+            self.memory = self.transform.prepared(self.memory, model, self.site or model.site, pilot)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
         """Begin the step: find the targets of the batch."""
@@ -146,12 +178,33 @@ class TargetOptimization(Callback):
             self.memory = step.memory
 
     def aim(self, model: LanguageModel, batch: EditBatch) -> EditStep:
-        """Find the targets of a batch in this run's contexts; a request without finite numbers is left out of it."""
+        """Find the targets of a batch in this run's contexts.
+
+        A request without finite numbers is left out of it, and so is what the transform drops.
+        """
         step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts), self.contexts)
         step.memory, step.expansion = self.memory, self.expansion
+        if self.transform is not None and step.requests:
+            found = Found.of(model, step.requests, step.targets)
+            change, dropped = self.transform(found, step.memory)
+            vectors, distances = found.initial + change, change.norm(dim=1).tolist()
+            step.targets = replace(step.targets, vectors=vectors, distances=distances)
+            for before, place in enumerate(sorted(dropped)):  # so many are left out already
+                step.leave_out([place - before], dropped[place])
         for request, reason in step.left_out:
             rank_zero_warn(f"edit {request.id} is left out: {reason}")
         return step
+
+    def _pilot(self, model: LanguageModel, requests: Sequence[EditRequest], sample: int) -> Found:
+        """Find the targets of the first `sample` requests under the unedited weights."""
+        requests, start, parts = requests[:sample], time.perf_counter(), []
+        rank_zero_info(f"Before the first batch: the targets of {len(requests)} edits on the unedited model")
+        with model.unedited():
+            for first in range(0, len(requests), PILOT):
+                some = requests[first : first + PILOT]
+                parts.append(Found.of(model, some, self.optimize(model, some, self.contexts)))
+                rank_zero_info(f"  {first + len(some)} of {len(requests)} in {time.perf_counter() - start:.1f} s")
+        return Found.joined(parts)
 
     def optimize(self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Targets:
         """Find the targets of some requests under the model's present weights; processes divide them.
@@ -197,18 +250,18 @@ class TargetOptimization(Callback):
     @torch.enable_grad()
     def _descend_together(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
         site = self.site or model.site
-        rows = PackedRows.build(model, built, site, self.max_tokens)
-        bare = rows.bare
+        rows = PackedRows.build(model, built, site, self.max_tokens, bool(self.beside))
+        bare, size = rows.bare, model.architecture.hidden_size
         starts = rows.initial
         initial = starts[:, 0]
-        initial_norm = initial.norm(dim=1)
+        norms = initial.unflatten(1, (-1, size)).norm(dim=2)  # of the target's site, and of the attention's output
         device = initial.device
-        unit = torch.ones_like(initial_norm) if self.lr is not None else initial_norm / initial.shape[1] ** 0.5
-        unit = unit.clamp_min(torch.finfo(unit.dtype).tiny).unsqueeze(1)  # Adam's steps are measured in it
+        unit = torch.ones_like(norms) if self.lr is not None else norms / size**0.5
+        unit = unit.clamp_min(torch.finfo(unit.dtype).tiny).repeat_interleave(size, dim=1)  # Adam's steps in it
         scaled = torch.zeros_like(initial, requires_grad=True)
         optimizer = torch.optim.Adam([scaled], lr=self.relative_lr if self.lr is None else self.lr)
         outcome = _Outcome(
-            torch.zeros_like(initial),
+            torch.zeros_like(initial[:, :size]),
             torch.zeros((len(built), len(bare)), dtype=torch.bool, device=device),
             *(torch.zeros(len(built), dtype=t, device=device) for t in _Outcome.DTYPES),
         )
@@ -224,14 +277,15 @@ class TargetOptimization(Callback):
             nll, most_probable, essence = rows.predict(change[active])
             essence_before = essence.detach() if essence_before is None else essence_before
             history = torch.cat([history, most_probable.unsqueeze(0)])
-            view = StepView(
-                nll, history, change[active], initial_norm[active], essence, essence_before, self.reference_quirks
-            )
+            aimed, *beside = change[active].split(size, dim=1)
+            norm, *beside_norm = norms[active].unbind(1)
+            predicted = nll, history, aimed, norm, essence, essence_before, self.reference_quirks
+            view = StepView(*predicted, *beside, *beside_norm)
             loss = torch.stack([objective(view) for objective in self.objectives]).sum(0)
             # a request that stopped on one process only would leave the others waiting in a sharded network
             reason = team.alike(self._reasons(view, loss, is_last=step == self.max_steps))
             stopped = going & (reason >= 0)
-            outcome.record(active, stopped, change[active], most_probable[:, bare], step, loss, reason)
+            outcome.record(active, stopped, aimed, most_probable[:, bare], step, loss, reason)
             going = going & ~stopped
             if step == self.max_steps:
                 break
@@ -243,11 +297,12 @@ class TargetOptimization(Callback):
             torch.where(going, loss, 0).sum().backward()
             optimizer.step()
             with torch.no_grad():
-                scaled.copy_(self.space.project(scaled * unit, initial_norm) / unit)
+                parts = zip((scaled * unit).split(size, dim=1), norms.unbind(1), strict=True)
+                scaled.copy_(torch.cat([self.space.project(*part) for part in parts], dim=1) / unit)
             if left < len(active):  # finished requests cost nothing from here on
                 active, history, essence_before = active[going], history[:, going], essence_before[going]
                 rows, going = rows.keep(going), going[going]
-        return outcome.targets(starts, [type(rule).__name__ for rule in self.stopping] + ["MaxSteps"], site)
+        return outcome.targets(starts[..., :size], [type(rule).__name__ for rule in self.stopping] + ["MaxSteps"], site)
 
     def _reasons(self, view: StepView, loss: Tensor, is_last: bool) -> Tensor:
         """Return the index of the first rule that fires for each request, -1 for none."""

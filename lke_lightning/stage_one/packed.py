@@ -35,8 +35,10 @@ class PackedRows:
     """Which request each essence read belongs to, (essence reads,)."""
 
     @classmethod
-    def build(cls, model: LanguageModel, built: Sequence[RequestRows], site: Site, max_tokens: int) -> PackedRows:
-        """Compute what is the same at every step."""
+    def build(
+        cls, model: LanguageModel, built: Sequence[RequestRows], site: Site, max_tokens: int, attention: bool = False
+    ) -> PackedRows:
+        """Compute what is the same at every step; arguments are those of `Replay.record`."""
         rows, row_requests, reads, labels, cells, essence_reads, essences = [], [], [], [], [], [], []
         held: dict[int, Held] = {}
         others = len(built[0].others)
@@ -55,13 +57,13 @@ class PackedRows:
                 essences.append(i)
                 rows.append(request.essence)
             row_requests += [i] * (len(rows) - len(row_requests))
-        replay = Replay.record(model, rows, reads + essence_reads, site, max_tokens, held)
+        replay = Replay.record(model, rows, reads + essence_reads, site, max_tokens, held, attention)
         numbers = (torch.tensor(part, dtype=torch.long) for part in (row_requests, labels, cells, essences))
         return cls(replay, contexts, built[0].members, others, *(part.to(model.device) for part in numbers))
 
     @property
     def initial(self) -> Tensor:
-        """The unchanged activations on the bare prompts, (requests, members, hidden size)."""
+        """The unchanged activations on the bare prompts, (requests, members, width of a change)."""
         is_first = torch.ones_like(self.row_requests, dtype=torch.bool)
         is_first[1:] = self.row_requests[1:] != self.row_requests[:-1]
         return self.replay.initial[is_first.nonzero() + self.bare]
@@ -73,7 +75,7 @@ class PackedRows:
         return torch.arange(0, own, own // self.members, device=self.row_requests.device)
 
     def predict(self, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Run all rows with delta (requests, hidden size) at their slots.
+        """Run all rows with delta (requests, width of a change) at their slots.
 
         Returns:
             Mean negative log-likelihood of the target's tokens, (requests, contexts); whether all of them are the

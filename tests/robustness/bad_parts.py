@@ -37,6 +37,11 @@ STAGE_ONE = [
     fit("max-tokens-0", "stage_one.max_tokens is 0.*at least 1", "stage_one.max_tokens", "0"),
     fit("norm-limit-1", "stage_two.norm_limit is 1.*above 1", "stage_two.norm_limit", "1"),
     fit("check-every-0", "stage_one.check_every is 0.*at least 1", "stage_one.check_every", "0"),
+    fit("beside-at-the-block", "stage_one.beside .*set stage_one.site to matrix", "stage_one.beside", "attention"),
+    fit("beside-chunks", "several along the answer", "stage_one.beside", "attention", "stage_one.site", "matrix",
+        "stage_one.expansion", "{class_path: Chunks}"),
+    fit("norm-anchor-gate", "NormAnchor.gate is 0.5.*at least 1",
+        "stage_one.transform", "{class_path: NormAnchor, init_args: {gate: 0.5}}"),
     fit("no-objectives", "stage_one.objectives is empty.*NegativeLogLikelihood", "stage_one.objectives", "[]"),
     *(fit(f"{part}-{value}", f"{part}.weight is .*finite number",
           "stage_one.objectives", f"[{{class_path: {part}, init_args: {{weight: {value}}}}}]")
