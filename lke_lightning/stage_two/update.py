@@ -109,11 +109,6 @@ class WeightUpdate(Callback):
                 "stage_two.compensate makes up for what a transform leaves out, and there is none: give "
                 "stage_two.transform one, or leave compensate out"
             )
-        if compensate and self.solver.past_edits is None:
-            raise EditError(
-                "stage_two.compensate holds the weights against one solve over all edits, and the solver forgets them: "
-                "give it past_edits, or leave compensate out"
-            )
         self.spread, self.readout = spread, readout
         self.writing = Writing(transform, compensate)
         """What is written of the solver's updates."""
@@ -127,6 +122,12 @@ class WeightUpdate(Callback):
         self._fingerprints: dict[str, str] = {}
         self._is_ready = False
         self._watch = Watch()
+        reason = self.why_not_exact()
+        if compensate and reason:
+            raise EditError(
+                f"stage_two.compensate holds the weights against one solve over all edits, and there is none here: "
+                f"{reason}; change that, or leave compensate out"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what solver, transform and key filter keep, and the fingerprints of the statistics."""
@@ -262,13 +263,13 @@ class WeightUpdate(Callback):
         systems = {}
         for i, layer in enumerate(model.layers):
             keys, anchors = reader.keys(layer, [key_weights, anchor_weights])
-            keys = self._own(layer, keys)
             missing = step.targets.vectors - reader.outputs(step.targets.site, anchor_weights)
             residuals = missing * SPREAD[self.spread](len(model.layers) - i)
             weight = model.weight(layer)
             total = self.writing.solved(layer, weight)
             if (error := self.writing.error(layer, weight)) is not None:  # ask as if nothing had been left out
                 residuals = residuals + keys @ error.T
+            keys = self._own(layer, keys)
             rest = None if reader.rest is None else self._own(layer, reader.rest) * self.rest_weight**0.5
             systems[layer] = EditSystem(keys, anchors, residuals, keys @ total.T, counts, total, rest)
             self._note(model, layer, before)

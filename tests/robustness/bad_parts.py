@@ -112,7 +112,7 @@ STAGE_TWO = [
       for name, value in (("share", "0"), ("share", "1"), ("share", ".nan"), ("strength", "0"), ("strength", "2"))),
     fit("compensate-nothing", "what a transform leaves out, and there is none", "stage_two.compensate", "true"),
     Bad("fit-compensate-forgetting",
-        ["fit", "-c", "configs/method/rect.yaml", "--stage_two.compensate", "true"], "forgets them: give it past_ed"),
+        ["fit", "-c", "configs/method/rect.yaml", "--stage_two.compensate", "true"], "keeps no memory of past edits"),
     *(fit(f"prune-{value}", "SpectralCap.base is .*above 1",
           "stage_two.readout", f"{{class_path: SpectralCap, init_args: {{base: {value}}}}}")
       for value in ("1", "-2", ".nan", ".inf")),
