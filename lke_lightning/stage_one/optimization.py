@@ -17,16 +17,18 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lke_lightning.distributed import Team
-from lke_lightning.edits import EditBatch, EditError, EditRequest, check_number
+from lke_lightning.edits import SLOT, EditBatch, EditError, EditRequest, check_number
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.reading import SlotReader
 from lke_lightning.model.targets import Site, Targets
 from lke_lightning.stage_one.contexts import ContextTemplates
+from lke_lightning.stage_one.history import UpdateHistory
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Objective, StepView, TargetNorm
 from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests, grouped
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
-from lke_lightning.stage_one.target_space import NormBall, TargetSpace
+from lke_lightning.stage_one.target_space import Move, NormBall, State, TargetSpace
 from lke_lightning.step import EditStep
 
 
@@ -89,6 +91,7 @@ class TargetOptimization(Callback):
         self.objectives = objectives or [NegativeLogLikelihood(), EssenceKL(), TargetNorm()]
         self.stopping = [MostProbable(), LossBelow()] if stopping is None else stopping
         self.space = space or NormBall()
+        _check_together(self.space, self.objectives, max_steps)
         self.context_templates = contexts or ContextTemplates()
         self.lr, self.relative_lr, self.max_steps, self.site = lr, relative_lr, max_steps, site
         self.max_tokens, self.check_every = max_tokens, check_every
@@ -141,21 +144,32 @@ class TargetOptimization(Callback):
 
     def aim(self, model: LanguageModel, batch: EditBatch) -> EditStep:
         """Find the targets of a batch in this run's contexts; a request without finite numbers is left out of it."""
-        step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts), self.contexts)
-        step.memory = self.memory
+        layer = model.target_layer
+        seen, memory = self.space.look(
+            UpdateHistory(model.weight(layer).delta),
+            lambda: SlotReader(model, batch.requests, [SLOT]).keys(layer, [torch.ones(1)])[0],
+            self.memory,
+        )
+        step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts, seen), self.contexts)
+        step.memory = memory
         for request, reason in step.left_out:
             rank_zero_warn(f"edit {request.id} is left out: {reason}")
         return step
 
-    def optimize(self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Targets:
+    def optimize(
+        self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], seen: State | None = None
+    ) -> Targets:
         """Find the targets of some requests under the model's present weights; processes divide them.
 
         Args:
             model: the language model, possibly edited before.
             requests: the edits.
             contexts: templates, `"{}"` first.
+            seen: what the target space has seen of the requests (`TargetSpace.look`).
         """
         built = build_rows(requests, contexts, model.text, self.reference_quirks)
+        for name, parts in (seen or {}).items():
+            built = [replace(rows, seen=rows.seen | {name: part}) for rows, part in zip(built, parts, strict=True)]
         groups = self._groups(requests, built)
         team = Team.of(model.network)
         found = [
@@ -208,6 +222,9 @@ class TargetOptimization(Callback):
         essence_before: Tensor | None = None
         check_every = self.check_every or (1 if device.type == "cpu" else 4)
         team = Team.of(model.network)
+        updates = UpdateHistory(model.weight(model.target_layer).delta)
+        seen = {name: torch.stack([request.seen[name] for request in built]) for name in built[0].seen}
+        state = self.space.start(initial, seen, updates)
 
         for step in range(1, self.max_steps + 1):
             change = scaled * unit
@@ -215,12 +232,13 @@ class TargetOptimization(Callback):
             essence_before = essence.detach() if essence_before is None else essence_before
             history = torch.cat([history, most_probable.unsqueeze(0)])
             view = StepView(
-                nll, history, change[active], initial_norm[active], essence, essence_before, self.reference_quirks
-            )
+                nll, history, change[active], initial_norm[active], essence, essence_before, self.reference_quirks,
+                active, state, updates,
+            )  # fmt: skip
             loss = torch.stack([objective(view) for objective in self.objectives]).sum(0)
             # a request that stopped on one process only would leave the others waiting in a sharded network
             reason = team.alike(self._reasons(view, loss, is_last=step == self.max_steps))
-            stopped = going & (reason >= 0)
+            stopped = going & (reason >= 0) & (step > self.space.first_pass)
             outcome.record(active, stopped, change[active], most_probable[:, bare], step, loss, reason)
             going = going & ~stopped
             if step == self.max_steps:
@@ -233,7 +251,13 @@ class TargetOptimization(Callback):
             torch.where(going, loss, 0).sum().backward()
             optimizer.step()
             with torch.no_grad():
-                scaled.copy_(self.space.project(scaled * unit, initial_norm) / unit)
+                reached = torch.zeros_like(initial_norm, dtype=torch.bool).index_copy(0, active, reason >= 0)
+                move = Move(step, change.detach(), scaled * unit, scaled.grad / unit, reached, initial_norm)
+                projected, state = self.space.step(state, move)
+                scaled.copy_(projected / unit)
+            if step == self.space.first_pass:
+                optimizer.state.clear()
+                history = history[:0]
             if left < len(active):  # finished requests cost nothing from here on
                 active, history, essence_before = active[going], history[:, going], essence_before[going]
                 rows, going = rows.keep(going), going[going]
@@ -245,6 +269,22 @@ class TargetOptimization(Callback):
         for i, rule in reversed(list(enumerate(self.stopping))):
             reason = torch.where(rule(view, loss), i, reason)
         return reason
+
+
+def _check_together(space: TargetSpace, objectives: Sequence[Objective], max_steps: int) -> None:
+    """Raise `EditError` unless the steps suffice for the space, and the space keeps what the objectives read."""
+    name = type(space).__name__
+    if space.first_pass and max_steps < space.first_pass + 2:
+        raise EditError(
+            f"stage_one.max_steps is {max_steps}: {name} begins anew after {space.first_pass} updates, so give it "
+            f"{space.first_pass + 2} or more"
+        )
+    for objective in objectives:
+        if not {*objective.reads} <= {*space.keeps}:
+            raise EditError(
+                f"{type(objective).__name__} reads what {name} does not keep ({', '.join(objective.reads)}): change "
+                "stage_one.space, or leave the term out"
+            )
 
 
 @dataclass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from lke_lightning.edits import SLOT, EditError, EditRequest
 from lke_lightning.model.tokens import Row, TextEncoder
@@ -26,13 +28,15 @@ class RequestRows:
     """Position in the essence row whose prediction is preserved."""
     members: int = 1
     """How many requests share the change; each has as many of `contexts`."""
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the target space has seen of the request, or of the first of them, before the descent."""
 
     @classmethod
     def together(cls, members: Sequence[RequestRows]) -> RequestRows:
         """Put the rows of requests together whose activations one change shall serve."""
         contexts = tuple(row for member in members for row in member.contexts)
         targets = tuple(target for member in members for target in member.targets)
-        return cls(contexts, targets, members[0].essence, members[0].essence_read, len(members))
+        return cls(contexts, targets, members[0].essence, members[0].essence_read, len(members), members[0].seen)
 
     @property
     def key(self) -> tuple[tuple[int, ...], ...]:
