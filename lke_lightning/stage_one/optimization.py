@@ -17,13 +17,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lke_lightning.distributed import Team
-from lke_lightning.edits import SLOT, EditBatch, EditError, EditRequest, check_number
+from lke_lightning.edits import EditBatch, EditError, EditRequest, check_number
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.reading import SlotReader
 from lke_lightning.model.targets import Site, Targets
 from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.history import UpdateHistory
+from lke_lightning.stage_one.keys import bare_keys
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Objective, StepView, TargetNorm
 from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests, grouped
@@ -144,12 +144,8 @@ class TargetOptimization(Callback):
 
     def aim(self, model: LanguageModel, batch: EditBatch) -> EditStep:
         """Find the targets of a batch in this run's contexts; a request without finite numbers is left out of it."""
-        layer = model.target_layer
-        seen, memory = self.space.look(
-            UpdateHistory(model.weight(layer).delta),
-            lambda: SlotReader(model, batch.requests, [SLOT]).keys(layer, [torch.ones(1)])[0],
-            self.memory,
-        )
+        history = UpdateHistory(model.weight(model.target_layer).delta)
+        seen, memory = self.space.look(history, lambda: bare_keys(model, batch.requests), self.memory)
         step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts, seen), self.contexts)
         step.memory = memory
         for request, reason in step.left_out:

@@ -1,4 +1,4 @@
-"""Read keys and outputs at the slots of requests, layer by layer; in between, the layers may be written."""
+"""Read keys and current outputs at the slots, layer by layer, while the layers are being written."""
 
 from __future__ import annotations
 
