@@ -20,6 +20,11 @@ METHODS = {
         "-c", "configs/method/alphaedit.yaml", "--stage_two.solver.init_args.null_space.threshold", "0.3",
         "--stage_one.max_steps", "10",
     ],
+    "deltaedit": [
+        "-c", "configs/method/deltaedit.yaml", "--stage_two.solver.init_args.null_space.threshold", "0.3",
+        "--stage_one.space.init_args.trigger.after", "4", "--stage_one.space.init_args.trigger.deviation", "0.1",
+        "--stage_one.max_steps", "10",
+    ],
 }  # fmt: skip
 
 
