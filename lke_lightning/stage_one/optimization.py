@@ -234,7 +234,7 @@ class TargetOptimization(Callback):
             loss = torch.stack([objective(view) for objective in self.objectives]).sum(0)
             # a request that stopped on one process only would leave the others waiting in a sharded network
             reason = team.alike(self._reasons(view, loss, is_last=step == self.max_steps))
-            stopped = going & (reason >= 0) & (step > self.space.first_pass)
+            stopped = going & (reason >= 0) & (step > self.space.first_pass or step == self.max_steps)
             outcome.record(active, stopped, change[active], most_probable[:, bare], step, loss, reason)
             going = going & ~stopped
             if step == self.max_steps:
