@@ -153,7 +153,8 @@ def _method(path: Path) -> list[str]:
     terms += [f"`{name}({_arguments(value) if isinstance(value, dict) else value})`" for name, value in named.items()]
     terms += [_part(two[name]) for name in ("transform", "readout") if name in two]
     terms += [f"`{two['keys']['class_path']}`"] if "keys" in two else []
-    terms += [f"`{name}={two[name]}`" for name in ("spread",) if name in two]
+    terms += [f"`key_filter({_arguments(two['key_filter'])})`"] if "key_filter" in two else []
+    terms += [f"`{name}={two[name]}`" for name in ("spread", "compensate") if name in two]
     names = [part["class_path"] for part in (one["space"], *one["objectives"])]
     own = ", ".join(f"`{name}`" for name in names if name not in USUAL)
     return [
@@ -165,11 +166,16 @@ def _method(path: Path) -> list[str]:
 
 
 def _part(config: dict[str, Any]) -> str:
-    return f"`{config['class_path']}({_arguments(config.get('init_args', {}))})`"
+    return f"`{_call(config)}`"
+
+
+def _call(config: dict[str, Any]) -> str:
+    return f"{config['class_path']}({_arguments(config.get('init_args', {}))})"
 
 
 def _arguments(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
+    shown = {name: _call(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -17,14 +17,16 @@ from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_two.arrival import Watch
+from lke_lightning.stage_two.key_filter import SharedDirections, own_part
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
-from lke_lightning.stage_two.solvers import EditSystem, LeastSquares, Memory, Solver
+from lke_lightning.stage_two.solvers import Downdatable, EditSystem, LeastSquares, Memory, Solver
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.strength import first_keys, tell, warn_of_weights
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
+from lke_lightning.stage_two.writing import Writing
 from lke_lightning.step import EditStep
 
 SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left)}
@@ -41,6 +43,8 @@ class Mark:
     """By layer, the solver's mark of its memory."""
     edits: int
     """How many edits had been made."""
+    writing: Any
+    """What transforms had kept, of all layers."""
 
 
 class WeightUpdate(Callback):
@@ -59,12 +63,14 @@ class WeightUpdate(Callback):
         statistics: second moments of keys on ordinary text. Default: `KeyStatistics`.
         spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which puts more on early layers.
         transform: applied to each update before it is written (RECT).
+        compensate: make up, in later updates, for what the transform leaves out (OTE-SE, `Writing`).
         readout: applied to the total change when the model is scored or exported; editing never sees it (PRUNE).
         norm_limit: how many times larger a batch may make the Frobenius norm of an edited matrix. One that would make
             it larger is taken back and left out; a run whose first batch is, or several in a row, stops. `None`: no
             limit, as in the published codes.
         keep_on_host: keep the solver's memory in host memory and move one layer at a time to the device.
         reference_quirks: follow the published code where it differs from the paper (`ContextMean`).
+        key_filter: what is taken out of keys before anything is solved for them (SUIT).
     """
 
     def __init__(
@@ -74,10 +80,12 @@ class WeightUpdate(Callback):
         statistics: Statistics | None = None,
         spread: Literal["even", "root"] = "even",
         transform: UpdateTransform | None = None,
+        compensate: bool = False,
         readout: ReadoutTransform | None = None,
         norm_limit: float | None = 30.0,
         keep_on_host: bool = False,
         reference_quirks: bool = False,
+        key_filter: SharedDirections | None = None,
     ) -> None:
         if norm_limit is not None:
             check_number("stage_two.norm_limit", norm_limit, above=1)
@@ -86,23 +94,43 @@ class WeightUpdate(Callback):
         )
         self.keys = keys or ContextMean()
         self.statistics = statistics or KeyStatistics()
-        self.spread, self.transform, self.readout = spread, transform, readout
+        if compensate and transform is None:
+            raise EditError(
+                "stage_two.compensate makes up for what a transform leaves out, and there is none: give "
+                "stage_two.transform one, or leave compensate out"
+            )
+        if compensate and self.solver.past_edits is None:
+            raise EditError(
+                "stage_two.compensate holds the weights against one solve over all edits, and the solver forgets them: "
+                "give it past_edits, or leave compensate out"
+            )
+        self.spread, self.readout = spread, readout
+        self.writing = Writing(transform, compensate)
+        """What is written of the solver's updates."""
         self.norm_limit, self.keep_on_host, self.reference_quirks = norm_limit, keep_on_host, reference_quirks
         self.memory: dict[int, Memory] = {}
         """The solver's memory of earlier batches, by layer; rows are the numbers of the run's register."""
+        self.key_filter = key_filter
+        self.shared: dict[int, Tensor] = {}
+        """By layer, the directions that the filter takes out of keys, (d_key, directions); of this run."""
         self._fingerprints: dict[str, str] = {}
         self._is_ready = False
         self._watch = Watch()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the solver's memory, and the fingerprints of the statistics it started from."""
+        """Return what solver, transform and key filter keep, and the fingerprints of the statistics."""
         memory = {str(layer): self.solver.saved(memory) for layer, memory in self.memory.items()}
-        return {"memory": memory, "statistics": self._fingerprints}
+        shared = {"shared": {str(layer): basis for layer, basis in self.shared.items()}} if self.shared else {}
+        return {"memory": memory, "statistics": self._fingerprints, **self.writing.saved(), **shared}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the memory of the interrupted run."""
         self.memory = {int(layer): dict(memory) for layer, memory in state_dict["memory"].items()}
+        with understood("the directions of the key filter"):
+            self.shared = {int(layer): basis for layer, basis in state_dict.get("shared", {}).items()}
         self._fingerprints, self._is_ready = dict(state_dict["statistics"]), False
+        with understood("what transforms had kept"):
+            self.writing.restore(state_dict)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set the editor's readout."""
@@ -146,9 +174,17 @@ class WeightUpdate(Callback):
                 self.memory = {
                     layer: self.solver.completed(self.memory[layer], moment) for layer, moment in moments.items()
                 }
+            if self.key_filter is not None:
+                with understood("the directions of the key filter"):
+                    self.shared = {
+                        layer: self.shared[layer].reshape(len(moment), -1) for layer, moment in moments.items()
+                    }
         else:
             weights = self.keys.key_weights(len(contexts), self.reference_quirks)
             keys = first_keys(model, requests, contexts, weights)
+            if self.key_filter is not None:
+                self.shared = self.key_filter.find(model, keys, contexts, weights)
+                keys = {layer: self._own(layer, part) for layer, part in keys.items()}
             self.memory = {
                 layer: self._placed(self.solver.init(moment, keys.get(layer), self.statistics.eigen))
                 for layer, moment in moments.items()
@@ -191,7 +227,7 @@ class WeightUpdate(Callback):
         """
         if not step.requests:
             return {}
-        before = Mark({}, {}, len(register))
+        before = Mark({}, {}, len(register), self.writing.mark())
         limited = model.layers if self.norm_limit is not None else ()
         norms = {layer: model.weight(layer).norms()[1] for layer in limited}
         if self.why_not_exact() is None:
@@ -208,18 +244,20 @@ class WeightUpdate(Callback):
         systems = {}
         for i, layer in enumerate(model.layers):
             keys, anchors = reader.keys(layer, [key_weights, anchor_weights])
+            keys = self._own(layer, keys)
             missing = step.targets.vectors - reader.outputs(step.targets.site, anchor_weights)
             residuals = missing * SPREAD[self.spread](len(model.layers) - i)
             weight = model.weight(layer)
-            systems[layer] = EditSystem(keys, anchors, residuals, keys @ weight.delta.T, counts)
+            total = self.writing.solved(layer, weight)
+            if (error := self.writing.error(layer, weight)) is not None:  # ask as if nothing had been left out
+                residuals = residuals + keys @ error.T
+            systems[layer] = EditSystem(keys, anchors, residuals, keys @ total.T, counts, total)
             self._note(model, layer, before)
             memory = self._fetch(layer, model)
             step.fulfilment[layer] = self.solver.fulfilment(memory, systems[layer]).cpu()
             update, memory = self.solver.compute(memory, systems[layer])
             self._keep(layer, memory)
-            if self.transform is not None:
-                update = self.transform(weight.live(), update)
-            update = self._agreed(model, layer, update)
+            update = self._written(model, layer, update)
             if self.norm_limit is not None:
                 growth = team.first((weight.live().add_(update).norm() / norms[layer]).item())
                 if not growth <= self.norm_limit:
@@ -232,13 +270,13 @@ class WeightUpdate(Callback):
 
     def why_not_exact(self) -> str | None:
         """Return why this method has no exact undo; `None`: it has."""
-        if self.solver.past_edits is None:
-            return "its solver keeps no memory of past edits (past_edits)"
-        if self.solver.past_edits.weight != 1:
-            return "past edits count differently from new ones (past_edits.weight)"
-        if self.transform is not None:
-            return f"its updates are changed after they are solved for ({type(self.transform).__name__})"
-        return None
+        reason = self.solver.why_not_exact()
+        if reason is None and not isinstance(self.solver, Downdatable):
+            return f"its solver, {type(self.solver).__name__}, is not Downdatable"
+        if reason is None and self.writing.transform is not None and not self.writing.compensate:
+            name = type(self.writing.transform).__name__
+            return f"its updates are changed after they are solved for ({name}), and compensate is off"
+        return reason
 
     def check_exact_undo(self) -> None:
         """Raise `EditError`, with the reason, unless edits can be undone exactly."""
@@ -294,22 +332,25 @@ class WeightUpdate(Callback):
         for layer in model.layers:
             self._keep(layer, self.solver.cleared(self._fetch(layer, model)))
             model.weight(layer).revert()
+            self.writing.forget(layer)
         register.deactivate(register.holding, UNDONE)
 
     def mark(self, model: LanguageModel, register: Register) -> Mark:
         """Mark the present state, so that `roll_back` can return to it."""
         deltas = {layer: model.weight(layer).delta.clone() for layer in model.layers}
-        return Mark(deltas, {layer: self.solver.mark(memory) for layer, memory in self.memory.items()}, len(register))
+        memory = {layer: self.solver.mark(memory) for layer, memory in self.memory.items()}
+        return Mark(deltas, memory, len(register), self.writing.mark())
 
     @torch.no_grad()
     def roll_back(self, model: LanguageModel, register: Register, mark: Mark) -> None:
         """Return to a moment of the run: weights bit for bit, memory to rounding; later edits are forgotten."""
         if not mark.memory:  # of a moment before the memory was begun
-            self.memory, self._is_ready = {}, False
+            self.memory, self.shared, self._is_ready = {}, {}, False
         for layer, delta in mark.deltas.items():
             if layer in mark.memory:
                 self._keep(layer, self.solver.rolled_back(self._fetch(layer, model), mark.memory[layer]))
             model.weight(layer).restore(delta)
+        self.writing.return_to(mark.writing)
         register.shorten(mark.edits)
 
     def _move(self, model: LanguageModel, out: Sequence[int] = (), back: Sequence[int] = ()) -> None:
@@ -318,9 +359,19 @@ class WeightUpdate(Callback):
             weight = model.weight(layer)
             for numbers, move in ((out, self.solver.retire), (back, self.solver.restore)):
                 if numbers:
-                    update, memory = move(self._fetch(layer, model), numbers, weight.delta)
+                    update, memory = move(self._fetch(layer, model), numbers, self.writing.solved(layer, weight))
                     self._keep(layer, memory)
-                    weight.add(self._agreed(model, layer, update))
+                    weight.add(self._written(model, layer, update))
+
+    def _written(self, model: LanguageModel, layer: int, update: Tensor) -> Tensor:
+        """Return what is written of an update that was solved for."""
+        return self.writing.written(
+            layer, model.weight(layer), update, lambda update: self._agreed(model, layer, update)
+        )
+
+    def _own(self, layer: int, keys: Tensor) -> Tensor:
+        """Return what the filter leaves of a layer's keys."""
+        return own_part(keys, self.shared[layer]) if self.key_filter is not None else keys
 
     @staticmethod
     def _agreed(model: LanguageModel, layer: int, update: Tensor) -> Tensor:

@@ -25,6 +25,14 @@ METHODS = {
         "--stage_one.space.init_args.trigger.after", "4", "--stage_one.space.init_args.trigger.deviation", "0.1",
         "--stage_one.max_steps", "10",
     ],
+    "lyaplock": [  # with a queue that moves, and a key filter
+        "-c", "configs/method/lyaplock.yaml", "--stage_two.solver.init_args.budget", "1.0",
+        "--stage_two.key_filter.energy", "0.4", "--stage_one.max_steps", "5", "--stage_two.norm_limit", "null",
+    ],
+    "evoedit": [
+        "-c", "configs/method/evoedit.yaml", "--stage_two.solver.init_args.null_space.share", "0.5",
+        "--stage_one.max_steps", "5", "--stage_two.norm_limit", "null",
+    ],
 }  # fmt: skip
 
 
