@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def methods() -> str:
     """Return a row for each method file."""
     rows = [_method(path) for path in sorted((ROOT / "configs" / "method").glob("*.yaml"))]
-    return _table(["method", "paper", "stage one stops at", "stage two solves"], rows)
+    return _table(["method", "paper", "stage one stops at; its own parts", "stage two solves"], rows)
 
 
 def performance() -> str:
@@ -138,6 +138,10 @@ def _fraction(value: float) -> str:
     return f"{value:.3f}"
 
 
+USUAL = ("NormBall", "NegativeLogLikelihood", "EssenceKL", "TargetNorm")
+"""What stage one of a method is made of, beside its stop rules, if nothing is said of it."""
+
+
 def _method(path: Path) -> list[str]:
     text = path.read_text()
     config = yaml.safe_load(text)
@@ -151,12 +155,14 @@ def _method(path: Path) -> list[str]:
     terms += [f"`{two['keys']['class_path']}`"] if "keys" in two else []
     terms += [f"`key_filter({_arguments(two['key_filter'])})`"] if "key_filter" in two else []
     terms += [f"`{name}={two[name]}`" for name in ("spread", "compensate", "rest_weight") if name in two]
-    beside = [_part(one[name]) for name in ("transform", "expansion") if name in one]
-    beside += [f"`{name}={one[name]}`" for name in ("beside",) if name in one]
+    names = [part["class_path"] for part in (one["space"], *one["objectives"])]
+    own = [f"`{name}`" for name in names if name not in USUAL]
+    own += [_part(one[name]) for name in ("transform", "expansion") if name in one]
+    own += [f"`{name}={one[name]}`" for name in ("beside",) if name in one]
     return [
         f"[{config['model']['method']}](configs/method/{path.name})",
         f"[{paper}](https://arxiv.org/abs/{paper})",
-        "; ".join([", ".join(map(_part, one["stopping"])), *beside]),
+        "; ".join([", ".join(map(_part, one["stopping"])), *own]),
         f"`{two['solver']['class_path']}`: " + ", ".join(terms),
     ]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from lke_lightning.edits import SLOT, EditError, EditRequest
 from lke_lightning.model.prefix import Held
@@ -33,6 +35,8 @@ class RequestRows:
     """Rows about something else that the change is added to as well; they count as further contexts."""
     held: tuple[Held, ...] = ()
     """For each of `contexts`, targets of earlier units that stand before its slot; empty: none."""
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the target space has seen of the request, or of the first of them, before the descent."""
 
     @classmethod
     def together(cls, members: Sequence[RequestRows]) -> RequestRows:
@@ -40,7 +44,8 @@ class RequestRows:
         contexts = tuple(row for member in members for row in member.contexts)
         targets = tuple(target for member in members for target in member.targets)
         others, held = (tuple(itertools.chain(*(getattr(m, name) for m in members))) for name in ("others", "held"))
-        return cls(contexts, targets, members[0].essence, members[0].essence_read, len(members), others, held)
+        first = members[0]
+        return cls(contexts, targets, first.essence, first.essence_read, len(members), others, held, first.seen)
 
     @property
     def key(self) -> tuple[tuple[int, ...], ...]:

@@ -6,9 +6,14 @@ from lke_lightning.model.activations import change_output
 
 
 def descend(
-    model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, extra_steps, site="block", quirks=False, held=()
-):
-    """Return (target, steps, losses by step) for one `RequestRows`; outputs `held` stand at other positions."""
+    model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, extra_steps, site="block", quirks=False,
+    hold=None, penalty=None, gradients=None, held=(),
+):  # fmt: skip
+    """Return (target, steps, losses by step) for one `RequestRows`.
+
+    `hold` is applied to delta after each update, before the norm ball; `penalty` of delta is added to the loss; the
+    list `gradients` gets that of each update; outputs `held` stand at other positions.
+    """
     network, layer = model.network, model.target_layer
     module = model.architecture.blocks[layer] if site == "block" else model.architecture.matrix(layer)
     delta = torch.zeros(model.architecture.hidden_size, dtype=model.wide_dtype, requires_grad=True)
@@ -41,6 +46,8 @@ def descend(
             essence = logits_of(built.essence)[built.essence_read].log_softmax(-1)
             essence_before = essence.detach() if essence_before is None else essence_before
             loss = loss + kl * (essence.exp() * (essence - essence_before)).sum()
+        if penalty is not None:
+            loss = loss + penalty(delta)
         losses.append(loss.item())
         successes += all(firsts[1:] if quirks else firsts)
         done = (extra_steps is not None and successes > extra_steps) or loss < loss_threshold
@@ -48,8 +55,12 @@ def descend(
             return (initial[0] + delta).detach(), step, losses
         optimizer.zero_grad()
         loss.backward()
+        if gradients is not None:
+            gradients.append(delta.grad.clone())
         optimizer.step()
         with torch.no_grad():
+            if hold is not None:
+                delta.copy_(hold(delta))
             if delta.norm() > clamp * norm:
                 delta.mul_(clamp * norm / delta.norm())
     raise AssertionError("the last step returns")
