@@ -31,7 +31,7 @@ class BatchLine(Callback):
         now = time.perf_counter()
         seconds, self._started = now - self._started, now
         efficacy = trainer.callback_metrics.get("just_after/efficacy")
-        shares = [share.median().item() for share in pl_module.step.fulfilment.values()]
+        shares = pl_module.step.shares.values()
         done, steps = len(pl_module.step), pl_module.step.targets.steps
         Console().print(
             f"batch {trainer.global_step}/{trainer.num_training_batches}  {done} edits in {seconds:.1f} s"

@@ -137,7 +137,8 @@ def _batch(editor: Editor, number: int) -> Entry:
         "edits": len(editor.step),
         "left_out": len(editor.step.left_out),
         "norm_growth": {str(layer): now / before for layer, (before, now) in norms.items()},
-        "fulfilment": {str(layer): share.median().item() for layer, share in editor.step.fulfilment.items()},
+        "fulfilment": {str(layer): share for layer, share in editor.step.shares.items()},
+        "rounds": editor.step.rounds,
     }
 
 

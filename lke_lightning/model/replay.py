@@ -1,7 +1,7 @@
 """Rows for stage one: everything that a change at the slot cannot affect is computed once, the rest at every step.
 
-That is: all blocks up to the target layer, and every token before the slot in the blocks above it. The rest, from the
-slot to the end of each row, runs in groups of nearly equal length, with little padding.
+That is: all blocks up to the layer of the change, and every token before the slot in the blocks above it. The rest,
+from the slot to the end of each row, runs in groups of nearly equal length, with little padding.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class Replay:
     """Rows that run repeatedly with a change at each row's slot, under the weights of `record`."""
 
     model: LanguageModel
+    layer: int
+    """Where the change is added."""
     site: Site
     start: int
     """First block that runs."""
@@ -80,7 +82,7 @@ class Replay:
 
     @classmethod
     def record(
-        cls, model: LanguageModel, rows: Sequence[Row], reads: Sequence[Read], site: Site, max_tokens: int
+        cls, model: LanguageModel, rows: Sequence[Row], reads: Sequence[Read], layer: int, site: Site, max_tokens: int
     ) -> Replay:
         """Compute everything that does not change.
 
@@ -88,10 +90,11 @@ class Replay:
             model: the language model.
             rows: whole rows.
             reads: places whose predictions `logits` returns.
-            site: where the change will be added, at the target layer.
+            layer: where the change will be added.
+            site: where in that layer.
             max_tokens: how many tokens run at once.
         """
-        layer, device = model.target_layer, model.device
+        device = model.device
         start = layer + 1 if site == "block" else layer
         prefixes = Prefixes.run(model, [row.ids[: row.slot] for row in rows], max_tokens)
         block, matrix = model.architecture.blocks[layer], model.architecture.matrix(layer)
@@ -121,7 +124,7 @@ class Replay:
                     torch.tensor(positions, dtype=torch.long, device=device),
                 )
             )
-        return cls(model, site, start, groups, _order(groups), initial)
+        return cls(model, layer, site, start, groups, _order(groups), initial)
 
     def keep(self, rows: Tensor, reads: Tensor) -> Replay:
         """Keep the rows and reads marked in (rows,) and (reads,) bool, in their order."""
@@ -143,7 +146,7 @@ class Replay:
         reads = group.batch, group.read_rows, group.read_positions
         if self.site == "block":
             return self.model.states(*reads, self.start, add(group.hidden))
-        with change_output(self.model.architecture.matrix(self.model.target_layer), add, len(group.batch)):
+        with change_output(self.model.architecture.matrix(self.layer), add, len(group.batch)):
             return self.model.states(*reads, self.start, group.hidden)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class Targets:
     """Norm of the change: how far the target is from what the output was."""
     reached: list[bool]
     """Whether the target tokens were the model's first choice at the stop, on the bare prompt."""
+    layers: list[tuple[int, ...]] | None = None
+    """The layers that each is to be written into, ascending; it lives at the last. `None`: all edited layers."""
+    nlls: list[tuple[float, float]] | None = None
+    """Mean negative log-likelihood of the target's tokens over all contexts, before the first step and at the stop."""
 
     def are_finite(self) -> list[bool]:
         """Return for each request whether its optimization gave finite numbers."""
@@ -43,25 +47,21 @@ class Targets:
 
     def chosen(self, numbers: Sequence[int]) -> Targets:
         """Return the targets of some requests only."""
-        lists = (self.steps, self.losses, self.first_losses, self.reasons)
-        kept = ([part[i] for i in numbers] for part in lists)
-        rest = ([part[i] for i in numbers] for part in (self.groups, self.distances, self.reached))
-        return Targets(self.vectors[list(numbers)], *kept, self.site, *rest)
+        lists = {name: [part[i] for i in numbers] for name, part in self._lists()}
+        return replace(self, vectors=self.vectors[list(numbers)], **lists)
 
     @classmethod
     def joined(cls, parts: Sequence[Targets]) -> Targets:
         """Concatenate the targets of several lists of requests."""
-        return cls(
-            torch.cat([part.vectors for part in parts]),
-            [steps for part in parts for steps in part.steps],
-            [loss for part in parts for loss in part.losses],
-            [loss for part in parts for loss in part.first_losses],
-            [reason for part in parts for reason in part.reasons],
-            parts[0].site,
-            [start + group for start, part in zip(_starts(parts), parts, strict=True) for group in part.groups],
-            [distance for part in parts for distance in part.distances],
-            [reached for part in parts for reached in part.reached],
-        )
+        lists = {name: [value for part in parts for value in getattr(part, name)] for name, _ in parts[0]._lists()}
+        starts = zip(_starts(parts), parts, strict=True)
+        lists["groups"] = [start + group for start, part in starts for group in part.groups]
+        return replace(parts[0], vectors=torch.cat([part.vectors for part in parts]), **lists)
+
+    def _lists(self) -> Iterator[tuple[str, list[Any]]]:
+        """Yield what is known of each request, by its name."""
+        parts = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return ((name, part) for name, part in parts if isinstance(part, list))
 
 
 def _starts(parts: Sequence[Targets]) -> Iterator[int]:

@@ -6,6 +6,7 @@ batch does not matter, because Adam works element by element and losses are neve
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lke_lightning.distributed import Team
@@ -126,28 +127,30 @@ class TargetOptimization(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
         """Begin the step: find the targets of the batch."""
         with pl_module.working("stage_one"):
-            pl_module.step = self.aim(pl_module.language_model, batch)
+            pl_module.step = pl_module.stages.aim(pl_module.language_model, batch)
 
-    def aim(self, model: LanguageModel, batch: EditBatch) -> EditStep:
-        """Find the targets of a batch in this run's contexts; a request without finite numbers is left out of it."""
-        step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts), self.contexts)
-        for request, reason in step.left_out:
-            rank_zero_warn(f"edit {request.id} is left out: {reason}")
-        return step
-
-    def optimize(self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Targets:
+    def optimize(
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        layer: int | None = None,
+    ) -> Targets:
         """Find the targets of some requests under the model's present weights; processes divide them.
 
         Args:
             model: the language model, possibly edited before.
             requests: the edits.
             contexts: templates, `"{}"` first.
+            layer: where targets live; `None`: the last edited layer.
         """
         built = build_rows(requests, contexts, model.text, self.reference_quirks)
         groups = self._groups(requests, built)
         team = Team.of(model.network)
         found = [
-            self.descend(model, [RequestRows.together([built[place] for place in group]) for group in groups_of_a_size])
+            self.descend(
+                model, [RequestRows.together([built[place] for place in group]) for group in groups_of_a_size], layer
+            )
             for _, groups_of_a_size in itertools.groupby(team.share(groups), key=len)
         ]
         if team.size > 1:
@@ -165,17 +168,23 @@ class TargetOptimization(Callback):
             return grouped(keys)
         return grouped([request.subject or key for request, key in zip(requests, keys, strict=True)])
 
-    def descend(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
+    def present_nlls(self, model: LanguageModel, step: EditStep) -> list[float]:
+        """Return the mean negative log-likelihood of each request's target before any step, as `Targets.nlls`."""
+        at_start = copy.copy(self)
+        at_start.max_steps = 1
+        return [nll for nll, _ in at_start.optimize(model, step.requests, step.contexts).nlls]
+
+    def descend(self, model: LanguageModel, built: Sequence[RequestRows], layer: int | None = None) -> Targets:
         """Find the targets of requests that are already rows, as many of each."""
         found, self.max_tokens = within_memory(
-            lambda part: self._descend_together(model, part), built, RequestRows.count_tokens, self.max_tokens
+            lambda part: self._descend_together(model, part, layer), built, RequestRows.count_tokens, self.max_tokens
         )
         return Targets.joined(found)
 
     @torch.enable_grad()
-    def _descend_together(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
+    def _descend_together(self, model: LanguageModel, built: Sequence[RequestRows], layer: int | None) -> Targets:
         site = self.site or model.site
-        rows = PackedRows.build(model, built, site, self.max_tokens)
+        rows = PackedRows.build(model, built, model.target_layer if layer is None else layer, site, self.max_tokens)
         bare = rows.bare
         starts = rows.initial
         initial = starts[:, 0]
@@ -209,7 +218,7 @@ class TargetOptimization(Callback):
             # a request that stopped on one process only would leave the others waiting in a sharded network
             reason = team.alike(self._reasons(view, loss, is_last=step == self.max_steps))
             stopped = going & (reason >= 0)
-            outcome.record(active, stopped, change[active], most_probable[:, bare], step, loss, reason)
+            outcome.record(active, stopped, change[active], most_probable[:, bare], step, loss, nll.mean(1), reason)
             going = going & ~stopped
             if step == self.max_steps:
                 break
@@ -246,20 +255,32 @@ class _Outcome:
     reasons: Tensor
     losses: Tensor
     first_losses: Tensor
+    nlls: Tensor
+    first_nlls: Tensor
 
-    DTYPES: ClassVar = (torch.long, torch.long, torch.float64, torch.float64)
+    DTYPES: ClassVar = (torch.long, torch.long, *[torch.float64] * 4)
 
     @torch.no_grad()
     def record(
-        self, active: Tensor, stopped: Tensor, change: Tensor, said: Tensor, step: int, loss: Tensor, reason: Tensor
+        self,
+        active: Tensor,
+        stopped: Tensor,
+        change: Tensor,
+        said: Tensor,
+        step: int,
+        loss: Tensor,
+        nll: Tensor,
+        reason: Tensor,
     ) -> None:
         """Freeze requests that just stopped at the vector that passed; all tensors are (active requests, ...)."""
         if step == 1:
             self.first_losses.copy_(loss)
+            self.first_nlls.copy_(nll)
         self.changes[active] = torch.where(stopped.unsqueeze(1), change, self.changes[active])
         self.reached[active] = torch.where(stopped.unsqueeze(1), said, self.reached[active])
         self.steps[active] = torch.where(stopped, step, self.steps[active])
         self.losses[active] = torch.where(stopped, loss.to(self.losses), self.losses[active])
+        self.nlls[active] = torch.where(stopped, nll.to(self.nlls), self.nlls[active])
         self.reasons[active] = torch.where(stopped, reason, self.reasons[active])
 
     def targets(self, starts: Tensor, names: Sequence[str], site: Site) -> Targets:
@@ -272,8 +293,11 @@ class _Outcome:
         """
         members = starts.shape[1]
         groups = range(len(starts))
-        lists = (self.steps, self.losses, self.first_losses, self.reasons, self.changes.norm(dim=1))
-        steps, losses, first_losses, reasons, distances = (part.repeat_interleave(members).tolist() for part in lists)
+        norms, nlls = self.changes.norm(dim=1), torch.stack([self.first_nlls, self.nlls], dim=1)
+        lists = (self.steps, self.losses, self.first_losses, self.reasons, norms, nlls)
+        steps, losses, first_losses, reasons, distances, nlls = (
+            part.repeat_interleave(members, dim=0).tolist() for part in lists
+        )
         return Targets(
             (starts + self.changes.unsqueeze(1)).flatten(0, 1),
             steps,
@@ -284,4 +308,5 @@ class _Outcome:
             [group for group in groups for _ in range(members)],
             distances,
             self.reached.flatten().tolist(),
+            nlls=[(first, last) for first, last in nlls],
         )

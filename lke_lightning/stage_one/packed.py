@@ -32,7 +32,9 @@ class PackedRows:
     """Which request each essence read belongs to, (essence reads,)."""
 
     @classmethod
-    def build(cls, model: LanguageModel, built: Sequence[RequestRows], site: Site, max_tokens: int) -> PackedRows:
+    def build(
+        cls, model: LanguageModel, built: Sequence[RequestRows], layer: int, site: Site, max_tokens: int
+    ) -> PackedRows:
         """Compute what is the same at every step."""
         rows, row_requests, reads, labels, cells, essence_reads, essences = [], [], [], [], [], [], []
         contexts = len(built[0].contexts)
@@ -48,7 +50,7 @@ class PackedRows:
                 essences.append(i)
                 rows.append(request.essence)
             row_requests += [i] * (len(rows) - len(row_requests))
-        replay = Replay.record(model, rows, reads + essence_reads, site, max_tokens)
+        replay = Replay.record(model, rows, reads + essence_reads, layer, site, max_tokens)
         numbers = (torch.tensor(part, dtype=torch.long) for part in (row_requests, labels, cells, essences))
         return cls(replay, contexts, built[0].members, *(part.to(model.device) for part in numbers))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -87,9 +88,9 @@ def _outcomes(
     model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Row, Sequence[int]]]
 ) -> list[tuple[float, bool]]:
     """Return for each request, by its place in the batch, which part of the way was gone and whether it is said."""
-    target = model.target_layer
     architecture = model.architecture
-    module = architecture.blocks[target] if step.targets.site == "block" else architecture.matrix(target)
+    module = architecture.blocks.__getitem__ if step.targets.site == "block" else architecture.matrix
+    target_layers = [layers[-1] for layers in step.layers(model.layers)]
     found: dict[int, tuple[float, bool]] = {}
     for members in by_length([len(row.ids) for _, row, _ in part], MAX_TOKENS, model.device):
         chosen = [part[i] for i in members]
@@ -100,12 +101,15 @@ def _outcomes(
             for j, label in enumerate(ids)
         ]
         places, positions, labels = torch.tensor(reads, device=model.device).T
-        with capture(module) as seen:
+        numbers = [number for number, _, _ in chosen]
+        with ExitStack() as stack:
+            seen = {i: stack.enter_context(capture(module(i))) for i in {target_layers[number] for number in numbers}}
             states = model.states(batch, places, positions)
-        outputs = in_rows(seen.output, len(batch))[torch.arange(len(batch), device=model.device), batch.slots]
+        by_layer = {layer: in_rows(tap.output, len(batch)) for layer, tap in seen.items()}
+        slots = zip(numbers, batch.slots.tolist(), strict=True)
+        outputs = torch.stack([by_layer[target_layers[number]][i, slot] for i, (number, slot) in enumerate(slots)])
         wrong = torch.zeros(len(batch), dtype=torch.long, device=model.device)
         wrong.index_add_(0, places, (model.head(states).argmax(1) != labels).long())
-        numbers = [number for number, _, _ in chosen]
         left = (step.targets.vectors[numbers] - outputs).norm(dim=1).tolist()
         for number, missing, mistakes in zip(numbers, left, wrong.tolist(), strict=True):
             distance = step.targets.distances[number]  # 0: the output was what it should be
@@ -135,7 +139,7 @@ def _diagnosis(
     what += f"stage one reached {sum(reached)} of them, "
     if step.targets.site == "block" and model.site == "matrix":
         return "site", f"{what}a norm behind the MLP changed what was written; set stage_one.site to matrix"
-    if _solved(model, systems) >= ENOUGH:
+    if _solved(model, step, systems) >= ENOUGH:
         weights = [model.weight(layer) for layer in model.layers]
         lost = math.hypot(*(weight.lost() for weight in weights))
         whole = math.hypot(*(weight.delta.norm().item() for weight in weights))
@@ -148,9 +152,11 @@ def _diagnosis(
     )
 
 
-def _solved(model: LanguageModel, systems: Mapping[int, EditSystem]) -> float:
-    """Return which part of what was asked of the last layer its solve has given, before any rounding (median)."""
-    system = systems[model.target_layer]
-    given = system.keys @ model.weight(model.target_layer).delta.T - system.changes
-    left = (system.residuals - given).norm(dim=1) / system.residuals.norm(dim=1)
-    return 1 - left.nanmedian().item()
+def _solved(model: LanguageModel, step: EditStep, systems: Mapping[int, EditSystem]) -> float:
+    """Return which part of what target layers were asked their solves have given, before any rounding (median)."""
+    shares = []
+    for layer in {layers[-1] for layers in step.layers(model.layers)}:
+        system = systems[layer]
+        given = system.keys @ model.weight(layer).delta.T - system.changes
+        shares.append(1 - (system.residuals - given).norm(dim=1) / system.residuals.norm(dim=1))
+    return torch.cat(shares).nanmedian().item()

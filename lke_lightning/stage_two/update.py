@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -16,19 +16,25 @@ from lke_lightning.checkpoints import understood
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.targets import Targets
 from lke_lightning.stage_two.arrival import Watch
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
+from lke_lightning.stage_two.placement import AllLayers, LayerPolicy
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
+from lke_lightning.stage_two.repeat import Repeat
 from lke_lightning.stage_two.solvers import EditSystem, LeastSquares, Memory, Solver
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.strength import first_keys, tell, warn_of_weights
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
 from lke_lightning.step import EditStep
 
-SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left)}
+SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left), "direct": lambda _: 1.0}
 """The share of the residual that a layer takes, by the number of remaining layers including it."""
+
+Again = Callable[[LanguageModel, EditStep], bool]
+"""Finds the targets that a batch is written with next, once it was written; returns whether there are any."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,20 @@ class Mark:
     """By layer, the solver's mark of its memory."""
     edits: int
     """How many edits had been made."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch that is being written."""
+
+    before: Mark
+    """Where it returns to if it exceeds the limit of norms."""
+    start: Mark
+    """Each layer before it was written first; later rounds begin there."""
+    norms: dict[int, float]
+    """By layer, the norm of the weight before the batch."""
+    systems: dict[int, EditSystem] = field(default_factory=dict)
+    """By layer, what was solved last."""
 
 
 class WeightUpdate(Callback):
@@ -57,7 +77,10 @@ class WeightUpdate(Callback):
         solver: turns keys and residuals into an update. Default: ENCORE's least squares.
         keys: how keys are averaged over contexts. Default: `ContextMean`.
         statistics: second moments of keys on ordinary text. Default: `KeyStatistics`.
-        spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which puts more on early layers.
+        placement: which layers a batch is written into. Default: all (`AllLayers`).
+        spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which puts more on early layers;
+            `direct`: each layer is asked for all that is missing still.
+        repeat: when a batch is edited once more (UnderEdit). Default: never.
         transform: applied to each update before it is written (RECT).
         readout: applied to the total change when the model is scored or exported; editing never sees it (PRUNE).
         norm_limit: how many times larger a batch may make the Frobenius norm of an edited matrix. One that would make
@@ -72,7 +95,9 @@ class WeightUpdate(Callback):
         solver: Solver | None = None,
         keys: KeyPolicy | None = None,
         statistics: Statistics | None = None,
-        spread: Literal["even", "root"] = "even",
+        placement: LayerPolicy | None = None,
+        spread: Literal["even", "root", "direct"] = "even",
+        repeat: Repeat | None = None,
         transform: UpdateTransform | None = None,
         readout: ReadoutTransform | None = None,
         norm_limit: float | None = 30.0,
@@ -86,6 +111,7 @@ class WeightUpdate(Callback):
         )
         self.keys = keys or ContextMean()
         self.statistics = statistics or KeyStatistics()
+        self.placement, self.repeat = placement or AllLayers(), repeat
         self.spread, self.transform, self.readout = spread, transform, readout
         self.norm_limit, self.keep_on_host, self.reference_quirks = norm_limit, keep_on_host, reference_quirks
         self.memory: dict[int, Memory] = {}
@@ -115,8 +141,7 @@ class WeightUpdate(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
         """Write the batch into the weights."""
-        with pl_module.working("stage_two"):
-            self.carry_out(pl_module.language_model, pl_module.step, pl_module.register)
+        pl_module.carry_out(pl_module.stages)
 
     def prepare(
         self, model: LanguageModel, requests: Sequence[EditRequest] = (), contexts: Sequence[str] = ("{}",)
@@ -156,13 +181,13 @@ class WeightUpdate(Callback):
             warn_of_weights(self.strengths)
         self._fingerprints, self._is_ready = fingerprints, True
 
-    def carry_out(self, model: LanguageModel, step: EditStep, register: Register) -> None:
+    def carry_out(self, model: LanguageModel, step: EditStep, register: Register, again: Again | None = None) -> None:
         """Write a batch of a run, and look at what became of it; see `write` and `Watch`.
 
         Raises:
             EditError: an update is not finite, or exceeds the limit of norms in the first batch or several in a row.
         """
-        systems = self.write(model, step, register)
+        systems = self.write(model, step, register, again)
         self._watch.look(model, step, register, systems)
 
     @property
@@ -173,62 +198,146 @@ class WeightUpdate(Callback):
         return {layer: dict(zip(names, values, strict=False)) for layer, values in found.items()}
 
     @torch.no_grad()
-    def write(self, model: LanguageModel, step: EditStep, register: Register) -> dict[int, EditSystem]:
+    def write(
+        self, model: LanguageModel, step: EditStep, register: Register, again: Again | None = None
+    ) -> dict[int, EditSystem]:
         """Edit the weights so that the targets are produced, and enter the edits into the register.
 
         A batch that exceeds the limit of norms is taken back, bit for bit in the weights, and left out of the step.
+        Where it is written in several rounds and edits can be undone exactly, a later round takes the place of the
+        earlier one in a layer: it asks for all that was asked before and for what is missing still. Elsewhere its
+        update is added, as in the published code.
 
         Args:
             model: the language model; its edited weights change.
             step: the edits and their targets.
             register: the edits made so far.
+            again: see `Again`; `None`: the batch is written once.
 
         Returns:
-            The system of each layer; of none where nothing was written.
+            The system of each layer, as it was solved last; of none where nothing was written.
 
         Raises:
             EditError: an update is not finite; it is not written then.
         """
         if not step.requests:
             return {}
-        before = Mark({}, {}, len(register))
         limited = model.layers if self.norm_limit is not None else ()
         norms = {layer: model.weight(layer).norms()[1] for layer in limited}
+        batch = _Batch(Mark({}, {}, len(register)), Mark({}, {}, len(register)), norms)
         if self.why_not_exact() is None:
             older = [register.number_of(request.fact) for request in step.requests]
             out = [number for number in older if number is not None]
-            for layer in model.layers if out else ():
-                self._note(model, layer, before)
+            for layer in limited if out else ():
+                self._note(model, layer, batch.before)
             self._move(model, out=out)
-        team = Team.of(model.network)
-        reader = SlotReader(model, step.requests, step.contexts)
-        key_weights = self.keys.key_weights(len(step.contexts), self.reference_quirks)
-        anchor_weights = self.keys.anchor_weights(len(step.contexts))
-        counts = torch.tensor([request.weight for request in step.requests], dtype=torch.float64, device=model.device)
-        systems = {}
-        for i, layer in enumerate(model.layers):
-            keys, anchors = reader.keys(layer, [key_weights, anchor_weights])
-            missing = step.targets.vectors - reader.outputs(step.targets.site, anchor_weights)
-            residuals = missing * SPREAD[self.spread](len(model.layers) - i)
-            weight = model.weight(layer)
-            systems[layer] = EditSystem(keys, anchors, residuals, keys @ weight.delta.T, counts)
-            self._note(model, layer, before)
+        while True:
+            for layers, places in step.by_layers(model.layers):
+                refused = self._spread(model, step, layers, places, batch)
+                if refused:
+                    self.roll_back(model, register, batch.before)
+                    step.take_back(refused)
+                    return {}
+            if again is None or not again(model, step):
+                break
+        for layer in model.layers:
+            if layer not in batch.systems:
+                self._skip(model, step, layer)
+        register.enter(step.requests, step.targets.groups)
+        return batch.systems
+
+    def _spread(
+        self, model: LanguageModel, step: EditStep, layers: Sequence[int], places: Sequence[int], batch: _Batch
+    ) -> str | None:
+        """Write some requests, by their places, into some layers; return why the batch is to be taken back, if it is.
+
+        A solver's memory has a row in each layer for each edit: those of the other requests ask nothing.
+        """
+        requests, targets = [step.requests[i] for i in places], step.targets.chosen(places)
+        reader = SlotReader(model, requests, step.contexts)
+        exact = self.why_not_exact() is None
+        for i, layer in enumerate(layers):
+            weight, share = model.weight(layer), SPREAD[self.spread](len(layers) - i)
+            system = self._system(model, reader, requests, step.contexts, targets, layer, layers[-1], share)
+            if self.norm_limit is not None:
+                self._note(model, layer, batch.before)
+            earlier = batch.systems.get(layer) if exact else None
+            if earlier is not None:
+                weight.restore(batch.start.deltas[layer])
+                self._keep(layer, self.solver.rolled_back(self._fetch(layer, model), batch.start.memory[layer]))
+                system = system.after(earlier.chosen(places), weight.delta)
+            elif self.repeat is not None and exact:
+                self._note(model, layer, batch.start)
             memory = self._fetch(layer, model)
-            step.fulfilment[layer] = self.solver.fulfilment(memory, systems[layer]).cpu()
-            update, memory = self.solver.compute(memory, systems[layer])
+            shares = torch.full((len(step),), math.nan, dtype=torch.float64)
+            shares[places] = self.solver.fulfilment(memory, system).cpu()
+            step.fulfilment[layer] = shares
+            batch.systems[layer] = system = system.among(places, len(step))
+            update, memory = self.solver.compute(memory, system)
             self._keep(layer, memory)
             if self.transform is not None:
                 update = self.transform(weight.live(), update)
             update = self._agreed(model, layer, update)
             if self.norm_limit is not None:
-                growth = team.first((weight.live().add_(update).norm() / norms[layer]).item())
+                growth = weight.live().add_(update).norm() / batch.norms[layer]
+                growth = Team.of(model.network).first(growth.item())
                 if not growth <= self.norm_limit:
-                    self.roll_back(model, register, before)
-                    step.take_back(_why_taken_back(model, step, layer, growth, self.norm_limit))
-                    return {}
+                    return _why_taken_back(model, step, layer, growth, self.norm_limit)
             weight.add(update)
-        register.enter(step.requests, step.targets.groups)
-        return systems
+        return None
+
+    def _skip(self, model: LanguageModel, step: EditStep, layer: int) -> None:
+        """Give the requests of a batch rows in the memory of a layer that none of them was written into."""
+        step.fulfilment[layer] = torch.full((len(step),), math.nan, dtype=torch.float64)
+        if self.solver.past_edits is not None:
+            d_out, d_key = model.weight(layer).delta.shape
+            keys, outputs = (model.weight(layer).delta.new_zeros(len(step), size) for size in (d_key, d_out))
+            _, memory = self.solver.compute(self._fetch(layer, model), EditSystem(keys, keys, outputs, outputs))
+            self._keep(layer, memory)
+
+    def _system(
+        self,
+        model: LanguageModel,
+        reader: SlotReader,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        targets: Targets,
+        layer: int,
+        target_layer: int,
+        share: float,
+    ) -> EditSystem:
+        """Read what a layer is asked: a share of what is missing at the target layer."""
+        anchor_weights = self.keys.anchor_weights(len(contexts))
+        key_weights = self.keys.key_weights(len(contexts), self.reference_quirks)
+        keys, anchors = reader.keys(layer, [key_weights, anchor_weights])
+        missing = targets.vectors - reader.outputs(targets.site, anchor_weights, target_layer)
+        counts = torch.tensor([request.weight for request in requests], dtype=torch.float64, device=model.device)
+        return EditSystem(keys, anchors, missing * share, keys @ model.weight(layer).delta.T, counts)
+
+    @torch.no_grad()
+    def relative_changes(
+        self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], targets: Targets,
+        layer: int,
+    ) -> Tensor:  # fmt: skip
+        """Solve for the update of one layer that each edit would have alone, and write nothing.
+
+        Args:
+            model: the language model.
+            requests: the edits.
+            contexts: templates, `"{}"` first.
+            targets: their targets, at this layer.
+            layer: its number.
+
+        Returns:
+            |D|_F / |W|_F, (requests,) float64, the same on all processes.
+        """
+        reader = SlotReader(model, requests, contexts)
+        system = self._system(model, reader, requests, contexts, targets, layer, layer, share=1.0)
+        memory, live, norms = self._fetch(layer, model), model.weight(layer).live(), []
+        for place in range(len(requests)):
+            update = self.solver.preview(memory, system.chosen([place]))
+            norms.append((update if self.transform is None else self.transform(live, update)).norm().double())
+        return Team.of(model.network).first_tensor(torch.stack(norms) / live.norm())
 
     def why_not_exact(self) -> str | None:
         """Return why this method has no exact undo; `None`: it has."""
@@ -332,7 +441,7 @@ class WeightUpdate(Callback):
 
     def _note(self, model: LanguageModel, layer: int, mark: Mark) -> None:
         """Keep what a layer is before a batch changes it, in host memory, so that the batch can be taken back."""
-        if self.norm_limit is not None and layer not in mark.deltas:
+        if layer not in mark.deltas:
             mark.deltas[layer] = model.weight(layer).delta.to("cpu", copy=True)
             mark.memory[layer] = self.solver.mark(self.memory[layer])
 

@@ -155,7 +155,7 @@ class FamilyConformance:
         module = model.architecture.blocks[layer] if site == "block" else model.architecture.matrix(layer)
         reads = [Read(i, len(row.ids) - 1) for i, row in enumerate(ROWS)] + [Read(0, ROWS[0].slot)]
         with torch.enable_grad():
-            replay = Replay.record(model, ROWS, reads, site, max_tokens=24)
+            replay = Replay.record(model, ROWS, reads, layer, site, max_tokens=24)
             change = 0.5 * torch.randn(
                 len(ROWS), model.architecture.hidden_size, dtype=torch.float64, generator=seeded()
             )

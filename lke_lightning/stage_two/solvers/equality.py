@@ -64,6 +64,7 @@ class EqualityConstrained(Solver):
         directions = system.keys.double() @ memory["inverse"]
         coupling = directions @ system.anchors.double().T
         coupling += self.slack * torch.eye(len(coupling), dtype=coupling.dtype, device=coupling.device)
+        coupling.diagonal().add_(~system.keys.any(1))  # an edit without a key asks nothing of this layer
         solution, info = torch.linalg.solve_ex(coupling, directions)
         if info.item():
             raise EditError(
@@ -71,6 +72,10 @@ class EqualityConstrained(Solver):
                 "use a smaller data.batch_size, a slack, or LeastSquares"
             )
         return system.residuals.double().T @ solution, memory
+
+    def preview(self, memory: Memory, system: EditSystem) -> Tensor:
+        """Compute the update: that changes no memory."""
+        return self.compute(memory, system)[0]
 
     def mark(self, memory: Memory) -> None:
         """Copy nothing: no batch changes the memory."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +34,36 @@ class EditSystem:
     importance: Tensor | None = None
     """Weight of each edit, (n,); `None`: one."""
 
+    def chosen(self, places: Sequence[int]) -> EditSystem:
+        """Return the system of some of the edits alone."""
+        parts = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return EditSystem(**{name: None if part is None else part[list(places)] for name, part in parts})
+
+    def among(self, places: Sequence[int], count: int) -> EditSystem:
+        """Return the system of a batch of `count` edits that has these at some places; the others ask nothing.
+
+        Their keys and residuals are zero, so that they change neither the update nor what is solved later.
+        """
+        if len(places) == count:
+            return self
+        parts = ((field.name, getattr(self, field.name)) for field in fields(self))
+        wholes = {name: part.new_zeros(count, *part.shape[1:]) for name, part in parts if part is not None}
+        if self.importance is not None:
+            wholes["importance"] += 1
+        for name, whole in wholes.items():
+            whole[list(places)] = getattr(self, name)
+        return EditSystem(**wholes)
+
+    def after(self, earlier: EditSystem, change: Tensor) -> EditSystem:
+        """Return the system that takes an earlier one's place: it asks for what that one did, and its own residuals.
+
+        Args:
+            earlier: of the same edits.
+            change: the total change of the weight before it was written, (d_out, d_key).
+        """
+        present = self.keys @ change.T
+        return replace(self, residuals=earlier.changes + earlier.residuals + self.residuals - present, changes=present)
+
 
 class Solver(ABC):
     """Turns an `EditSystem` into an update."""
@@ -62,6 +92,10 @@ class Solver(ABC):
     @abstractmethod
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
         """Return the update (d_out, d_key) and the memory for the next batch; the given one is consumed."""
+
+    def preview(self, memory: Memory, system: EditSystem) -> Tensor:
+        """Return the update of `compute`, and leave the memory as it is; default: it is computed on a copy."""
+        return self.compute({name: part.clone() for name, part in memory.items()}, system)[0]
 
     def saved(self, memory: Memory) -> Memory:
         """Return the part of a memory that a checkpoint has to hold."""
