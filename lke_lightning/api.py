@@ -257,6 +257,7 @@ class EditedModel:
         with editor.working("stage_one"):
             editor.step = self.stages.aim(model, batch)
         editor.carry_out(self.stages)
+        self.stages.one.settle(editor.step)
         editor.step.scores = self._score(editor.step.requests)
         return entries_of(editor, number)
 
@@ -280,12 +281,11 @@ class EditedModel:
         """Take back what was done to the model and its memory where it is not finished, as in an interrupted cell."""
         self._follow()
         model, register, stages = self.editor.language_model, self.editor.register, self.stages
-        contexts, mark = stages.one.state_dict(), stages.two.mark(model, register)
+        mark = stages.mark(model, register)
         try:
             yield model
         except BaseException:
-            stages.two.roll_back(model, register, mark)
-            stages.one.load_state_dict(contexts)
+            stages.roll_back(model, register, mark)
             raise
 
     def _follow(self) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.targets import Targets
 from lke_lightning.stage_one.optimization import TargetOptimization
-from lke_lightning.stage_one.rows import grouped
 from lke_lightning.stage_two.register import Register
-from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.stage_two.update import Mark, WeightUpdate
 from lke_lightning.step import EditStep, Placement
 
 
@@ -52,64 +50,80 @@ class Stages:
         """Find the targets of a batch and write them into the weights; a run does the same in two hooks."""
         step = self.aim(model, batch)
         self.two.write(model, step, register, self.again)
+        self.one.settle(step)
         return step
 
     def aim(self, model: LanguageModel, batch: EditBatch) -> EditStep:
-        """Choose the layers of a batch and find its first targets; a request without finite numbers is left out."""
-        first, *later = self._placements(model, batch.requests)
-        targets = self._targets(model, batch.requests, first)
-        step = EditStep.of(batch, targets, self.one.contexts)
-        kept = [place for place, is_finite in enumerate(targets.are_finite()) if is_finite]
-        step.later = [placement.chosen(kept) for placement in later]
-        for request, reason in step.left_out:
-            rank_zero_warn(f"edit {request.id} is left out: {reason}")
+        """Choose the layers of a batch, and find the targets of its first pass.
+
+        Raises:
+            EditError: a layer is chosen twice.
+        """
+        first, *later = self._passes(model, batch.requests)
+        step = self._aim(model, batch, first)
+        places = [batch.requests.index(request) for request in step.requests]
+        step.later = [[placement[place] for place in places] for placement in later]
         return step
 
     def again(self, model: LanguageModel, step: EditStep) -> bool:
         """Find the targets of a batch's next pass, on the model as it is; return whether there is one."""
         if not step.later and not self._begins_round(model, step):
             return False
-        targets = self._targets(model, step.requests, step.later.pop(0))
-        if not all(targets.are_finite()):
-            rank_zero_warn("a batch stays as it was written first: further targets of it are not finite")
+        found = self._aim(model, EditBatch(step.requests), step.later.pop(0))
+        if len(found) < len(step):
+            rank_zero_warn("a batch stays as it is written so far: later targets of some of its edits cannot be used")
             step.later = []
             return False
-        step.targets = targets
+        step.targets = found.targets.chosen([found.requests.index(request) for request in step.requests])
+        step.memory = found.memory
         return True
 
     def _begins_round(self, model: LanguageModel, step: EditStep) -> bool:
-        """Edit the whole batch once more, unless that was done often enough."""
+        """Edit the whole batch once more, unless it has arrived or that was done often enough."""
         repeat = self.two.repeat
         if repeat is None or step.rounds >= repeat.rounds:
             return False
         if repeat.is_settled([nll for _, nll in step.targets.nlls], self.one.present_nlls(model, step)):
             return False
-        step.rounds, step.later = step.rounds + 1, self._placements(model, step.requests)
+        step.rounds, step.later = step.rounds + 1, self._passes(model, step.requests)
         return True
 
-    def _placements(self, model: LanguageModel, requests: Sequence[EditRequest]) -> list[Placement]:
-        def dry_run(layer: int) -> tuple[Targets, Tensor]:
-            targets = self.one.optimize(model, requests, self.one.contexts, layer)
-            return targets, self.two.relative_changes(model, requests, self.one.contexts, targets, layer)
+    def _passes(self, model: LanguageModel, requests: Sequence[EditRequest]) -> list[Placement]:
+        def dry_run(layer: int) -> list[float]:
+            step = self.one.aim(model, EditBatch(requests), layer)
+            changes = self.two.relative_changes(model, step, layer)
+            found = {request.id: change for request, change in zip(step.requests, changes, strict=True)}
+            return [found.get(request.id, math.inf) for request in requests]
 
         policy = self.two.placement
-        found = policy.choose(policy.among(model.layers), len(requests), dry_run)
-        used = [layer for placement in found for layers in set(placement.layers) for layer in layers]
+        passes = policy.choose(policy.among(model.layers), len(requests), dry_run)
+        used = [layer for placement in passes for layers in set(placement) for layer in layers]
         if len(used) > len(set(used)):
             raise EditError(f"{type(policy).__name__} writes a layer twice in one batch: each may be in one pass only")
-        return found
+        return passes
 
-    def _targets(self, model: LanguageModel, requests: Sequence[EditRequest], placement: Placement) -> Targets:
-        """Find the targets of a pass, at the last of each request's layers, unless they are known."""
-        targets = placement.targets
-        if targets is None:
-            groups = grouped([layers[-1] for layers in placement.layers])
-            found = [
-                self.one.optimize(
-                    model, [requests[i] for i in group], self.one.contexts, placement.layers[group[0]][-1]
-                )
-                for group in groups
-            ]
-            order = [place for group in groups for place in group]
-            targets = Targets.joined(found).chosen(sorted(range(len(order)), key=order.__getitem__))
-        return replace(targets, layers=placement.layers)
+    def _aim(self, model: LanguageModel, batch: EditBatch, placement: Placement) -> EditStep:
+        """Find the targets of one pass, of requests with the same layers together."""
+        parts = []
+        for layers in sorted(set(placement)):
+            members = [request for request, own in zip(batch.requests, placement, strict=True) if own == layers]
+            is_whole = len(members) == len(batch)
+            part = self.one.aim(model, batch if is_whole else EditBatch(members), layers[-1])
+            part.targets = replace(part.targets, layers=[layers] * len(part))
+            parts.append(part)
+        if len(parts) == 1:
+            return parts[0]
+        none = EditStep.of(EditBatch((), batch.superseded), parts[0].targets.chosen([]), parts[0].contexts)
+        step = EditStep.joined(parts, none, [])
+        step.memory = parts[-1].memory
+        return step
+
+    def mark(self, model: LanguageModel, register: Register) -> tuple[dict[str, Any], Mark]:
+        """Mark the present state of both stages and of the weights, so that `roll_back` can return to it."""
+        return self.one.state_dict(), self.two.mark(model, register)
+
+    def roll_back(self, model: LanguageModel, register: Register, mark: tuple[dict[str, Any], Mark]) -> None:
+        """Return to a moment of the run: weights bit for bit, memory to rounding; later edits are forgotten."""
+        one, two = mark
+        self.two.roll_back(model, register, two)
+        self.one.load_state_dict(one)

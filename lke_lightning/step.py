@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,11 @@ SUPERSEDED = "a later edit of its batch states the same fact"
 NOT_FINITE = "its optimisation gave no finite numbers"
 
 
+Placement = list[tuple[int, ...]]
+"""One pass over the edited layers: for each request of a batch those that it is spread over, ascending; its target is
+found at the last."""
+
+
 @dataclass(frozen=True)
 class Arrival:
     """How much of a batch is in the weights after it was written, one entry per request, on the bare prompts."""
@@ -25,20 +30,6 @@ class Arrival:
     Also 0 where the output is not finite."""
     first_choice: list[bool]
     """Whether each token of the target is the model's first choice, given those before it."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where the requests of a batch are written, each in one pass over some of the edited layers."""
-
-    layers: list[tuple[int, ...]]
-    """For each request the layers that it is spread over, ascending; its target is found at the last."""
-    targets: Targets | None = None
-    """Their targets, where they were found already."""
-
-    def chosen(self, numbers: Sequence[int]) -> Placement:
-        """Return where some of the requests are written."""
-        return Placement([self.layers[i] for i in numbers], self.targets and self.targets.chosen(numbers))
 
 
 @dataclass
@@ -66,6 +57,8 @@ class EditStep:
     """How much of it arrived; `None`: nothing was written, or nobody has looked."""
     taken_back: str | None = None
     """Why stage two took the whole batch back, if it did."""
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """What the parts of stage one remember of the batches up to this one, if it is kept."""
 
     @classmethod
     def of(cls, batch: EditBatch, targets: Targets, contexts: Sequence[str]) -> EditStep:
@@ -94,6 +87,12 @@ class EditStep:
     def __len__(self) -> int:
         """Count the requests that are edited."""
         return len(self.requests)
+
+    def chosen(self, places: Sequence[int]) -> EditStep:
+        """Return some of the requests, by their places, with their targets; of the rest, what it was."""
+        return replace(
+            self, requests=tuple(self.requests[place] for place in places), targets=self.targets.chosen(places)
+        )
 
     def leave_out(self, numbers: Sequence[int], reason: str) -> None:
         """Take some requests, by their place in the batch, out of it."""

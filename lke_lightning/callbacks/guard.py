@@ -74,7 +74,7 @@ class Guard(Callback):
         self._canary: Canary | None = None
         self._unedited: Health | None = None
         self._has_warned = False
-        self._good: Mark
+        self._good: tuple[dict[str, Any], Mark]
 
     @property
     def is_watching(self) -> bool:
@@ -112,7 +112,7 @@ class Guard(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Editor, batch: EditBatch, batch_idx: int) -> None:
         """Remember the state that a batch can be rolled back to."""
         if self.is_watching and self.action != "warn":
-            self._good = pl_module.stages.two.mark(pl_module.language_model, pl_module.register)
+            self._good = pl_module.stages.mark(pl_module.language_model, pl_module.register)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, batch_idx: int
@@ -174,14 +174,14 @@ class Guard(Callback):
     def _roll_back(self, editor: Editor, violations: str) -> None:
         """Roll the batch back; with `split`, keep the parts that exceed no limit."""
         model, stages, whole = editor.language_model, editor.stages, editor.step
-        stages.two.roll_back(model, editor.register, self._good)
+        stages.roll_back(model, editor.register, self._good)
         kept: list[EditStep] = []
         reasons: list[tuple[EditRequest, str]] = []
         waiting = [whole.requests] if self.action != "split" else _halves(whole.requests)
         while waiting:
             part, why = waiting.pop(0), violations
             if self.action == "split":
-                good = stages.two.mark(model, editor.register)
+                good = stages.mark(model, editor.register)
                 step = stages.edit(model, EditBatch(part), editor.register)
                 if step.taken_back and len(part) > 1:
                     waiting = _halves(part) + waiting
@@ -190,7 +190,7 @@ class Guard(Callback):
                 if not broken:
                     kept.append(step)
                     continue
-                stages.two.roll_back(model, editor.register, good)
+                stages.roll_back(model, editor.register, good)
                 why = ", ".join(f"{name} would be {measured[name]:.3g}" for name in broken)
             if self.action == "split" and len(part) > 1:
                 waiting = _halves(part) + waiting

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lke_lightning.distributed import Team
@@ -96,14 +96,16 @@ class TargetOptimization(Callback):
         self.share_targets, self.reference_quirks = None if reference_quirks else share_targets, reference_quirks
         self.contexts: list[str] = []
         """Contexts of this run, `"{}"` first; sampled once by the unedited model, kept in checkpoints."""
+        self.memory: dict[str, Tensor] = {}
+        """What parts remember of the batches that were kept; never changed in place."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sampled contexts."""
-        return {"contexts": self.contexts}
+        """Return the sampled contexts and the parts' memory."""
+        return {"contexts": self.contexts, "memory": self.memory}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the contexts of the interrupted run."""
-        self.contexts = list(state_dict["contexts"])
+        """Take the contexts and the memory of the interrupted run."""
+        self.contexts, self.memory = list(state_dict["contexts"]), dict(state_dict.get("memory", {}))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the requests of the run, and say so where the model's structure puts targets at the matrix."""
@@ -129,12 +131,31 @@ class TargetOptimization(Callback):
         with pl_module.working("stage_one"):
             pl_module.step = pl_module.stages.aim(pl_module.language_model, batch)
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Remember the batch, before the guard may roll it back."""
+        self.settle(pl_module.step)
+
+    def settle(self, step: EditStep) -> None:
+        """Remember a batch, unless stage two took it back."""
+        if step.taken_back is None:
+            self.memory = step.memory
+
+    def aim(self, model: LanguageModel, batch: EditBatch, layer: int | None = None) -> EditStep:
+        """Find the targets of a batch in this run's contexts; a request without finite numbers is left out of it.
+
+        Args:
+            model: the language model, possibly edited before.
+            batch: the edits.
+            layer: where targets live; `None`: the last edited layer.
+        """
+        step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts, layer), self.contexts)
+        step.memory = self.memory
+        for request, reason in step.left_out:
+            rank_zero_warn(f"edit {request.id} is left out: {reason}")
+        return step
+
     def optimize(
-        self,
-        model: LanguageModel,
-        requests: Sequence[EditRequest],
-        contexts: Sequence[str],
-        layer: int | None = None,
+        self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], layer: int | None = None
     ) -> Targets:
         """Find the targets of some requests under the model's present weights; processes divide them.
 

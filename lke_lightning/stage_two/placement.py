@@ -5,15 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
-
-from lke_lightning.model.targets import Targets
 from lke_lightning.step import Placement
 
-DryRun = Callable[[int], tuple[Targets, Tensor]]
-"""Edit each request of the batch alone, at one layer, without a trace: from the layer to the targets there and to the
-relative change of its weight, |D|_F / |W|_F, (requests,) float64."""
+DryRun = Callable[[int], list[float]]
+"""Edits each request of a batch alone, at one layer, without a trace: from the layer to the relative change of its
+weight for each of them, |D|_F / |W|_F; infinite for one that cannot be edited there."""
 
 
 class LayerPolicy(ABC):
@@ -39,7 +35,7 @@ class AllLayers(LayerPolicy):
 
     def choose(self, layers: Sequence[int], requests: int, dry_run: DryRun) -> list[Placement]:
         """Return the one pass."""
-        return [Placement([tuple(layers)] * requests)]
+        return [[tuple(layers)] * requests]
 
 
 class MiddleLayer(AllLayers):
@@ -62,21 +58,18 @@ class BoundaryLayers(LayerPolicy):
 
     def choose(self, layers: Sequence[int], requests: int, dry_run: DryRun) -> list[Placement]:
         """Return a pass for each."""
-        return [Placement([(layer,)] * requests) for layer in layers]
+        return [[(layer,)] * requests for layer in layers]
 
 
 class LeastChange(LayerPolicy):
     """WilKE (arXiv 2402.10987): each request goes into the layer whose weight it changes least, |D|_F / |W|_F.
 
-    All configured layers are candidates, so that stage one costs as many times as much as there are layers. A batch of
-    several requests is tried on the model that it finds, each request alone, and written layer by layer from below.
+    All configured layers are candidates, so that stage one runs once for each and once more. A batch of several
+    requests is tried on the model that it finds, each request alone, and written layer by layer from below.
     """
 
     def choose(self, layers: Sequence[int], requests: int, dry_run: DryRun) -> list[Placement]:
-        """Return one pass, with the targets that were found at the chosen layers."""
-        found = [dry_run(layer) for layer in layers]
-        changes = torch.stack([change for _, change in found]).nan_to_num(nan=torch.inf)
-        best = [min(range(len(layers)), key=column.__getitem__) for column in changes.T.tolist()]
-        targets = Targets.joined([targets for targets, _ in found])
-        chosen = targets.chosen([place * requests + request for request, place in enumerate(best)])
-        return [Placement([(layers[place],) for place in best], chosen)]
+        """Return one pass, with one layer for each request; of equals the lowest."""
+        changes = [dry_run(layer) for layer in layers]
+        best = [min(range(len(layers)), key=column.__getitem__) for column in zip(*changes, strict=True)]
+        return [[(layers[place],) for place in best]]

@@ -16,7 +16,6 @@ from lke_lightning.checkpoints import understood
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.targets import Targets
 from lke_lightning.stage_two.arrival import Watch
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.placement import AllLayers, LayerPolicy
@@ -253,12 +252,12 @@ class WeightUpdate(Callback):
 
         A solver's memory has a row in each layer for each edit: those of the other requests ask nothing.
         """
-        requests, targets = [step.requests[i] for i in places], step.targets.chosen(places)
-        reader = SlotReader(model, requests, step.contexts)
+        part = step.chosen(places)
+        reader = SlotReader(model, part.requests, part.contexts)
         exact = self.why_not_exact() is None
         for i, layer in enumerate(layers):
             weight, share = model.weight(layer), SPREAD[self.spread](len(layers) - i)
-            system = self._system(model, reader, requests, step.contexts, targets, layer, layers[-1], share)
+            system = self._system(model, reader, part, layer, layers[-1], share)
             if self.norm_limit is not None:
                 self._note(model, layer, batch.before)
             earlier = batch.systems.get(layer) if exact else None
@@ -296,48 +295,35 @@ class WeightUpdate(Callback):
             self._keep(layer, memory)
 
     def _system(
-        self,
-        model: LanguageModel,
-        reader: SlotReader,
-        requests: Sequence[EditRequest],
-        contexts: Sequence[str],
-        targets: Targets,
-        layer: int,
-        target_layer: int,
-        share: float,
+        self, model: LanguageModel, reader: SlotReader, step: EditStep, layer: int, target_layer: int, share: float
     ) -> EditSystem:
         """Read what a layer is asked: a share of what is missing at the target layer."""
-        anchor_weights = self.keys.anchor_weights(len(contexts))
-        key_weights = self.keys.key_weights(len(contexts), self.reference_quirks)
+        anchor_weights = self.keys.anchor_weights(len(step.contexts))
+        key_weights = self.keys.key_weights(len(step.contexts), self.reference_quirks)
         keys, anchors = reader.keys(layer, [key_weights, anchor_weights])
-        missing = targets.vectors - reader.outputs(targets.site, anchor_weights, target_layer)
-        counts = torch.tensor([request.weight for request in requests], dtype=torch.float64, device=model.device)
+        missing = step.targets.vectors - reader.outputs(step.targets.site, anchor_weights, target_layer)
+        counts = torch.tensor([request.weight for request in step.requests], dtype=torch.float64, device=model.device)
         return EditSystem(keys, anchors, missing * share, keys @ model.weight(layer).delta.T, counts)
 
     @torch.no_grad()
-    def relative_changes(
-        self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], targets: Targets,
-        layer: int,
-    ) -> Tensor:  # fmt: skip
+    def relative_changes(self, model: LanguageModel, step: EditStep, layer: int) -> list[float]:
         """Solve for the update of one layer that each edit would have alone, and write nothing.
 
         Args:
             model: the language model.
-            requests: the edits.
-            contexts: templates, `"{}"` first.
-            targets: their targets, at this layer.
+            step: the edits, with targets at this layer.
             layer: its number.
 
         Returns:
-            |D|_F / |W|_F, (requests,) float64, the same on all processes.
+            |D|_F / |W|_F of each edit, the same on all processes.
         """
-        reader = SlotReader(model, requests, contexts)
-        system = self._system(model, reader, requests, contexts, targets, layer, layer, share=1.0)
+        reader = SlotReader(model, step.requests, step.contexts)
+        system = self._system(model, reader, step, layer, layer, share=1.0)
         memory, live, norms = self._fetch(layer, model), model.weight(layer).live(), []
-        for place in range(len(requests)):
+        for place in range(len(step)):
             update = self.solver.preview(memory, system.chosen([place]))
-            norms.append((update if self.transform is None else self.transform(live, update)).norm().double())
-        return Team.of(model.network).first_tensor(torch.stack(norms) / live.norm())
+            norms.append((update if self.transform is None else self.transform(live, update)).norm().item())
+        return Team.of(model.network).first([norm / live.norm().item() for norm in norms])
 
     def why_not_exact(self) -> str | None:
         """Return why this method has no exact undo; `None`: it has."""

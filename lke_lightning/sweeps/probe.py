@@ -221,12 +221,12 @@ def _edit(model: LanguageModel, config: grid.Config, requests: Sequence[EditRequ
     stages.two.norm_limit = None  # a trial that wears the model out counts with what it does to it
     stages.prepare(model, requests)
     register = Register()
-    unedited = stages.two.mark(model, register)
+    unedited = stages.mark(model, register)
     scores = []
     for part in [[request] for request in requests] if alone else [requests]:
         step = stages.edit(model, EditBatch.of(part), register)
         scores += score(model, step.requests)
-        stages.two.roll_back(model, register, unedited)
+        stages.roll_back(model, register, unedited)
     return summarize(scores)
 
 
