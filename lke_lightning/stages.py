@@ -116,7 +116,7 @@ class Stages:
         none = EditStep.of(EditBatch((), batch.superseded), parts[0].targets.chosen([]), parts[0].contexts)
         step = EditStep.joined(parts, none, [])
         step.memory = parts[-1].memory
-        return step
+        return step.chosen(sorted(range(len(step)), key=lambda i: batch.requests.index(step.requests[i])))
 
     def mark(self, model: LanguageModel, register: Register) -> tuple[dict[str, Any], Mark]:
         """Mark the present state of both stages and of the weights, so that `roll_back` can return to it."""
