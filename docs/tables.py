@@ -149,7 +149,9 @@ def _method(path: Path) -> list[str]:
     terms += [f"`{name}({_arguments(value) if isinstance(value, dict) else value})`" for name, value in named.items()]
     terms += [_part(two[name]) for name in ("transform", "readout") if name in two]
     terms += [f"`{two['keys']['class_path']}`"] if "keys" in two else []
+    terms += [f"`{two['placement']['class_path']}`"] if "placement" in two else []
     terms += [f"`{name}={two[name]}`" for name in ("spread",) if name in two]
+    terms += [f"`repeat({_arguments(two['repeat'])})`"] if "repeat" in two else []
     return [
         f"[{config['model']['method']}](configs/method/{path.name})",
         f"[{paper}](https://arxiv.org/abs/{paper})",

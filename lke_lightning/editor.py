@@ -158,6 +158,8 @@ class Editor(lightning.LightningModule):
         for layer in self.language_model.layers:
             before, now = self.language_model.weight(layer).norms()
             self.log(f"norm_growth/layer_{layer}", now / before, batch_size=max(1, len(self.step)))
+        if self.stages.two.repeat is not None:
+            self.log("rounds", float(self.step.rounds), batch_size=max(1, len(self.step)))
         for layer, share in self.step.shares.items():
             self.log(f"fulfilment/layer_{layer}", share, batch_size=len(self.step))
 
