@@ -165,12 +165,13 @@ def spaces(trainer: Trainer, editor: Editor, stream: EditStream) -> list[Space]:
     saved = wide * entries + sum(s[2] for s in last)
     batches, every = math.ceil(edits / stream.batch_size), checkpoint.every_n_train_steps
     written = min(batches, 2 + (batches // every if every else 0))
+    copies = (update.norm_limit is not None) + (update.repeat is not None)
     kept = written if checkpoint.keep < 0 else min(checkpoint.keep, written)
     found = [
         Space("Python and its libraries", host=_peak_of_host()),
         Space("weights of the model", weights, weights if on_gpu else 0),  # loaded through the host's memory
         Space("edited matrices: unedited copy and change", entries * (dtype.itemsize + wide)),
-        Space("their change before a batch, to take it back", host=entries * wide * (update.norm_limit is not None)),
+        Space("their change before a batch, to take it back", host=entries * wide * copies),
         Space(f"solver, {len(shapes)} layers", at_once, far + near - at_once),
         Space(f"solver, memory of {edits:,} edits", host=math.ceil(ROOM * (grown - far))),
         Space("first inverse, at its peak", 4 * sum(squares) + 8 * INVERTING * max(squares)),
