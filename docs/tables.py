@@ -150,22 +150,28 @@ def _method(path: Path) -> list[str]:
     terms += [_part(two[name]) for name in ("transform", "readout") if name in two]
     terms += [f"`{two['keys']['class_path']}`"] if "keys" in two else []
     terms += [f"`{two['placement']['class_path']}`"] if "placement" in two else []
-    terms += [f"`{name}={two[name]}`" for name in ("spread",) if name in two]
+    terms += [f"`key_filter({_arguments(two['key_filter'])})`"] if "key_filter" in two else []
+    terms += [f"`{name}={two[name]}`" for name in ("spread", "compensate", "rest_weight") if name in two]
     terms += [f"`repeat({_arguments(two['repeat'])})`"] if "repeat" in two else []
     return [
         f"[{config['model']['method']}](configs/method/{path.name})",
         f"[{paper}](https://arxiv.org/abs/{paper})",
-        ", ".join(map(_part, one["stopping"])),
+        ", ".join(map(_part, one["stopping"])) + (f", for {_part(one['expansion'])}" if "expansion" in one else ""),
         f"`{two['solver']['class_path']}`: " + ", ".join(terms),
     ]
 
 
 def _part(config: dict[str, Any]) -> str:
-    return f"`{config['class_path']}({_arguments(config.get('init_args', {}))})`"
+    return f"`{_call(config)}`"
+
+
+def _call(config: dict[str, Any]) -> str:
+    return f"{config['class_path']}({_arguments(config.get('init_args', {}))})"
 
 
 def _arguments(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
+    shown = {name: _call(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -14,7 +14,7 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.update import Mark, WeightUpdate
-from lke_lightning.step import EditStep, Placement
+from lke_lightning.step import SUPERSEDED, EditStep, Placement
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Stages:
             EditError: a request cannot be encoded, or there are no statistics.
         """
         self.one.prepare(model, requests)
-        self.two.prepare(model, requests, self.one.contexts)
+        self.two.prepare(model, requests, self.one.contexts, self.one.expansion)
 
     def edit(self, model: LanguageModel, batch: EditBatch, register: Register) -> EditStep:
         """Find the targets of a batch and write them into the weights; a run does the same in two hooks."""
@@ -113,7 +113,7 @@ class Stages:
             parts.append(part)
         if len(parts) == 1:
             return parts[0]
-        none = EditStep.of(EditBatch((), batch.superseded), parts[0].targets.chosen([]), parts[0].contexts)
+        none = replace(parts[0].chosen([]), left_out=[(request, SUPERSEDED) for request in batch.superseded])
         step = EditStep.joined(parts, none, [])
         step.memory = parts[-1].memory
         return step.chosen(sorted(range(len(step)), key=lambda i: batch.requests.index(step.requests[i])))

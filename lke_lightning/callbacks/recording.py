@@ -112,7 +112,7 @@ def _edit(editor: Editor, batch: int, i: int, sharing: list[str]) -> Entry:
         "first_loss": targets.first_losses[i],
         "loss": targets.losses[i],
         "target_layer": step.layers(editor.language_model.layers)[i][-1],
-        "target_norm": targets.vectors[i].norm().item(),
+        "target_norm": targets.of_requests(targets.vectors)[i].norm().item(),
         "reached": targets.reached[i],
     }
     if step.arrival is not None:

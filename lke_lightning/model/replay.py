@@ -6,7 +6,7 @@ from the slot to the end of each row, runs in groups of nearly equal length, wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ from lke_lightning.model.activations import change_output
 from lke_lightning.model.batching import by_length
 from lke_lightning.model.cache import Padded
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.prefix import Prefixes
+from lke_lightning.model.prefix import Held, Prefixes
 from lke_lightning.model.targets import Site
 from lke_lightning.model.tokens import Row
 
@@ -82,7 +82,14 @@ class Replay:
 
     @classmethod
     def record(
-        cls, model: LanguageModel, rows: Sequence[Row], reads: Sequence[Read], layer: int, site: Site, max_tokens: int
+        cls,
+        model: LanguageModel,
+        rows: Sequence[Row],
+        reads: Sequence[Read],
+        layer: int,
+        site: Site,
+        max_tokens: int,
+        held: Mapping[int, Held] | None = None,
     ) -> Replay:
         """Compute everything that does not change.
 
@@ -93,10 +100,13 @@ class Replay:
             layer: where the change will be added.
             site: where in that layer.
             max_tokens: how many tokens run at once.
+            held: by row, the outputs that stand at the site at tokens before its slot; rows with one prefix have the
+                same.
         """
         device = model.device
         start = layer + 1 if site == "block" else layer
-        prefixes = Prefixes.run(model, [row.ids[: row.slot] for row in rows], max_tokens)
+        standing = {rows[i].ids[: rows[i].slot]: part for i, part in (held or {}).items() if part}
+        prefixes = Prefixes.run(model, [row.ids[: row.slot] for row in rows], max_tokens, standing, site)
         block, matrix = model.architecture.blocks[layer], model.architecture.matrix(layer)
         of_row: list[list[int]] = [[] for _ in rows]
         for number, read in enumerate(reads):

@@ -22,7 +22,9 @@ from lke_lightning.edits import EditBatch, EditError, EditRequest, check_number
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Site, Targets
+from lke_lightning.model.units import Expansion, Whole
 from lke_lightning.stage_one.contexts import ContextTemplates
+from lke_lightning.stage_one.expansion import cut, in_turn
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Objective, StepView, TargetNorm
 from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests, grouped
@@ -52,6 +54,7 @@ class TargetOptimization(Callback):
             depend on it.
         check_every: after how many steps finished requests are looked for and dropped. Results do not depend on it.
             `None`: every step on a CPU, every fourth on a GPU, which has to wait for the answer.
+        expansion: how a request becomes units, each with a change of its own. Default: `Whole`, one.
         share_targets: which requests of a batch share one change, found for the mean of their losses, that stops when
             all of them may. `key`: those alike up to the subject's end, which have one key and so can have but one
             value. `subject`: those of one subject (MEMIT-Merge, arXiv 2502.07322), whose keys are like each other
@@ -75,6 +78,7 @@ class TargetOptimization(Callback):
         check_every: int | None = None,
         share_targets: Literal["key", "subject"] | None = "key",
         reference_quirks: bool = False,
+        expansion: Expansion | None = None,
     ) -> None:
         if objectives is not None and not objectives:
             raise EditError(
@@ -93,6 +97,7 @@ class TargetOptimization(Callback):
         self.context_templates = contexts or ContextTemplates()
         self.lr, self.relative_lr, self.max_steps, self.site = lr, relative_lr, max_steps, site
         self.max_tokens, self.check_every = max_tokens, check_every
+        self.expansion = expansion or Whole()
         self.share_targets, self.reference_quirks = None if reference_quirks else share_targets, reference_quirks
         self.contexts: list[str] = []
         """Contexts of this run, `"{}"` first; sampled once by the unedited model, kept in checkpoints."""
@@ -124,6 +129,7 @@ class TargetOptimization(Callback):
         """
         if not self.contexts:
             self.contexts = Team.of(model.network).first(self.context_templates.sample(model))
+        self.expansion.check(requests, self.contexts)
         check_requests(requests, self.contexts, model.text)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
@@ -149,7 +155,7 @@ class TargetOptimization(Callback):
             layer: where targets live; `None`: the last edited layer.
         """
         step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts, layer), self.contexts)
-        step.memory = self.memory
+        step.memory, step.expansion = self.memory, self.expansion
         for request, reason in step.left_out:
             rank_zero_warn(f"edit {request.id} is left out: {reason}")
         return step
@@ -166,14 +172,18 @@ class TargetOptimization(Callback):
             layer: where targets live; `None`: the last edited layer.
         """
         built = build_rows(requests, contexts, model.text, self.reference_quirks)
-        groups = self._groups(requests, built)
+        others = self.expansion.others(model, requests, contexts)
+        units = [cut(rows, self.expansion, about) for rows, about in zip(built, others, strict=True)]
+        return in_turn(units, lambda rows, places: self._find(model, [requests[i] for i in places], rows, layer))
+
+    def _find(
+        self, model: LanguageModel, requests: Sequence[EditRequest], built: Sequence[RequestRows], layer: int | None
+    ) -> Targets:
+        """Find the targets of one unit of each of some requests."""
+        groups = sorted(self._groups(requests, built), key=lambda group: (len(group), len(built[group[0]].others)))
         team = Team.of(model.network)
-        found = [
-            self.descend(
-                model, [RequestRows.together([built[place] for place in group]) for group in groups_of_a_size], layer
-            )
-            for _, groups_of_a_size in itertools.groupby(team.share(groups), key=len)
-        ]
+        mine = [RequestRows.together([built[place] for place in group]) for group in team.share(groups)]
+        found = [self.descend(model, list(alike), layer) for _, alike in itertools.groupby(mine, key=RequestRows.shape)]
         if team.size > 1:
             found = team.gather([replace(part, vectors=part.vectors.cpu()) for part in found])
         targets = Targets.joined(found)
@@ -182,11 +192,11 @@ class TargetOptimization(Callback):
         return replace(chosen, vectors=chosen.vectors.to(model.device))
 
     def _groups(self, requests: Sequence[EditRequest], built: Sequence[RequestRows]) -> list[list[int]]:
+        keys = [rows.key for rows in built]
+        if self.share_targets == "key" or not self.expansion.in_contexts:
+            return grouped(keys)
         if self.share_targets is None:
             return grouped(range(len(built)))
-        keys = [rows.key for rows in built]
-        if self.share_targets == "key":
-            return grouped(keys)
         return grouped([request.subject or key for request, key in zip(requests, keys, strict=True)])
 
     def present_nlls(self, model: LanguageModel, step: EditStep) -> list[float]:
@@ -239,7 +249,8 @@ class TargetOptimization(Callback):
             # a request that stopped on one process only would leave the others waiting in a sharded network
             reason = team.alike(self._reasons(view, loss, is_last=step == self.max_steps))
             stopped = going & (reason >= 0)
-            outcome.record(active, stopped, change[active], most_probable[:, bare], step, loss, nll.mean(1), reason)
+            own = nll[:, : rows.contexts - rows.others].mean(1)
+            outcome.record(active, stopped, change[active], most_probable[:, bare], step, loss, own, reason)
             going = going & ~stopped
             if step == self.max_steps:
                 break

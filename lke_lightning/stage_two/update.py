@@ -16,17 +16,20 @@ from lke_lightning.checkpoints import understood
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.units import Expansion
 from lke_lightning.stage_two.arrival import Watch
+from lke_lightning.stage_two.key_filter import SharedDirections, own_part
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.placement import AllLayers, LayerPolicy
-from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
+from lke_lightning.stage_two.preservation import MOST, BaseStatistics, NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
 from lke_lightning.stage_two.repeat import Repeat
-from lke_lightning.stage_two.solvers import EditSystem, LeastSquares, Memory, Solver
+from lke_lightning.stage_two.solvers import Downdatable, EditSystem, LeastSquares, Memory, Solver
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.strength import first_keys, tell, warn_of_weights
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
+from lke_lightning.stage_two.writing import Writing
 from lke_lightning.step import EditStep
 
 SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left), "direct": lambda _: 1.0}
@@ -46,6 +49,8 @@ class Mark:
     """By layer, the solver's mark of its memory."""
     edits: int
     """How many edits had been made."""
+    writing: Any
+    """What transforms had kept, of all layers."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +86,16 @@ class WeightUpdate(Callback):
             `direct`: each layer is asked for all that is missing still.
         repeat: when a batch is edited once more (UnderEdit). Default: never.
         transform: applied to each update before it is written (RECT).
+        compensate: make up, in later updates, for what the transform leaves out (OTE-SE, `Writing`).
         readout: applied to the total change when the model is scored or exported; editing never sees it (PRUNE).
         norm_limit: how many times larger a batch may make the Frobenius norm of an edited matrix. One that would make
             it larger is taken back and left out; a run whose first batch is, or several in a row, stops. `None`: no
             limit, as in the published codes.
         keep_on_host: keep the solver's memory in host memory and move one layer at a time to the device.
         reference_quirks: follow the published code where it differs from the paper (`ContextMean`).
+        key_filter: what is taken out of keys before anything is solved for them (SUIT).
+        rest_weight: how much the outputs at all other tokens of a batch's own prompts and answers count while it is
+            solved, beside ordinary text (AnyEdit: 1). `None`: they count as ordinary text only.
     """
 
     def __init__(
@@ -98,36 +107,66 @@ class WeightUpdate(Callback):
         spread: Literal["even", "root", "direct"] = "even",
         repeat: Repeat | None = None,
         transform: UpdateTransform | None = None,
+        compensate: bool = False,
         readout: ReadoutTransform | None = None,
         norm_limit: float | None = 30.0,
         keep_on_host: bool = False,
         reference_quirks: bool = False,
+        key_filter: SharedDirections | None = None,
+        rest_weight: float | None = None,
     ) -> None:
         if norm_limit is not None:
             check_number("stage_two.norm_limit", norm_limit, above=1)
+        check_number("stage_two.rest_weight", 1 if rest_weight is None else rest_weight, above=0, at_most=MOST)
         self.solver = solver or LeastSquares(
             [BaseStatistics(fulfilment=0.85), NormPenalty(proportion=0.05)], PastEdits()
         )
+        if rest_weight is not None and not self.solver.keeps_rest:
+            raise EditError(
+                f"{type(self.solver).__name__} does not solve beside the rest of a batch's texts: leave "
+                "stage_two.rest_weight out, or take LeastSquares"
+            )
         self.keys = keys or ContextMean()
         self.statistics = statistics or KeyStatistics()
+        if compensate and transform is None:
+            raise EditError(
+                "stage_two.compensate makes up for what a transform leaves out, and there is none: give "
+                "stage_two.transform one, or leave compensate out"
+            )
+        if compensate and self.solver.past_edits is None:
+            raise EditError(
+                "stage_two.compensate holds the weights against one solve over all edits, and the solver forgets them: "
+                "give it past_edits, or leave compensate out"
+            )
         self.placement, self.repeat = placement or AllLayers(), repeat
-        self.spread, self.transform, self.readout = spread, transform, readout
+        self.spread, self.readout = spread, readout
+        self.writing = Writing(transform, compensate)
+        """What is written of the solver's updates."""
         self.norm_limit, self.keep_on_host, self.reference_quirks = norm_limit, keep_on_host, reference_quirks
+        self.rest_weight = rest_weight
         self.memory: dict[int, Memory] = {}
         """The solver's memory of earlier batches, by layer; rows are the numbers of the run's register."""
+        self.key_filter = key_filter
+        self.shared: dict[int, Tensor] = {}
+        """By layer, the directions that the filter takes out of keys, (d_key, directions); of this run."""
         self._fingerprints: dict[str, str] = {}
         self._is_ready = False
         self._watch = Watch()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the solver's memory, and the fingerprints of the statistics it started from."""
+        """Return what solver, transform and key filter keep, and the fingerprints of the statistics."""
         memory = {str(layer): self.solver.saved(memory) for layer, memory in self.memory.items()}
-        return {"memory": memory, "statistics": self._fingerprints}
+        shared = {"shared": {str(layer): basis for layer, basis in self.shared.items()}} if self.shared else {}
+        return {"memory": memory, "statistics": self._fingerprints, **self.writing.saved(), **shared}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the memory of the interrupted run."""
         self.memory = {int(layer): dict(memory) for layer, memory in state_dict["memory"].items()}
+        with understood("the directions of the key filter"):
+            self.shared = {int(layer): basis for layer, basis in state_dict.get("shared", {}).items()}
         self._fingerprints, self._is_ready = dict(state_dict["statistics"]), False
+        with understood("what transforms had kept"):
+            self.writing.restore(state_dict)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set the editor's readout."""
@@ -135,7 +174,8 @@ class WeightUpdate(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare each layer's solve, or complete the memory of a checkpoint; say to which share edits are written."""
-        self.prepare(pl_module.language_model, trainer.datamodule.requests, pl_module.stages.one.contexts)
+        one = pl_module.stages.one
+        self.prepare(pl_module.language_model, trainer.datamodule.requests, one.contexts, one.expansion)
         tell(self.strengths)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
@@ -143,7 +183,11 @@ class WeightUpdate(Callback):
         pl_module.carry_out(pl_module.stages)
 
     def prepare(
-        self, model: LanguageModel, requests: Sequence[EditRequest] = (), contexts: Sequence[str] = ("{}",)
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest] = (),
+        contexts: Sequence[str] = ("{}",),
+        expansion: Expansion | None = None,
     ) -> None:
         """Load or compute the statistics of the unedited model and start every layer's memory from them.
 
@@ -151,6 +195,7 @@ class WeightUpdate(Callback):
             model: the language model.
             requests: the edits to come; a wanted fulfilment is that of the first of them (`strength`).
             contexts: templates, `"{}"` first.
+            expansion: which units each request has; default: one.
 
         Raises:
             EditError: the statistics differ from those of the checkpoint's memory.
@@ -170,9 +215,17 @@ class WeightUpdate(Callback):
                 self.memory = {
                     layer: self.solver.completed(self.memory[layer], moment) for layer, moment in moments.items()
                 }
+            if self.key_filter is not None:
+                with understood("the directions of the key filter"):
+                    self.shared = {
+                        layer: self.shared[layer].reshape(len(moment), -1) for layer, moment in moments.items()
+                    }
         else:
             weights = self.keys.key_weights(len(contexts), self.reference_quirks)
-            keys = first_keys(model, requests, contexts, weights)
+            keys = first_keys(model, requests, contexts, weights, expansion)
+            if self.key_filter is not None:
+                self.shared = self.key_filter.find(model, keys, contexts, weights)
+                keys = {layer: self._own(layer, part) for layer, part in keys.items()}
             self.memory = {
                 layer: self._placed(self.solver.init(moment, keys.get(layer), self.statistics.eigen))
                 for layer, moment in moments.items()
@@ -221,20 +274,21 @@ class WeightUpdate(Callback):
         """
         if not step.requests:
             return {}
+        before = Mark({}, {}, len(register), self.writing.mark())
         limited = model.layers if self.norm_limit is not None else ()
         norms = {layer: model.weight(layer).norms()[1] for layer in limited}
-        batch = _Batch(Mark({}, {}, len(register)), Mark({}, {}, len(register)), norms)
         if self.why_not_exact() is None:
             older = [register.number_of(request.fact) for request in step.requests]
             out = [number for number in older if number is not None]
             for layer in limited if out else ():
-                self._note(model, layer, batch.before)
-            self._move(model, out=out)
+                self._note(model, layer, before)
+            self._move(model, out=register.rows(out))
+        batch = _Batch(before, Mark({}, {}, len(register), self.writing.mark()), norms)
         while True:
             for layers, places in step.by_layers(model.layers):
-                refused = self._spread(model, step, layers, places, batch)
+                refused = self._write_into(model, step, layers, places, batch)
                 if refused:
-                    self.roll_back(model, register, batch.before)
+                    self.roll_back(model, register, before)
                     step.take_back(refused)
                     return {}
             if again is None or not again(model, step):
@@ -242,44 +296,46 @@ class WeightUpdate(Callback):
         for layer in model.layers:
             if layer not in batch.systems:
                 self._skip(model, step, layer)
-        register.enter(step.requests, step.targets.groups)
+        register.enter(step.requests, step.targets.groups, step.targets.units)
         return batch.systems
 
-    def _spread(
+    def _write_into(
         self, model: LanguageModel, step: EditStep, layers: Sequence[int], places: Sequence[int], batch: _Batch
     ) -> str | None:
         """Write some requests, by their places, into some layers; return why the batch is to be taken back, if it is.
 
-        A solver's memory has a row in each layer for each edit: those of the other requests ask nothing.
+        A memory that edits can be taken out of has rows in each layer for each of them: those of the other requests
+        ask nothing.
         """
-        part = step.chosen(places)
-        reader = SlotReader(model, part.requests, part.contexts)
-        exact = self.why_not_exact() is None
+        part, rows, exact = step.chosen(places), step.targets.rows(places), self.why_not_exact() is None
+        reader = self._reader(model, part)
         for i, layer in enumerate(layers):
-            weight, share = model.weight(layer), SPREAD[self.spread](len(layers) - i)
-            system = self._system(model, reader, part, layer, layers[-1], share)
+            weight = model.weight(layer)
+            keys, anchors, missing = self._read(reader, part, layer, layers[-1])
+            residuals = missing * SPREAD[self.spread](len(layers) - i)
             if self.norm_limit is not None:
                 self._note(model, layer, batch.before)
-            earlier = batch.systems.get(layer) if exact else None
-            if earlier is not None:
+            if exact and layer in batch.systems:
+                earlier = batch.systems[layer]
+                asked = (earlier.changes + earlier.residuals)[rows] + residuals
                 weight.restore(batch.start.deltas[layer])
                 self._keep(layer, self.solver.rolled_back(self._fetch(layer, model), batch.start.memory[layer]))
-                system = system.after(earlier.chosen(places), weight.delta)
-            elif self.repeat is not None and exact:
+                self.writing.return_layer(layer, batch.start.writing)
+                residuals = asked - keys @ weight.delta.T
+            elif exact and self.repeat is not None:
                 self._note(model, layer, batch.start)
+            system = self._system(model, part, layer, keys, anchors, residuals, reader.rest)
             memory = self._fetch(layer, model)
-            shares = torch.full((len(step),), math.nan, dtype=torch.float64)
-            shares[places] = self.solver.fulfilment(memory, system).cpu()
-            step.fulfilment[layer] = shares
-            batch.systems[layer] = system = system.among(places, len(step))
-            update, memory = self.solver.compute(memory, system)
+            shares = part.targets.of_requests(self.solver.fulfilment(memory, system).cpu())
+            step.fulfilment[layer] = torch.full((len(step),), math.nan, dtype=torch.float64)
+            step.fulfilment[layer][places] = torch.stack([share.mean() for share in shares])
+            batch.systems[layer] = system.among(rows, len(step.targets.vectors)) if exact else system
+            update, memory = self.solver.compute(memory, batch.systems[layer])
             self._keep(layer, memory)
-            if self.transform is not None:
-                update = self.transform(weight.live(), update)
-            update = self._agreed(model, layer, update)
+            update = self._written(model, layer, update)
             if self.norm_limit is not None:
-                growth = weight.live().add_(update).norm() / batch.norms[layer]
-                growth = Team.of(model.network).first(growth.item())
+                growth = (weight.live().add_(update).norm() / batch.norms[layer]).item()
+                growth = Team.of(model.network).first(growth)
                 if not growth <= self.norm_limit:
                     return _why_taken_back(model, step, layer, growth, self.norm_limit)
             weight.add(update)
@@ -288,22 +344,42 @@ class WeightUpdate(Callback):
     def _skip(self, model: LanguageModel, step: EditStep, layer: int) -> None:
         """Give the requests of a batch rows in the memory of a layer that none of them was written into."""
         step.fulfilment[layer] = torch.full((len(step),), math.nan, dtype=torch.float64)
-        if self.solver.past_edits is not None:
-            d_out, d_key = model.weight(layer).delta.shape
-            keys, outputs = (model.weight(layer).delta.new_zeros(len(step), size) for size in (d_key, d_out))
+        if self.why_not_exact() is None:
+            count, delta = len(step.targets.vectors), model.weight(layer).delta
+            keys, outputs = delta.new_zeros(count, delta.shape[1]), delta.new_zeros(count, delta.shape[0])
             _, memory = self.solver.compute(self._fetch(layer, model), EditSystem(keys, keys, outputs, outputs))
             self._keep(layer, memory)
 
-    def _system(
-        self, model: LanguageModel, reader: SlotReader, step: EditStep, layer: int, target_layer: int, share: float
-    ) -> EditSystem:
-        """Read what a layer is asked: a share of what is missing at the target layer."""
+    def _reader(self, model: LanguageModel, step: EditStep) -> SlotReader:
+        return SlotReader(model, step.requests, step.contexts, step.expansion, self.rest_weight is not None)
+
+    def _read(self, reader: SlotReader, step: EditStep, layer: int, target_layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return keys and anchors of a layer, and what is missing at the target layer, (units, size) each."""
         anchor_weights = self.keys.anchor_weights(len(step.contexts))
         key_weights = self.keys.key_weights(len(step.contexts), self.reference_quirks)
         keys, anchors = reader.keys(layer, [key_weights, anchor_weights])
         missing = step.targets.vectors - reader.outputs(step.targets.site, anchor_weights, target_layer)
-        counts = torch.tensor([request.weight for request in step.requests], dtype=torch.float64, device=model.device)
-        return EditSystem(keys, anchors, missing * share, keys @ model.weight(layer).delta.T, counts)
+        return self._own(layer, keys), anchors, missing
+
+    def _system(
+        self,
+        model: LanguageModel,
+        step: EditStep,
+        layer: int,
+        keys: Tensor,
+        anchors: Tensor,
+        residuals: Tensor,
+        rest: Tensor | None,
+    ) -> EditSystem:
+        """Return what a layer is asked: to add residuals to the outputs for keys."""
+        weight = model.weight(layer)
+        total = self.writing.solved(layer, weight)
+        if (error := self.writing.error(layer, weight)) is not None:  # ask as if nothing had been left out
+            residuals = residuals + keys @ error.T
+        weights = [r.weight for r, count in zip(step.requests, step.targets.units, strict=True) for _ in range(count)]
+        counts = torch.tensor(weights, dtype=torch.float64, device=model.device)
+        rest = None if rest is None else self._own(layer, rest) * self.rest_weight**0.5
+        return EditSystem(keys, anchors, residuals, keys @ total.T, counts, total, rest)
 
     @torch.no_grad()
     def relative_changes(self, model: LanguageModel, step: EditStep, layer: int) -> list[float]:
@@ -315,25 +391,30 @@ class WeightUpdate(Callback):
             layer: its number.
 
         Returns:
-            |D|_F / |W|_F of each edit, the same on all processes.
+            |D|_F / |W|_F of each edit, infinite where D is not finite; the same on all processes.
         """
-        reader = SlotReader(model, step.requests, step.contexts)
-        system = self._system(model, reader, step, layer, layer, share=1.0)
-        memory, live, norms = self._fetch(layer, model), model.weight(layer).live(), []
+        memory, size, changes = self._fetch(layer, model), model.weight(layer).norms()[1], []
         for place in range(len(step)):
-            update = self.solver.preview(memory, system.chosen([place]))
-            norms.append((update if self.transform is None else self.transform(live, update)).norm().item())
-        return Team.of(model.network).first([norm / live.norm().item() for norm in norms])
+            part, mark = step.chosen([place]), self.writing.mark()
+            reader = self._reader(model, part)
+            system = self._system(model, part, layer, *self._read(reader, part, layer, layer), reader.rest)
+            update = self.solver.preview(memory, system)
+            is_finite = Team.of(model.network).first(bool(update.isfinite().all()))
+            changes.append(self._written(model, layer, update).norm().item() / size if is_finite else math.inf)
+            self.writing.return_to(mark)
+        return Team.of(model.network).first(changes)
 
     def why_not_exact(self) -> str | None:
         """Return why this method has no exact undo; `None`: it has."""
-        if self.solver.past_edits is None:
-            return "its solver keeps no memory of past edits (past_edits)"
-        if self.solver.past_edits.weight != 1:
-            return "past edits count differently from new ones (past_edits.weight)"
-        if self.transform is not None:
-            return f"its updates are changed after they are solved for ({type(self.transform).__name__})"
-        return None
+        reason = self.solver.why_not_exact()
+        if reason is None and not isinstance(self.solver, Downdatable):
+            return f"its solver, {type(self.solver).__name__}, is not Downdatable"
+        if reason is None and self.rest_weight is not None:
+            return "its batches are solved beside other tokens of their own texts, which it forgets (rest_weight)"
+        if reason is None and self.writing.transform is not None and not self.writing.compensate:
+            name = type(self.writing.transform).__name__
+            return f"its updates are changed after they are solved for ({name}), and compensate is off"
+        return reason
 
     def check_exact_undo(self) -> None:
         """Raise `EditError`, with the reason, unless edits can be undone exactly."""
@@ -357,7 +438,7 @@ class WeightUpdate(Callback):
         numbers = register.to_undo(ids)
         older = [register.replaced_by(number) for number in numbers]
         back = [number for number in older if number is not None]
-        self._move(model, out=numbers, back=back)
+        self._move(model, register.rows(numbers), register.rows(back))
         register.deactivate(numbers, UNDONE)
         register.activate(back)
         return {name: None if n is None else register.ids[n] for name, n in zip(ids, older, strict=True)}
@@ -376,7 +457,7 @@ class WeightUpdate(Callback):
         numbers = register.to_redo(ids)
         rivals = [register.number_of(register.facts[number]) for number in numbers]
         out = [number for number in rivals if number is not None]
-        self._move(model, out=out, back=numbers)
+        self._move(model, register.rows(out), register.rows(numbers))
         register.deactivate(out, REPLACED)
         register.activate(numbers)
         for number, rival in zip(numbers, rivals, strict=True):
@@ -389,33 +470,46 @@ class WeightUpdate(Callback):
         for layer in model.layers:
             self._keep(layer, self.solver.cleared(self._fetch(layer, model)))
             model.weight(layer).revert()
+            self.writing.forget(layer)
         register.deactivate(register.holding, UNDONE)
 
     def mark(self, model: LanguageModel, register: Register) -> Mark:
         """Mark the present state, so that `roll_back` can return to it."""
         deltas = {layer: model.weight(layer).delta.clone() for layer in model.layers}
-        return Mark(deltas, {layer: self.solver.mark(memory) for layer, memory in self.memory.items()}, len(register))
+        memory = {layer: self.solver.mark(memory) for layer, memory in self.memory.items()}
+        return Mark(deltas, memory, len(register), self.writing.mark())
 
     @torch.no_grad()
     def roll_back(self, model: LanguageModel, register: Register, mark: Mark) -> None:
         """Return to a moment of the run: weights bit for bit, memory to rounding; later edits are forgotten."""
         if not mark.memory:  # of a moment before the memory was begun
-            self.memory, self._is_ready = {}, False
+            self.memory, self.shared, self._is_ready = {}, {}, False
         for layer, delta in mark.deltas.items():
             if layer in mark.memory:
                 self._keep(layer, self.solver.rolled_back(self._fetch(layer, model), mark.memory[layer]))
             model.weight(layer).restore(delta)
+        self.writing.return_to(mark.writing)
         register.shorten(mark.edits)
 
     def _move(self, model: LanguageModel, out: Sequence[int] = (), back: Sequence[int] = ()) -> None:
-        """Remove edits from memory and weights, and add others again."""
+        """Remove rows of edits from memory and weights, and add others again."""
         for layer in model.layers if out or back else ():
             weight = model.weight(layer)
-            for numbers, move in ((out, self.solver.retire), (back, self.solver.restore)):
-                if numbers:
-                    update, memory = move(self._fetch(layer, model), numbers, weight.delta)
+            for rows, move in ((out, self.solver.retire), (back, self.solver.restore)):
+                if rows:
+                    update, memory = move(self._fetch(layer, model), rows, self.writing.solved(layer, weight))
                     self._keep(layer, memory)
-                    weight.add(self._agreed(model, layer, update))
+                    weight.add(self._written(model, layer, update))
+
+    def _written(self, model: LanguageModel, layer: int, update: Tensor) -> Tensor:
+        """Return what is written of an update that was solved for."""
+        return self.writing.written(
+            layer, model.weight(layer), update, lambda update: self._agreed(model, layer, update)
+        )
+
+    def _own(self, layer: int, keys: Tensor) -> Tensor:
+        """Return what the filter leaves of a layer's keys."""
+        return own_part(keys, self.shared[layer]) if self.key_filter is not None else keys
 
     @staticmethod
     def _agreed(model: LanguageModel, layer: int, update: Tensor) -> Tensor:

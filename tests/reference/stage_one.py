@@ -5,8 +5,10 @@ import torch
 from lke_lightning.model.activations import change_output
 
 
-def descend(model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, extra_steps, site="block", quirks=False):
-    """Return (target, steps, losses by step) for one `RequestRows`."""
+def descend(
+    model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, extra_steps, site="block", quirks=False, held=()
+):
+    """Return (target, steps, losses by step) for one `RequestRows`; outputs `held` stand at other positions."""
     network, layer = model.network, model.target_layer
     module = model.architecture.blocks[layer] if site == "block" else model.architecture.matrix(layer)
     delta = torch.zeros(model.architecture.hidden_size, dtype=model.wide_dtype, requires_grad=True)
@@ -20,6 +22,8 @@ def descend(model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, ex
                 initial.append(hidden[0, row.slot].detach().clone())
             moved = hidden.clone()
             moved[0, row.slot] = moved[0, row.slot] + delta
+            for position, output in held:
+                moved[0, position] = output
             return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
         with change_output(module, add):
@@ -27,7 +31,7 @@ def descend(model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, ex
 
     for step in range(1, max_steps + 1):
         nlls, firsts = [], []
-        for row, target in zip(built.contexts, built.targets, strict=True):
+        for row, target in [*zip(built.contexts, built.targets, strict=True), *built.others]:
             read = logits_of(row)[len(row.ids) - len(target) :].log_softmax(-1)
             nlls.append(-read[range(len(target)), target].mean())
             firsts.append(read.argmax(-1).tolist() == list(target))

@@ -92,9 +92,22 @@ STAGE_TWO = [
              f"{SOUND}, null_space: {{threshold: {value}}}") for value in ("-1", ".nan", ".inf")),
     *(solver(f"slack-{value}", "EqualityConstrained.slack is .*at least 0",
              f"{SOUND}, slack: {value}", "EqualityConstrained") for value in ("-0.1", ".nan")),
+    solver("budget-0.5", "VirtualQueue.budget is 0.5.*at least 1", f"{SOUND}, budget: 0.5", "VirtualQueue"),
+    solver("shrinking-with-statistics", "ShrinkingNullSpace solves with a NormPenalty alone",
+           f"{SOUND}, null_space: {{share: 0.1}}", "ShrinkingNullSpace"),
+    *(fit(f"key-filter-{value}", "SharedDirections.energy is .*above 0 and below 1",
+          "stage_two.key_filter.energy", value) for value in ("0", "1", ".nan")),
+    fit("key-filter-without-file", "stage_two.key_filter.entities.*nowhere.txt", "stage_two.key_filter.entities",
+        "nowhere.txt"),
     *(fit(f"rect-{value}", "TopRelativeChange.keep is .*above 0 and at most 1",
           "stage_two.transform", f"{{class_path: TopRelativeChange, init_args: {{keep: {value}}}}}")
       for value in ("0", "1.5", ".nan")),
+    *(fit(f"spectral-filter-{name}-{value}", f"SpectralFilter.{name} is .*above 0",
+          "stage_two.transform", f"{{class_path: SpectralFilter, init_args: {{share: 0.5, {name}: {value}}}}}")
+      for name, value in (("share", "0"), ("share", "1"), ("share", ".nan"), ("strength", "0"), ("strength", "2"))),
+    fit("compensate-nothing", "what a transform leaves out, and there is none", "stage_two.compensate", "true"),
+    Bad("fit-compensate-forgetting",
+        ["fit", "-c", "configs/method/rect.yaml", "--stage_two.compensate", "true"], "forgets them: give it past_ed"),
     *(fit(f"prune-{value}", "SpectralCap.base is .*above 1",
           "stage_two.readout", f"{{class_path: SpectralCap, init_args: {{base: {value}}}}}")
       for value in ("1", "-2", ".nan", ".inf")),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lke_lightning.edits import EditError
-from lke_lightning.stage_two.preservation import PastEdits
 
 Memory = dict[str, Tensor]
 
@@ -33,44 +32,44 @@ class EditSystem:
     """What the total change of the weight so far adds to the outputs for the keys, (n, d_out); `None`: nothing."""
     importance: Tensor | None = None
     """Weight of each edit, (n,); `None`: one."""
+    total: Tensor | None = None
+    """The total change of the weight so far, (d_out, d_key); `None`: nothing. It is the weight's own tensor, to be read
+    while the batch is solved: it is another one once the update is written."""
+    rest: Tensor | None = None
+    """Keys whose outputs shall stay while this batch is solved, scaled by the root of their weight, (m, d_key)."""
 
-    def chosen(self, places: Sequence[int]) -> EditSystem:
-        """Return the system of some of the edits alone."""
-        parts = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return EditSystem(**{name: None if part is None else part[list(places)] for name, part in parts})
+    @property
+    def scale(self) -> Tensor:
+        """The square root of each edit's weight, (n, 1) float64: what its key and residual are scaled by."""
+        ones = torch.ones(len(self.keys), dtype=torch.float64, device=self.keys.device)
+        return (ones if self.importance is None else self.importance.to(ones)).unsqueeze(1).sqrt()
 
-    def among(self, places: Sequence[int], count: int) -> EditSystem:
-        """Return the system of a batch of `count` edits that has these at some places; the others ask nothing.
+    def among(self, rows: Sequence[int], count: int) -> EditSystem:
+        """Return the system of a batch of `count` rows that has these at some places; the others ask nothing.
 
         Their keys and residuals are zero, so that they change neither the update nor what is solved later.
         """
-        if len(places) == count:
+        if len(rows) == count:
             return self
-        parts = ((field.name, getattr(self, field.name)) for field in fields(self))
-        wholes = {name: part.new_zeros(count, *part.shape[1:]) for name, part in parts if part is not None}
+        own = {"keys": self.keys, "anchors": self.anchors, "residuals": self.residuals, "changes": self.changes}
+        wholes = {name: part.new_zeros(count, part.shape[1]) for name, part in own.items() if part is not None}
         if self.importance is not None:
-            wholes["importance"] += 1
+            own["importance"], wholes["importance"] = self.importance, self.importance.new_ones(count)
         for name, whole in wholes.items():
-            whole[list(places)] = getattr(self, name)
-        return EditSystem(**wholes)
-
-    def after(self, earlier: EditSystem, change: Tensor) -> EditSystem:
-        """Return the system that takes an earlier one's place: it asks for what that one did, and its own residuals.
-
-        Args:
-            earlier: of the same edits.
-            change: the total change of the weight before it was written, (d_out, d_key).
-        """
-        present = self.keys @ change.T
-        return replace(self, residuals=earlier.changes + earlier.residuals + self.residuals - present, changes=present)
+            whole[list(rows)] = own[name]
+        return replace(self, **wholes)
 
 
 class Solver(ABC):
-    """Turns an `EditSystem` into an update."""
+    """Turns an `EditSystem` into an update.
 
-    past_edits: PastEdits | None = None
+    One whose past edits can be taken out of it exactly is `Downdatable`.
+    """
+
     on_device: ClassVar[frozenset[str]] = frozenset({"inverse", "basis"})
     """The parts of a memory that are used on the device; the others stay on the host."""
+    keeps_rest: ClassVar[bool] = False
+    """Whether `compute` looks at `EditSystem.rest`."""
 
     @abstractmethod
     def init(self, second_moment: Tensor, keys: Tensor | None = None, eigen: Eigen = torch.linalg.eigh) -> Memory:
@@ -97,6 +96,10 @@ class Solver(ABC):
         """Return the update of `compute`, and leave the memory as it is; default: it is computed on a copy."""
         return self.compute({name: part.clone() for name, part in memory.items()}, system)[0]
 
+    def why_not_exact(self) -> str | None:
+        """Return why an edit cannot be undone exactly; `None`, from a `Downdatable` solver alone: it can."""
+        return "its solver keeps no memory of past edits from which one could be taken out"
+
     def saved(self, memory: Memory) -> Memory:
         """Return the part of a memory that a checkpoint has to hold."""
         return memory
@@ -116,6 +119,34 @@ class Solver(ABC):
     def cleared(self, memory: Memory) -> Memory:
         """Return a memory without active edits; the given one is consumed. Default: it never has any."""
         return memory
+
+
+class Downdatable(Solver):
+    """A solver that can take edits out of its memory and of the weight, as if they had never been made.
+
+    Its memory has a row for each edit; an edit keeps its row, active or not.
+    """
+
+    @abstractmethod
+    def retire(self, memory: Memory, edits: Sequence[int], change: Tensor) -> tuple[Tensor, Memory]:
+        """Remove edits from the memory and the weight.
+
+        Args:
+            memory: is consumed.
+            edits: their rows; all are active.
+            change: the total change of the weight so far, (d_out, d_key).
+
+        Returns:
+            The update (d_out, d_key) that undoes them, and the memory without them.
+        """
+
+    @abstractmethod
+    def restore(self, memory: Memory, edits: Sequence[int], change: Tensor) -> tuple[Tensor, Memory]:
+        """Add retired edits to the memory and the weight again; arguments and result as for `retire`."""
+
+    @abstractmethod
+    def why_not_exact(self) -> str | None:
+        """Return why an edit cannot be undone exactly as this solver is set; `None`: it can."""
 
 
 def strength(wanted: float | None, gains: Tensor | None) -> Tensor:
