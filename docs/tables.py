@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def methods() -> str:
     """Return a row for each method file."""
     rows = [_method(path) for path in sorted((ROOT / "configs" / "method").glob("*.yaml"))]
-    return _table(["method", "paper", "stage one stops at", "stage two solves"], rows)
+    return _table(["method", "paper", "stage one stops at; its own parts", "stage two solves"], rows)
 
 
 def performance() -> str:
@@ -138,6 +138,10 @@ def _fraction(value: float) -> str:
     return f"{value:.3f}"
 
 
+USUAL = ("NormBall", "NegativeLogLikelihood", "EssenceKL", "TargetNorm")
+"""What stage one of a method is made of, beside its stop rules, if nothing is said of it."""
+
+
 def _method(path: Path) -> list[str]:
     text = path.read_text()
     config = yaml.safe_load(text)
@@ -150,13 +154,15 @@ def _method(path: Path) -> list[str]:
     terms += [_part(two[name]) for name in ("transform", "readout") if name in two]
     terms += [f"`{two['keys']['class_path']}`"] if "keys" in two else []
     terms += [f"`key_filter({_arguments(two['key_filter'])})`"] if "key_filter" in two else []
-    terms += [f"`{name}={two[name]}`" for name in ("spread", "compensate") if name in two]
-    beside = [_part(one["transform"])] if "transform" in one else []
-    beside += [f"`{name}={one[name]}`" for name in ("beside",) if name in one]
+    terms += [f"`{name}={two[name]}`" for name in ("spread", "compensate", "rest_weight") if name in two]
+    names = [part["class_path"] for part in (one["space"], *one["objectives"])]
+    own = [f"`{name}`" for name in names if name not in USUAL]
+    own += [_part(one[name]) for name in ("transform", "expansion") if name in one]
+    own += [f"`{name}={one[name]}`" for name in ("beside",) if name in one]
     return [
         f"[{config['model']['method']}](configs/method/{path.name})",
         f"[{paper}](https://arxiv.org/abs/{paper})",
-        "; ".join([", ".join(map(_part, one["stopping"])), *beside]),
+        "; ".join([", ".join(map(_part, one["stopping"])), *own]),
         f"`{two['solver']['class_path']}`: " + ", ".join(terms),
     ]
 

@@ -30,6 +30,7 @@ from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.downstream import Task
 from lke_lightning.ledger import locked
+from lke_lightning.model.units import Expansion
 from lke_lightning.stage_one.objectives import Objective
 from lke_lightning.stage_one.stopping import StopRule
 from lke_lightning.stage_one.target_space import TargetSpace
@@ -44,7 +45,7 @@ from lke_lightning.trainer import CALLBACKS, SETTINGS, check_order, check_settin
 
 # What is imported can be named in YAML without its path.
 BASES = (
-    EditStream, Objective, StopRule, TargetSpace, TargetTransform,
+    EditStream, Objective, StopRule, TargetSpace, TargetTransform, Expansion,
     Solver, Preservation, KeyPolicy, Statistics, UpdateTransform, ReadoutTransform, Task,
 )  # fmt: skip
 

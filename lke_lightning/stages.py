@@ -41,7 +41,7 @@ class Stages:
             EditError: a request cannot be encoded, or there are no statistics.
         """
         self.one.prepare(model, requests)
-        self.two.prepare(model, requests, self.one.contexts)
+        self.two.prepare(model, requests, self.one.contexts, self.one.expansion)
 
     def edit(self, model: LanguageModel, batch: EditBatch, register: Register) -> EditStep:
         """Find the targets of a batch and write them into the weights; a run does the same in two hooks."""

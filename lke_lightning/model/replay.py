@@ -6,7 +6,7 @@ slot to the end of each row, runs in groups of nearly equal length, with little 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,7 @@ from lke_lightning.model.activations import change_output
 from lke_lightning.model.batching import by_length
 from lke_lightning.model.cache import Padded
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.prefix import Prefixes
+from lke_lightning.model.prefix import Held, Prefixes
 from lke_lightning.model.targets import Site
 from lke_lightning.model.tokens import Row
 
@@ -91,6 +91,7 @@ class Replay:
         reads: Sequence[Read],
         site: Site,
         max_tokens: int,
+        held: Mapping[int, Held] | None = None,
         attention: bool = False,
     ) -> Replay:
         """Compute everything that does not change.
@@ -101,6 +102,8 @@ class Replay:
             reads: places whose predictions `logits` returns.
             site: where the change will be added, at the target layer.
             max_tokens: how many tokens run at once.
+            held: by row, the outputs that stand at the site at tokens before its slot; rows with one prefix have the
+                same.
             attention: a second change will be added at the output of the attention's matrix, at the site `matrix` only.
 
         Raises:
@@ -108,7 +111,8 @@ class Replay:
         """
         layer, device = model.target_layer, model.device
         start = layer + 1 if site == "block" else layer
-        prefixes = Prefixes.run(model, [row.ids[: row.slot] for row in rows], max_tokens)
+        standing = {rows[i].ids[: rows[i].slot]: part for i, part in (held or {}).items() if part}
+        prefixes = Prefixes.run(model, [row.ids[: row.slot] for row in rows], max_tokens, standing, site)
         block, inside = model.architecture.blocks[layer], ()
         if site == "matrix":
             beside = (model.architecture.attention_matrix(layer),) if attention else ()

@@ -24,12 +24,16 @@ from lke_lightning.edits import EditBatch, EditError, EditRequest, check_number
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Site, Targets
+from lke_lightning.model.units import Expansion, Whole
 from lke_lightning.stage_one.contexts import ContextTemplates
+from lke_lightning.stage_one.expansion import cut, in_turn
+from lke_lightning.stage_one.history import UpdateHistory
+from lke_lightning.stage_one.keys import bare_keys
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Objective, StepView, TargetNorm
 from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests, grouped
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
-from lke_lightning.stage_one.target_space import NormBall, TargetSpace
+from lke_lightning.stage_one.target_space import Move, NormBall, State, TargetSpace
 from lke_lightning.stage_one.transforms import Found, TargetTransform
 from lke_lightning.step import EditStep
 
@@ -62,6 +66,7 @@ class TargetOptimization(Callback):
             depend on it.
         check_every: after how many steps finished requests are looked for and dropped. Results do not depend on it.
             `None`: every step on a CPU, every fourth on a GPU, which has to wait for the answer.
+        expansion: how a request becomes units, each with a change of its own. Default: `Whole`, one.
         share_targets: which requests of a batch share one change, found for the mean of their losses, that stops when
             all of them may. `key`: those alike up to the subject's end, which have one key and so can have but one
             value. `subject`: those of one subject (MEMIT-Merge, arXiv 2502.07322), whose keys are like each other
@@ -85,6 +90,7 @@ class TargetOptimization(Callback):
         check_every: int | None = None,
         share_targets: Literal["key", "subject"] | None = "key",
         reference_quirks: bool = False,
+        expansion: Expansion | None = None,
         transform: TargetTransform | None = None,
         beside: Literal["attention"] | None = None,
     ) -> None:
@@ -103,12 +109,24 @@ class TargetOptimization(Callback):
             raise EditError(f"stage_one.beside is {beside!r}: choose attention or null")
         if beside and site != "matrix":
             raise EditError("stage_one.beside changes the attention beside the MLP: set stage_one.site to matrix")
+        if beside and not isinstance(space, NormBall | None):
+            raise EditError(
+                f"stage_one.beside needs the space NormBall for both of its changes, not {type(space).__name__}"
+            )
+        if (beside or transform) and expansion is not None and not expansion.in_contexts:
+            given = "beside" if beside else "transform"
+            raise EditError(
+                f"stage_one.{given} is for one change at the subject, and {type(expansion).__name__} finds several "
+                "along the answer: leave one of them out"
+            )
         self.objectives = objectives or [NegativeLogLikelihood(), EssenceKL(), TargetNorm()]
         self.stopping = [MostProbable(), LossBelow()] if stopping is None else stopping
         self.space, self.transform = space or NormBall(), transform
+        _check_together(self.space, self.objectives, max_steps)
         self.context_templates = contexts or ContextTemplates()
         self.lr, self.relative_lr, self.max_steps, self.site = lr, relative_lr, max_steps, site
         self.max_tokens, self.check_every, self.beside = max_tokens, check_every, beside
+        self.expansion = expansion or Whole()
         self.share_targets, self.reference_quirks = None if reference_quirks else share_targets, reference_quirks
         self.contexts: list[str] = []
         """Contexts of this run, `"{}"` first; sampled once by the unedited model, kept in checkpoints."""
@@ -144,6 +162,7 @@ class TargetOptimization(Callback):
         """
         if not self.contexts:
             self.contexts = Team.of(model.network).first(self.context_templates.sample(model))
+        self.expansion.check(requests, self.contexts)
         check_requests(requests, self.contexts, model.text)
         if self.beside:
             model.architecture.attention_matrix(model.target_layer)
@@ -170,8 +189,10 @@ class TargetOptimization(Callback):
 
         A request without finite numbers is left out of it, and so is what the transform drops.
         """
-        step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts), self.contexts)
-        step.memory = self.memory
+        history = UpdateHistory(model.weight(model.target_layer).delta)
+        seen, memory = self.space.look(history, lambda: bare_keys(model, batch.requests), self.memory)
+        step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts, seen), self.contexts)
+        step.memory, step.expansion = memory, self.expansion
         if self.transform is not None and step.requests:
             found = Found.of(model, step.requests, step.targets)
             change, dropped = self.transform(found, step.memory)
@@ -194,21 +215,30 @@ class TargetOptimization(Callback):
                 rank_zero_info(f"  {first + len(some)} of {len(requests)} in {time.perf_counter() - start:.1f} s")
         return Found.joined(parts)
 
-    def optimize(self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Targets:
+    def optimize(
+        self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], seen: State | None = None
+    ) -> Targets:
         """Find the targets of some requests under the model's present weights; processes divide them.
 
         Args:
             model: the language model, possibly edited before.
             requests: the edits.
             contexts: templates, `"{}"` first.
+            seen: what the target space has seen of the requests (`TargetSpace.look`).
         """
         built = build_rows(requests, contexts, model.text, self.reference_quirks)
-        groups = self._groups(requests, built)
+        for name, parts in (seen or {}).items():
+            built = [replace(rows, seen=rows.seen | {name: part}) for rows, part in zip(built, parts, strict=True)]
+        others = self.expansion.others(model, requests, contexts)
+        units = [cut(rows, self.expansion, about) for rows, about in zip(built, others, strict=True)]
+        return in_turn(units, lambda rows, places: self._find(model, [requests[i] for i in places], rows))
+
+    def _find(self, model: LanguageModel, requests: Sequence[EditRequest], built: Sequence[RequestRows]) -> Targets:
+        """Find the targets of one unit of each of some requests."""
+        groups = sorted(self._groups(requests, built), key=lambda group: (len(group), len(built[group[0]].others)))
         team = Team.of(model.network)
-        found = [
-            self.descend(model, [RequestRows.together([built[place] for place in group]) for group in groups_of_a_size])
-            for _, groups_of_a_size in itertools.groupby(team.share(groups), key=len)
-        ]
+        mine = [RequestRows.together([built[place] for place in group]) for group in team.share(groups)]
+        found = [self.descend(model, list(alike)) for _, alike in itertools.groupby(mine, key=RequestRows.shape)]
         if team.size > 1:
             found = team.gather([replace(part, vectors=part.vectors.cpu()) for part in found])
         targets = Targets.joined(found)
@@ -217,11 +247,11 @@ class TargetOptimization(Callback):
         return replace(chosen, vectors=chosen.vectors.to(model.device))
 
     def _groups(self, requests: Sequence[EditRequest], built: Sequence[RequestRows]) -> list[list[int]]:
+        keys = [rows.key for rows in built]
+        if self.share_targets == "key" or not self.expansion.in_contexts:
+            return grouped(keys)
         if self.share_targets is None:
             return grouped(range(len(built)))
-        keys = [rows.key for rows in built]
-        if self.share_targets == "key":
-            return grouped(keys)
         return grouped([request.subject or key for request, key in zip(requests, keys, strict=True)])
 
     def descend(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
@@ -255,6 +285,9 @@ class TargetOptimization(Callback):
         essence_before: Tensor | None = None
         check_every = self.check_every or (1 if device.type == "cpu" else 4)
         team = Team.of(model.network)
+        updates = UpdateHistory(model.weight(model.target_layer).delta)
+        seen = {name: torch.stack([request.seen[name] for request in built]) for name in built[0].seen}
+        state = self.space.start(initial[:, :size], seen, updates)
 
         for step in range(1, self.max_steps + 1):
             change = scaled * unit
@@ -263,12 +296,14 @@ class TargetOptimization(Callback):
             history = torch.cat([history, most_probable.unsqueeze(0)])
             aimed, *beside = change[active].split(size, dim=1)
             norm, *beside_norm = norms[active].unbind(1)
-            predicted = nll, history, aimed, norm, essence, essence_before, self.reference_quirks
-            view = StepView(*predicted, *beside, *beside_norm)
+            view = StepView(
+                nll, history, aimed, norm, essence, essence_before, self.reference_quirks, active, state, updates,
+                *beside, *beside_norm,
+            )  # fmt: skip
             loss = torch.stack([objective(view) for objective in self.objectives]).sum(0)
             # a request that stopped on one process only would leave the others waiting in a sharded network
             reason = team.alike(self._reasons(view, loss, is_last=step == self.max_steps))
-            stopped = going & (reason >= 0)
+            stopped = going & (reason >= 0) & (step > self.space.first_pass or step == self.max_steps)
             outcome.record(active, stopped, aimed, most_probable[:, bare], step, loss, reason)
             going = going & ~stopped
             if step == self.max_steps:
@@ -281,8 +316,16 @@ class TargetOptimization(Callback):
             torch.where(going, loss, 0).sum().backward()
             optimizer.step()
             with torch.no_grad():
-                parts = zip((scaled * unit).split(size, dim=1), norms.unbind(1), strict=True)
-                scaled.copy_(torch.cat([self.space.project(*part) for part in parts], dim=1) / unit)
+                reached = torch.zeros(len(built), dtype=torch.bool, device=device).index_copy(0, active, reason >= 0)
+                aimed, *beside = (scaled * unit).split(size, dim=1)
+                norm, *beside_norm = norms.unbind(1)
+                move = Move(step, change.detach()[:, :size], aimed, (scaled.grad / unit)[:, :size], reached, norm)
+                aimed, state = self.space.step(state, move)
+                beside = [self.space.project(*part) for part in zip(beside, beside_norm, strict=True)]
+                scaled.copy_(torch.cat([aimed, *beside], dim=1) / unit)
+            if step == self.space.first_pass:
+                optimizer.state.clear()
+                history = history[:0]
             if left < len(active):  # finished requests cost nothing from here on
                 active, history, essence_before = active[going], history[:, going], essence_before[going]
                 rows, going = rows.keep(going), going[going]
@@ -294,6 +337,22 @@ class TargetOptimization(Callback):
         for i, rule in reversed(list(enumerate(self.stopping))):
             reason = torch.where(rule(view, loss), i, reason)
         return reason
+
+
+def _check_together(space: TargetSpace, objectives: Sequence[Objective], max_steps: int) -> None:
+    """Raise `EditError` unless the steps suffice for the space, and the space keeps what the objectives read."""
+    name = type(space).__name__
+    if space.first_pass and max_steps < space.first_pass + 2:
+        raise EditError(
+            f"stage_one.max_steps is {max_steps}: {name} begins anew after {space.first_pass} updates, so give it "
+            f"{space.first_pass + 2} or more"
+        )
+    for objective in objectives:
+        if not {*objective.reads} <= {*space.keeps}:
+            raise EditError(
+                f"{type(objective).__name__} reads what {name} does not keep ({', '.join(objective.reads)}): change "
+                "stage_one.space, or leave the term out"
+            )
 
 
 @dataclass

@@ -16,10 +16,11 @@ from lke_lightning.checkpoints import understood
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.units import Expansion
 from lke_lightning.stage_two.arrival import Watch
 from lke_lightning.stage_two.key_filter import SharedDirections, own_part
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
-from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
+from lke_lightning.stage_two.preservation import MOST, BaseStatistics, NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
 from lke_lightning.stage_two.solvers import Downdatable, EditSystem, LeastSquares, Memory, Solver
@@ -71,6 +72,8 @@ class WeightUpdate(Callback):
         keep_on_host: keep the solver's memory in host memory and move one layer at a time to the device.
         reference_quirks: follow the published code where it differs from the paper (`ContextMean`).
         key_filter: what is taken out of keys before anything is solved for them (SUIT).
+        rest_weight: how much the outputs at all other tokens of a batch's own prompts and answers count while it is
+            solved, beside ordinary text (AnyEdit: 1). `None`: they count as ordinary text only.
     """
 
     def __init__(
@@ -86,12 +89,19 @@ class WeightUpdate(Callback):
         keep_on_host: bool = False,
         reference_quirks: bool = False,
         key_filter: SharedDirections | None = None,
+        rest_weight: float | None = None,
     ) -> None:
         if norm_limit is not None:
             check_number("stage_two.norm_limit", norm_limit, above=1)
+        check_number("stage_two.rest_weight", 1 if rest_weight is None else rest_weight, above=0, at_most=MOST)
         self.solver = solver or LeastSquares(
             [BaseStatistics(fulfilment=0.85), NormPenalty(proportion=0.05)], PastEdits()
         )
+        if rest_weight is not None and not self.solver.keeps_rest:
+            raise EditError(
+                f"{type(self.solver).__name__} does not solve beside the rest of a batch's texts: leave "
+                "stage_two.rest_weight out, or take LeastSquares"
+            )
         self.keys = keys or ContextMean()
         self.statistics = statistics or KeyStatistics()
         if compensate and transform is None:
@@ -99,15 +109,11 @@ class WeightUpdate(Callback):
                 "stage_two.compensate makes up for what a transform leaves out, and there is none: give "
                 "stage_two.transform one, or leave compensate out"
             )
-        if compensate and self.solver.past_edits is None:
-            raise EditError(
-                "stage_two.compensate holds the weights against one solve over all edits, and the solver forgets them: "
-                "give it past_edits, or leave compensate out"
-            )
         self.spread, self.readout = spread, readout
         self.writing = Writing(transform, compensate)
         """What is written of the solver's updates."""
         self.norm_limit, self.keep_on_host, self.reference_quirks = norm_limit, keep_on_host, reference_quirks
+        self.rest_weight = rest_weight
         self.memory: dict[int, Memory] = {}
         """The solver's memory of earlier batches, by layer; rows are the numbers of the run's register."""
         self.key_filter = key_filter
@@ -116,6 +122,12 @@ class WeightUpdate(Callback):
         self._fingerprints: dict[str, str] = {}
         self._is_ready = False
         self._watch = Watch()
+        reason = self.why_not_exact()
+        if compensate and reason:
+            raise EditError(
+                f"stage_two.compensate holds the weights against one solve over all edits, and there is none here: "
+                f"{reason}; change that, or leave compensate out"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what solver, transform and key filter keep, and the fingerprints of the statistics."""
@@ -138,7 +150,8 @@ class WeightUpdate(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare each layer's solve, or complete the memory of a checkpoint; say to which share edits are written."""
-        self.prepare(pl_module.language_model, trainer.datamodule.requests, pl_module.stages.one.contexts)
+        one = pl_module.stages.one
+        self.prepare(pl_module.language_model, trainer.datamodule.requests, one.contexts, one.expansion)
         tell(self.strengths)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
@@ -147,7 +160,11 @@ class WeightUpdate(Callback):
             self.carry_out(pl_module.language_model, pl_module.step, pl_module.register)
 
     def prepare(
-        self, model: LanguageModel, requests: Sequence[EditRequest] = (), contexts: Sequence[str] = ("{}",)
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest] = (),
+        contexts: Sequence[str] = ("{}",),
+        expansion: Expansion | None = None,
     ) -> None:
         """Load or compute the statistics of the unedited model and start every layer's memory from them.
 
@@ -155,6 +172,7 @@ class WeightUpdate(Callback):
             model: the language model.
             requests: the edits to come; a wanted fulfilment is that of the first of them (`strength`).
             contexts: templates, `"{}"` first.
+            expansion: which units each request has; default: one.
 
         Raises:
             EditError: the statistics differ from those of the checkpoint's memory.
@@ -181,7 +199,7 @@ class WeightUpdate(Callback):
                     }
         else:
             weights = self.keys.key_weights(len(contexts), self.reference_quirks)
-            keys = first_keys(model, requests, contexts, weights)
+            keys = first_keys(model, requests, contexts, weights, expansion)
             if self.key_filter is not None:
                 self.shared = self.key_filter.find(model, keys, contexts, weights)
                 keys = {layer: self._own(layer, part) for layer, part in keys.items()}
@@ -235,26 +253,29 @@ class WeightUpdate(Callback):
             out = [number for number in older if number is not None]
             for layer in model.layers if out else ():
                 self._note(model, layer, before)
-            self._move(model, out=out)
+            self._move(model, out=register.rows(out))
         team = Team.of(model.network)
-        reader = SlotReader(model, step.requests, step.contexts)
+        reader = SlotReader(model, step.requests, step.contexts, step.expansion, self.rest_weight is not None)
         key_weights = self.keys.key_weights(len(step.contexts), self.reference_quirks)
         anchor_weights = self.keys.anchor_weights(len(step.contexts))
-        counts = torch.tensor([request.weight for request in step.requests], dtype=torch.float64, device=model.device)
+        weights = [r.weight for r, count in zip(step.requests, step.targets.units, strict=True) for _ in range(count)]
+        counts = torch.tensor(weights, dtype=torch.float64, device=model.device)
         systems = {}
         for i, layer in enumerate(model.layers):
             keys, anchors = reader.keys(layer, [key_weights, anchor_weights])
-            keys = self._own(layer, keys)
             missing = step.targets.vectors - reader.outputs(step.targets.site, anchor_weights)
             residuals = missing * SPREAD[self.spread](len(model.layers) - i)
             weight = model.weight(layer)
             total = self.writing.solved(layer, weight)
             if (error := self.writing.error(layer, weight)) is not None:  # ask as if nothing had been left out
                 residuals = residuals + keys @ error.T
-            systems[layer] = EditSystem(keys, anchors, residuals, keys @ total.T, counts, total)
+            keys = self._own(layer, keys)
+            rest = None if reader.rest is None else self._own(layer, reader.rest) * self.rest_weight**0.5
+            systems[layer] = EditSystem(keys, anchors, residuals, keys @ total.T, counts, total, rest)
             self._note(model, layer, before)
             memory = self._fetch(layer, model)
-            step.fulfilment[layer] = self.solver.fulfilment(memory, systems[layer]).cpu()
+            shares = step.targets.of_requests(self.solver.fulfilment(memory, systems[layer]).cpu())
+            step.fulfilment[layer] = torch.stack([share.mean() for share in shares])
             update, memory = self.solver.compute(memory, systems[layer])
             self._keep(layer, memory)
             update = self._written(model, layer, update)
@@ -265,7 +286,7 @@ class WeightUpdate(Callback):
                     step.take_back(_why_taken_back(model, step, layer, growth, self.norm_limit))
                     return {}
             weight.add(update)
-        register.enter(step.requests, step.targets.groups)
+        register.enter(step.requests, step.targets.groups, step.targets.units)
         return systems
 
     def why_not_exact(self) -> str | None:
@@ -273,6 +294,8 @@ class WeightUpdate(Callback):
         reason = self.solver.why_not_exact()
         if reason is None and not isinstance(self.solver, Downdatable):
             return f"its solver, {type(self.solver).__name__}, is not Downdatable"
+        if reason is None and self.rest_weight is not None:
+            return "its batches are solved beside other tokens of their own texts, which it forgets (rest_weight)"
         if reason is None and self.writing.transform is not None and not self.writing.compensate:
             name = type(self.writing.transform).__name__
             return f"its updates are changed after they are solved for ({name}), and compensate is off"
@@ -300,7 +323,7 @@ class WeightUpdate(Callback):
         numbers = register.to_undo(ids)
         older = [register.replaced_by(number) for number in numbers]
         back = [number for number in older if number is not None]
-        self._move(model, out=numbers, back=back)
+        self._move(model, register.rows(numbers), register.rows(back))
         register.deactivate(numbers, UNDONE)
         register.activate(back)
         return {name: None if n is None else register.ids[n] for name, n in zip(ids, older, strict=True)}
@@ -319,7 +342,7 @@ class WeightUpdate(Callback):
         numbers = register.to_redo(ids)
         rivals = [register.number_of(register.facts[number]) for number in numbers]
         out = [number for number in rivals if number is not None]
-        self._move(model, out=out, back=numbers)
+        self._move(model, register.rows(out), register.rows(numbers))
         register.deactivate(out, REPLACED)
         register.activate(numbers)
         for number, rival in zip(numbers, rivals, strict=True):
@@ -354,12 +377,12 @@ class WeightUpdate(Callback):
         register.shorten(mark.edits)
 
     def _move(self, model: LanguageModel, out: Sequence[int] = (), back: Sequence[int] = ()) -> None:
-        """Remove edits from memory and weights, and add others again."""
+        """Remove rows of edits from memory and weights, and add others again."""
         for layer in model.layers if out or back else ():
             weight = model.weight(layer)
-            for numbers, move in ((out, self.solver.retire), (back, self.solver.restore)):
-                if numbers:
-                    update, memory = move(self._fetch(layer, model), numbers, self.writing.solved(layer, weight))
+            for rows, move in ((out, self.solver.retire), (back, self.solver.restore)):
+                if rows:
+                    update, memory = move(self._fetch(layer, model), rows, self.writing.solved(layer, weight))
                     self._keep(layer, memory)
                     weight.add(self._written(model, layer, update))
 

@@ -38,6 +38,8 @@ STAGE_ONE = [
     fit("norm-limit-1", "stage_two.norm_limit is 1.*above 1", "stage_two.norm_limit", "1"),
     fit("check-every-0", "stage_one.check_every is 0.*at least 1", "stage_one.check_every", "0"),
     fit("beside-at-the-block", "stage_one.beside .*set stage_one.site to matrix", "stage_one.beside", "attention"),
+    fit("beside-chunks", "several along the answer", "stage_one.beside", "attention", "stage_one.site", "matrix",
+        "stage_one.expansion", "{class_path: Chunks}"),
     fit("norm-anchor-gate", "NormAnchor.gate is 0.5.*at least 1",
         "stage_one.transform", "{class_path: NormAnchor, init_args: {gate: 0.5}}"),
     fit("no-objectives", "stage_one.objectives is empty.*NegativeLogLikelihood", "stage_one.objectives", "[]"),
@@ -110,7 +112,7 @@ STAGE_TWO = [
       for name, value in (("share", "0"), ("share", "1"), ("share", ".nan"), ("strength", "0"), ("strength", "2"))),
     fit("compensate-nothing", "what a transform leaves out, and there is none", "stage_two.compensate", "true"),
     Bad("fit-compensate-forgetting",
-        ["fit", "-c", "configs/method/rect.yaml", "--stage_two.compensate", "true"], "forgets them: give it past_ed"),
+        ["fit", "-c", "configs/method/rect.yaml", "--stage_two.compensate", "true"], "keeps no memory of past edits"),
     *(fit(f"prune-{value}", "SpectralCap.base is .*above 1",
           "stage_two.readout", f"{{class_path: SpectralCap, init_args: {{base: {value}}}}}")
       for value in ("1", "-2", ".nan", ".inf")),

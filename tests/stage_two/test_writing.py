@@ -11,7 +11,7 @@ from lke_lightning.edits import EditError
 from lke_lightning.model.weights import EditedWeight
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, NullSpace, PastEdits
 from lke_lightning.stage_two.register import Register
-from lke_lightning.stage_two.solvers import EditSystem, LeastSquares
+from lke_lightning.stage_two.solvers import EditSystem, EqualityConstrained, LeastSquares
 from lke_lightning.stage_two.transforms import (
     ReadoutTransform,
     SpectralCap,
@@ -237,5 +237,10 @@ def test_checkpoints_of_stages_without_a_state_hold_what_they_held():
 def test_what_cannot_be_compensated_is_refused():
     with pytest.raises(EditError, match="compensate makes up for what a transform leaves out, and there is none"):
         WeightUpdate(compensate=True)
-    with pytest.raises(EditError, match="the solver forgets them: give it past_edits"):
-        WeightUpdate(LeastSquares(PRESERVATION), transform=TopRelativeChange(0.4), compensate=True)
+    for solver, reason in (
+        (LeastSquares(PRESERVATION), "no memory of past edits"),
+        (LeastSquares(PRESERVATION, PastEdits(0.5)), "count differently"),
+        (EqualityConstrained([BaseStatistics(0.5)]), "no memory of past edits"),
+    ):
+        with pytest.raises(EditError, match=f"one solve over all edits, and there is none here: .*{reason}"):
+            WeightUpdate(solver, transform=TopRelativeChange(0.4), compensate=True)

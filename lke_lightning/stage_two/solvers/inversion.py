@@ -52,3 +52,11 @@ def half_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     inner.diagonal().add_(1)
     factor = torch.linalg.cholesky(inner)
     return torch.linalg.solve_triangular(factor, projected, upper=False), factor
+
+
+def beside(inverse: Tensor, keys: Tensor) -> Tensor:
+    """Return (A + K' K)^-1 from A^-1 (d_key, d_key), for keys K (m, d_key), in steps of d_key of them."""
+    for part in keys.to(inverse).split(len(inverse)):
+        half, _ = half_gain(inverse, part)
+        inverse = inverse - half.T @ half
+    return inverse

@@ -20,7 +20,7 @@ from lke_lightning.stage_two.preservation import (
     wanted_fulfilment,
 )
 from lke_lightning.stage_two.solvers.growing import appended, without_room
-from lke_lightning.stage_two.solvers.inversion import half_gain, invert
+from lke_lightning.stage_two.solvers.inversion import beside, half_gain, invert
 from lke_lightning.stage_two.solvers.solver import Downdatable, EditSystem, Eigen, Memory, strength
 
 CHECK_EVERY = 1000
@@ -59,6 +59,8 @@ class LeastSquares(Downdatable):
         dtype: of P and of the solve. `float32` halves memory and is fast on GPUs; its error grows with the condition
             of A (measured in benchmarks/solver.py). The first factorisation is done in float64 in any case.
     """
+
+    keeps_rest = True
 
     def __init__(
         self,
@@ -131,11 +133,14 @@ class LeastSquares(Downdatable):
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
         """Solve for one batch and add it to the memory."""
         scale = self._importance(system).unsqueeze(1).sqrt()
-        half, factor = half_gain(memory["inverse"], self._in_basis(memory, system.keys) * scale)
+        inverse = memory["inverse"]
+        if system.rest is not None:  # for this batch alone: the memory does not know of it
+            inverse = beside(inverse, self._in_basis(memory, system.rest))
+        half, factor = half_gain(inverse, self._in_basis(memory, system.keys) * scale)
         whitened = torch.linalg.solve_triangular(factor, system.residuals.to(scale) * scale, upper=False)
         update = self._from_basis(memory, whitened.T @ half)
         if self.past_edits is not None:
-            if self.past_edits.weight != 1:
+            if self.past_edits.weight != 1 or system.rest is not None:
                 scale = scale * self.past_edits.weight**0.5
                 half, _ = half_gain(memory["inverse"], self._in_basis(memory, system.keys) * scale)
             memory["inverse"].addmm_(half.T, half, alpha=-1)

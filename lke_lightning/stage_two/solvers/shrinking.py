@@ -61,7 +61,7 @@ class ShrinkingNullSpace(Solver):
             EditError: ordinary text uses all directions, or none.
         """
         moment = second_moment.double()
-        basis = self.null_space.basis(*eigen(moment))
+        basis = self.null_space.basis(*eigen(moment)).double()
         penalty = total_gram(self.preservation, moment)[0, 0]
         room = None if keys is None else (keys.to(basis) @ basis).square().sum(1) / penalty
         found = strength(wanted_fulfilment(self.preservation), room)

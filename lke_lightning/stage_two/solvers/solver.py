@@ -35,6 +35,8 @@ class EditSystem:
     total: Tensor | None = None
     """The total change of the weight so far, (d_out, d_key); `None`: nothing. It is the weight's own tensor, to be read
     while the batch is solved: it is another one once the update is written."""
+    rest: Tensor | None = None
+    """Keys whose outputs shall stay while this batch is solved, scaled by the root of their weight, (m, d_key)."""
 
     @property
     def scale(self) -> Tensor:
@@ -51,6 +53,8 @@ class Solver(ABC):
 
     on_device: ClassVar[frozenset[str]] = frozenset({"inverse", "basis"})
     """The parts of a memory that are used on the device; the others stay on the host."""
+    keeps_rest: ClassVar[bool] = False
+    """Whether `compute` looks at `EditSystem.rest`."""
 
     @abstractmethod
     def init(self, second_moment: Tensor, keys: Tensor | None = None, eigen: Eigen = torch.linalg.eigh) -> Memory:
