@@ -6,20 +6,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning.pytorch import Callback
+
 from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.stage_one.gradients import OutputGradients  # noqa: F401 - its name is known where this is imported
 from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.update import Mark, WeightUpdate
 from lke_lightning.step import EditStep
 
+SLOTS: dict[str, tuple[type[Callback], type[Callback]]] = {"stage_one": (StageOne, TargetOptimization)}
+"""The sections of a configuration whose class can be chosen: what it derives from, and which it is where none is named;
+the options of the latter may stand in the section itself."""
+
 
 @dataclass(frozen=True)
 class Stages:
-    """The two stages of a method."""
+    """The two stages of a method.
 
-    one: TargetOptimization
+    Raises:
+        EditError: they do not go together.
+    """
+
+    one: StageOne
     two: WeightUpdate
+
+    def __post_init__(self) -> None:
+        """Check that a memory with a row for each edit is not given several."""
+        if self.one.several_rows and self.two.solver.past_edits is not None:
+            raise EditError(
+                f"{type(self.one).__name__} asks several rows for an edit, and past_edits remembers one: set "
+                "stage_two.solver.init_args.past_edits to null"
+            )
 
     @classmethod
     def among(cls, callbacks: Sequence[Any]) -> Stages:
@@ -28,10 +48,10 @@ class Stages:
         Raises:
             EditError: one of them is missing, is there twice, or stage two acts first.
         """
-        found = [part for part in callbacks if isinstance(part, (TargetOptimization, WeightUpdate))]
-        if [type(part) for part in found] != [TargetOptimization, WeightUpdate]:
+        found = [part for part in callbacks if isinstance(part, (StageOne, WeightUpdate))]
+        if [isinstance(part, StageOne) for part in found] != [True, False]:
             names = ", ".join(type(part).__name__ for part in found) or "neither"
-            raise EditError(f"a trainer needs one TargetOptimization and, behind it, one WeightUpdate; it has {names}")
+            raise EditError(f"a trainer needs one stage one and, behind it, one WeightUpdate; it has {names}")
         return cls(*found)
 
     def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lke_lightning.distributed import Team
@@ -25,12 +25,13 @@ from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Objective, StepView, TargetNorm
 from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests, grouped
+from lke_lightning.stage_one.stage import StageOne, warn_of_left_out
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
 from lke_lightning.stage_one.target_space import NormBall, TargetSpace
 from lke_lightning.step import EditStep
 
 
-class TargetOptimization(Callback):
+class TargetOptimization(StageOne):
     """Optimise target activations by gradient descent, many requests at a time.
 
     Implements stage one of ENCORE and of ROME, MEMIT, EMMET and AlphaEdit (arXiv 2502.01636; specification in the
@@ -93,18 +94,7 @@ class TargetOptimization(Callback):
         self.lr, self.relative_lr, self.max_steps, self.site = lr, relative_lr, max_steps, site
         self.max_tokens, self.check_every = max_tokens, check_every
         self.share_targets, self.reference_quirks = None if reference_quirks else share_targets, reference_quirks
-        self.contexts: list[str] = []
-        """Contexts of this run, `"{}"` first; sampled once by the unedited model, kept in checkpoints."""
-        self.memory: dict[str, Tensor] = {}
-        """What parts remember of the batches that were kept; never changed in place."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sampled contexts and the parts' memory."""
-        return {"contexts": self.contexts, "memory": self.memory}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the contexts and the memory of the interrupted run."""
-        self.contexts, self.memory = list(state_dict["contexts"]), dict(state_dict.get("memory", {}))
+        self.contexts, self.memory = [], {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the requests of the run, and say so where the model's structure puts targets at the matrix."""
@@ -113,7 +103,7 @@ class TargetOptimization(Callback):
                 f"Targets live at the output of {pl_module.language_model.architecture.matrix_name} (stage_one.site "
                 "matrix), because a norm stands between it and the residual stream"
             )
-        self.prepare(pl_module.language_model, trainer.datamodule.requests)
+        super().on_fit_start(trainer, pl_module)
 
     def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Sample the contexts, unless they came from a checkpoint; check that every request can be encoded in them.
@@ -125,27 +115,11 @@ class TargetOptimization(Callback):
             self.contexts = Team.of(model.network).first(self.context_templates.sample(model))
         check_requests(requests, self.contexts, model.text)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
-        """Begin the step: find the targets of the batch."""
-        with pl_module.working("stage_one"):
-            pl_module.step = self.aim(pl_module.language_model, batch)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Remember the batch, before the guard may roll it back."""
-        self.settle(pl_module.step)
-
-    def settle(self, step: EditStep) -> None:
-        """Remember a batch, unless stage two took it back."""
-        if step.taken_back is None:
-            self.memory = step.memory
-
     def aim(self, model: LanguageModel, batch: EditBatch) -> EditStep:
         """Find the targets of a batch in this run's contexts; a request without finite numbers is left out of it."""
         step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts), self.contexts)
         step.memory = self.memory
-        for request, reason in step.left_out:
-            rank_zero_warn(f"edit {request.id} is left out: {reason}")
-        return step
+        return warn_of_left_out(step)
 
     def optimize(self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Targets:
         """Find the targets of some requests under the model's present weights; processes divide them.

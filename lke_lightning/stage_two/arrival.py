@@ -90,6 +90,7 @@ def _outcomes(
     target = model.target_layer
     architecture = model.architecture
     module = architecture.blocks[target] if step.targets.site == "block" else architecture.matrix(target)
+    weights = {layer: model.weight(layer) for layer in model.layers}
     found: dict[int, tuple[float, bool]] = {}
     for members in by_length([len(row.ids) for _, row, _ in part], MAX_TOKENS, model.device):
         chosen = [part[i] for i in members]
@@ -106,11 +107,9 @@ def _outcomes(
         wrong = torch.zeros(len(batch), dtype=torch.long, device=model.device)
         wrong.index_add_(0, places, (model.head(states).argmax(1) != labels).long())
         numbers = [number for number, _, _ in chosen]
-        left = (step.targets.vectors[numbers] - outputs).norm(dim=1).tolist()
-        for number, missing, mistakes in zip(numbers, left, wrong.tolist(), strict=True):
-            distance = step.targets.distances[number]  # 0: the output was what it should be
-            gone = 1 - missing / distance if distance else 1.0
-            found[number] = gone if math.isfinite(gone) else 0.0, mistakes == 0
+        written = step.targets.written(numbers, outputs, weights)
+        for number, gone, mistakes in zip(numbers, written, wrong.tolist(), strict=True):
+            found[number] = gone, mistakes == 0
     return [found[number] for number, _, _ in part]
 
 
@@ -128,10 +127,7 @@ def _diagnosis(
     reached = step.targets.reached
     silent = [known for known, is_first in zip(reached, found.first_choice, strict=True) if not is_first]
     if said < ENOUGH * len(step) and sum(silent) < ENOUGH * len(silent):
-        return "stage one", (
-            f"{what}stage one reached {sum(reached)} of them; raise stage_one.max_steps, stage_one.relative_lr "
-            "(or lr, where it is given) or the factor of stage_one.space"
-        )
+        return "stage one", f"{what}stage one reached {sum(reached)} of them; {step.targets.ADVICE}"
     what += f"stage one reached {sum(reached)} of them, "
     if step.targets.site == "block" and model.site == "matrix":
         return "site", f"{what}a norm behind the MLP changed what was written; set stage_one.site to matrix"

@@ -13,7 +13,7 @@ from lke_lightning.edits import EditRequest
 from lke_lightning.model.batching import by_length
 from lke_lightning.model.cache import Padded
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.targets import Site
+from lke_lightning.model.targets import Asked, AtSlots, Site
 from lke_lightning.model.tokens import Row
 
 MAX_TOKENS = 32768
@@ -90,6 +90,23 @@ class SlotReader:
             grouped = ordered.to(self.model.wide_dtype).view(-1, len(weights), ordered.shape[1])
             mine = torch.einsum("rcd,c->rd", grouped, weights.to(grouped))
         return self._team.gather_rows(mine, self.model.device)
+
+
+@dataclass(frozen=True)
+class Spread(AtSlots):
+    """Asks each layer for a share of what the targets at the last one lack, at the averaged keys of the slots."""
+
+    reader: SlotReader
+    key_weights: Tensor
+    """Of the contexts in a key, (contexts,)."""
+    anchor_weights: Tensor
+    """Of the contexts in an anchor, and in the output that the target is compared with, (contexts,)."""
+
+    def asked(self, layer: int, share: float, vectors: Tensor, site: Site) -> Asked:
+        """Read the layer, and the output at the site."""
+        keys, anchors = self.reader.keys(layer, [self.key_weights, self.anchor_weights])
+        missing = vectors - self.reader.outputs(site, self.anchor_weights)
+        return Asked(keys, anchors, missing * share, torch.arange(len(keys), device=keys.device))
 
 
 @dataclass

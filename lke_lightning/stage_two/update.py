@@ -19,7 +19,7 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_two.arrival import Watch
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
-from lke_lightning.stage_two.reading import SlotReader
+from lke_lightning.stage_two.reading import SlotReader, Spread
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
 from lke_lightning.stage_two.solvers import EditSystem, LeastSquares, Memory, Solver
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
@@ -201,20 +201,25 @@ class WeightUpdate(Callback):
                 self._note(model, layer, before)
             self._move(model, out=out)
         team = Team.of(model.network)
-        reader = SlotReader(model, step.requests, step.contexts)
-        key_weights = self.keys.key_weights(len(step.contexts), self.reference_quirks)
-        anchor_weights = self.keys.anchor_weights(len(step.contexts))
+        slots = Spread(
+            SlotReader(model, step.requests, step.contexts),
+            self.keys.key_weights(len(step.contexts), self.reference_quirks),
+            self.keys.anchor_weights(len(step.contexts)),
+        )
         counts = torch.tensor([request.weight for request in step.requests], dtype=torch.float64, device=model.device)
         systems = {}
         for i, layer in enumerate(model.layers):
-            keys, anchors = reader.keys(layer, [key_weights, anchor_weights])
-            missing = step.targets.vectors - reader.outputs(step.targets.site, anchor_weights)
-            residuals = missing * SPREAD[self.spread](len(model.layers) - i)
+            share = SPREAD[self.spread](len(model.layers) - i)
+            keys, anchors, residuals, owners = step.targets.asked(layer, share, slots)
             weight = model.weight(layer)
-            systems[layer] = EditSystem(keys, anchors, residuals, keys @ weight.delta.T, counts)
+            systems[layer] = EditSystem(keys, anchors, residuals, keys @ weight.delta.T, counts[owners])
             self._note(model, layer, before)
             memory = self._fetch(layer, model)
-            step.fulfilment[layer] = self.solver.fulfilment(memory, systems[layer]).cpu()
+            shares = self.solver.fulfilment(memory, systems[layer])
+            step.fulfilment[layer] = torch.zeros_like(counts).index_reduce_(
+                0, owners, shares, "mean", include_self=False
+            )
+            step.fulfilment[layer] = step.fulfilment[layer].cpu()
             update, memory = self.solver.compute(memory, systems[layer])
             self._keep(layer, memory)
             if self.transform is not None:

@@ -1,0 +1,80 @@
+"""What every stage one is: a callback that says, before a batch is written, what the edited layers are asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lke_lightning.edits import EditBatch, EditRequest
+from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.step import EditStep
+
+
+class StageOne(Callback, ABC):
+    """Finds what a batch asks of the edited layers; stage two writes it.
+
+    A stage one keeps two things over a run, both in its checkpoints: `contexts` and `memory`. `aim` puts the memory as
+    it is after a batch into the step, and `settle` takes it from there, unless the batch was taken back.
+    """
+
+    contexts: list[str]
+    """Contexts of this run, `"{}"` first; none before `prepare`."""
+    memory: dict[str, Tensor]
+    """What parts remember of the batches that were kept; never changed in place."""
+    several_rows: ClassVar[bool] = False
+    """Whether an edit may have several rows in a solve."""
+
+    @property
+    def state_key(self) -> str:
+        """The name of its state in checkpoints: for any class that of the first there was."""
+        return "TargetOptimization"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the contexts and the parts' memory."""
+        return {"contexts": self.contexts, "memory": self.memory}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the contexts and the memory of the interrupted run."""
+        self.contexts, self.memory = list(state_dict["contexts"]), dict(state_dict.get("memory", {}))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare for the requests of the run."""
+        self.prepare(pl_module.language_model, trainer.datamodule.requests)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
+        """Begin the step: find what the batch asks."""
+        with pl_module.working("stage_one"):
+            pl_module.step = self.aim(pl_module.language_model, batch)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Remember the batch, before the guard may roll it back."""
+        self.settle(pl_module.step)
+
+    @abstractmethod
+    def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
+        """Check that every request can be edited, and make ready for them; on a run that continues, again.
+
+        Raises:
+            EditError: a request that cannot be, with its id; nothing has been edited yet.
+        """
+
+    @abstractmethod
+    def aim(self, model: LanguageModel, batch: EditBatch) -> EditStep:
+        """Find what a batch asks, under the present weights; requests without finite numbers are left out of it."""
+
+    def settle(self, step: EditStep) -> None:
+        """Remember a batch, unless stage two took it back."""
+        if step.taken_back is None:
+            self.memory = step.memory
+
+
+def warn_of_left_out(step: EditStep) -> EditStep:
+    """Say which requests of a batch are left out, and return it."""
+    for request, reason in step.left_out:
+        rank_zero_warn(f"edit {request.id} is left out: {reason}")
+    return step
