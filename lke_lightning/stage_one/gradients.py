@@ -33,17 +33,17 @@ class OutputGradients(StageOne):
     a row's key, g the gradient of the target's negative log-likelihood with respect to the matrix's output, and both
     normalised over all rows of the run so far (`RunningMoments`), the matrix is asked to change its output for h by
 
-        r = -lr |h^|^2 g^,   lr = relative_step / d_key
+        r = -lr |h^|^2 g^,   lr = relative_step x / d_key
 
-    so that a row of ordinary length moves each coordinate by about `relative_step` of a deviation of its gradients. All
-    layers see the model as it was before the batch: nothing is spread, and nothing read again. Solved with
-    `NormPenalty` alone, this is the published D = R H' (H H' + I)^-1.
+    with x the root mean square of the residual stream behind the layer, so that a row of ordinary length is asked to
+    move by about `relative_step` of it. All layers see the model as it was before the batch: nothing is spread, and
+    nothing read again. Solved with `NormPenalty` alone, this is the published D = R H' (H H' + I)^-1.
 
     The gradient is that of the sum over tokens, not of the mean over those that share a pass: a factor common to all
     rows is normalised away, and so an edit does not depend on which others are beside it in a pass.
 
     Args:
-        relative_step: the step of each output coordinate for a row of ordinary length. More edits and harms more.
+        relative_step: see above; x is that of the median row of the run's first batch. More edits and harms more.
         step: lr itself, as published (1e-6 for keys of 4,096 to 14,336 entries); it counts where it is given.
         whiten: normalise gradients by their whole covariance, once there are more rows than outputs, and not each
             coordinate alone (StableEdit, arXiv 2605.11836).
@@ -91,11 +91,11 @@ class OutputGradients(StageOne):
     def _targets(self, model: LanguageModel, found: _Passed, memory: dict[str, Tensor]) -> RowTargets:
         """Ask each layer by normalised rows."""
         asked, before = {}, {}
-        for layer, rows in found.by_layer(model).items():
+        for layer, (rows, _) in found.by_layer(model).items():
             shape = model.weight(layer).delta.shape
             scaled = self._moments(shape).normalised(_of_shape(memory, shape), rows)
             lengths = scaled[:, : shape[1]].square().sum(1, keepdim=True)
-            rate = self.relative_step / shape[1] if self.step is None else self.step
+            rate = self.relative_step * memory[f"level.{layer}"] / shape[1] if self.step is None else self.step
             keys, residuals = rows[:, : shape[1]], -rate * lengths * scaled[:, shape[1] :]
             asked[layer] = Asked(keys, keys, residuals.to(keys), found.owners)
             before[layer] = keys @ model.weight(layer).held().T
@@ -105,10 +105,11 @@ class OutputGradients(StageOne):
         """Return the memory with the rows of some requests, of all layers; not of requests with numbers not finite."""
         memory = dict(self.memory)
         bad = torch.isin(found.owners, found.owners[~found.rows.isfinite().all(1)])
-        for layer, rows in found.by_layer(model).items():
+        for layer, (rows, levels) in found.by_layer(model).items():
             shape = model.weight(layer).delta.shape
             updated = self._moments(shape).update(_of_shape(memory, shape), rows[~bad])
             memory |= {f"{_name(shape)}{part}": value for part, value in updated.items()}
+            memory.setdefault(f"level.{layer}", levels[~bad].double().nanmedian())
         return memory
 
     def _moments(self, shape: torch.Size) -> RunningMoments:
@@ -144,7 +145,7 @@ class _Passed:
     """What a forward and a backward pass found."""
 
     rows: Tensor
-    """Keys and gradients of all layers side by side, (rows, columns)."""
+    """Of all layers side by side keys, gradients and the root mean squares of their blocks' outputs, (rows, columns)."""
     owners: Tensor
     """Which request each row is of, (rows,)."""
     losses: list[float]
@@ -152,10 +153,11 @@ class _Passed:
     said: list[bool]
     """Whether each target was the model's first choice already."""
 
-    def by_layer(self, model: LanguageModel) -> dict[int, Tensor]:
-        """Return the rows of each layer, (rows, d_key + d_out)."""
-        widths = [sum(model.weight(layer).delta.shape) for layer in model.layers]
-        return dict(zip(model.layers, self.rows.split(widths, 1), strict=True))
+    def by_layer(self, model: LanguageModel) -> dict[int, tuple[Tensor, Tensor]]:
+        """Return keys and gradients of each layer, (rows, d_key + d_out), and the root mean squares, (rows,)."""
+        widths = [sum(model.weight(layer).delta.shape) + 1 for layer in model.layers]
+        parts = self.rows.split(widths, 1)
+        return {layer: (part[:, :-1], part[:, -1]) for layer, part in zip(model.layers, parts, strict=True)}
 
 
 @torch.enable_grad()
@@ -171,6 +173,7 @@ def _run(
     ]
     places, positions, labels = torch.tensor(reads, device=model.device).T
     matrices = [model.architecture.matrix(layer) for layer in model.layers]
+    blocks = [model.architecture.blocks[layer] for layer in model.layers]
     outputs: list[Tensor] = []
 
     def keep(output: Tensor) -> Tensor:
@@ -179,17 +182,18 @@ def _run(
         return outputs[-1]
 
     with ExitStack() as stack:
-        taps = [stack.enter_context(capture(matrix)) for matrix in matrices]
+        taps = [stack.enter_context(capture(module)) for module in (*matrices, *blocks)]
         for matrix in matrices:
             stack.enter_context(change_output(matrix, keep, len(batch)))
         states = model.states(batch, places, positions)
     logits = model.head(states).to(model.wide_dtype)
     nll = nn.functional.cross_entropy(logits, labels, reduction="none")
     gradients = torch.autograd.grad(nll.sum(), outputs)
+    behind = [in_rows(tap.output, len(batch)) for tap in taps[len(matrices) :]]
     sides = [
         side[places, positions].detach().to(model.wide_dtype)
-        for tap, gradient in zip(taps, gradients, strict=True)
-        for side in (in_rows(tap.input, len(batch)), gradient)
+        for tap, gradient, block in zip(taps, gradients, behind, strict=False)
+        for side in (in_rows(tap.input, len(batch)), gradient, block.square().mean(2, keepdim=True).sqrt())
     ]
     counts = [len(target) for _, target in pairs]
     first = (logits.argmax(1) == labels).split(counts)

@@ -216,10 +216,7 @@ class WeightUpdate(Callback):
             self._note(model, layer, before)
             memory = self._fetch(layer, model)
             shares = self.solver.fulfilment(memory, systems[layer])
-            step.fulfilment[layer] = torch.zeros_like(counts).index_reduce_(
-                0, owners, shares, "mean", include_self=False
-            )
-            step.fulfilment[layer] = step.fulfilment[layer].cpu()
+            step.fulfilment[layer] = (owners.bincount(shares) / owners.bincount()).cpu()
             update, memory = self.solver.compute(memory, systems[layer])
             self._keep(layer, memory)
             if self.transform is not None:
