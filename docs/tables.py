@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def methods() -> str:
     """Return a row for each method file."""
     rows = [_method(path) for path in sorted((ROOT / "configs" / "method").glob("*.yaml"))]
-    return _table(["method", "paper", "stage one stops at", "stage two solves"], rows)
+    return _table(["method", "paper", "stage one stops at; its own parts", "stage two solves"], rows)
 
 
 def performance() -> str:
@@ -138,6 +138,10 @@ def _fraction(value: float) -> str:
     return f"{value:.3f}"
 
 
+USUAL = ("NormBall", "NegativeLogLikelihood", "EssenceKL", "TargetNorm")
+"""What stage one of a method is made of, beside its stop rules, if nothing is said of it."""
+
+
 def _method(path: Path) -> list[str]:
     text = path.read_text()
     config = yaml.safe_load(text)
@@ -149,21 +153,31 @@ def _method(path: Path) -> list[str]:
     terms += [f"`{name}({_arguments(value) if isinstance(value, dict) else value})`" for name, value in named.items()]
     terms += [_part(two[name]) for name in ("transform", "readout") if name in two]
     terms += [f"`{two['keys']['class_path']}`"] if "keys" in two else []
-    terms += [f"`{name}={two[name]}`" for name in ("spread",) if name in two]
+    terms += [f"`key_filter({_arguments(two['key_filter'])})`"] if "key_filter" in two else []
+    terms += [f"`{name}={two[name]}`" for name in ("spread", "compensate", "rest_weight") if name in two]
+    names = [part["class_path"] for part in (one["space"], *one["objectives"])]
+    own = [f"`{name}`" for name in names if name not in USUAL]
+    own += [_part(one[name]) for name in ("transform", "expansion") if name in one]
+    own += [f"`{name}={one[name]}`" for name in ("beside",) if name in one]
     return [
         f"[{config['model']['method']}](configs/method/{path.name})",
         f"[{paper}](https://arxiv.org/abs/{paper})",
-        ", ".join(map(_part, one["stopping"])),
+        "; ".join([", ".join(map(_part, one["stopping"])), *own]),
         f"`{two['solver']['class_path']}`: " + ", ".join(terms),
     ]
 
 
 def _part(config: dict[str, Any]) -> str:
-    return f"`{config['class_path']}({_arguments(config.get('init_args', {}))})`"
+    return f"`{_call(config)}`"
+
+
+def _call(config: dict[str, Any]) -> str:
+    return f"{config['class_path']}({_arguments(config.get('init_args', {}))})"
 
 
 def _arguments(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
+    shown = {name: _call(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -14,7 +14,7 @@ from lke_lightning.stage_two.transforms import ReadoutTransform
 from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.stages import SLOTS, Stages
 
-OURS = ("lke_lightning.stage_one.", "lke_lightning.stage_two.")
+OURS = ("lke_lightning.stage_one.", "lke_lightning.stage_two.", "lke_lightning.model.units.")
 """Where the parts of the stages are: modules that may be imported whatever a file says."""
 
 

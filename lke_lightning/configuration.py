@@ -14,7 +14,8 @@ NODES = 100_000
 """Values that a file may hold once its aliases are unfolded; parsing copies them all."""
 
 OUTRANKED = {
-    "lr": {"relative_lr"}, "weight": {"fulfilment", "proportion"}, "fulfilment": {"proportion"}, "threshold": {"share"},
+    "lr": {"relative_lr"}, "weight": {"fulfilment", "proportion"}, "fulfilment": {"proportion"},
+    "threshold": {"share", "relative_threshold"},
 }  # fmt: skip
 """Settings that have no effect where the same part is given another one."""
 

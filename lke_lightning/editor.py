@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import statistics
 import time
@@ -22,8 +23,10 @@ from lke_lightning.edits import EditBatch, EditError
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
 from lke_lightning.results import replace_folder
 from lke_lightning.shapes import fits, lacking, types_of
+from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.transforms import ReadoutTransform
+from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.stages import Stages
 from lke_lightning.step import EditStep
 
@@ -38,6 +41,13 @@ SAME_RESULTS = frozenset(
     }
 )
 """Settings that a run may be continued with another value of."""
+
+DEFAULTS = {
+    f"{stage}.{name}": parameter.default
+    for stage, part in (("stage_one", TargetOptimization), ("stage_two", WeightUpdate))
+    for name, parameter in inspect.signature(part).parameters.items()
+}
+"""What a setting of the stages is that an earlier version did not have, and that its checkpoints therefore lack."""
 
 
 class Editor(lightning.LightningModule):
@@ -363,7 +373,8 @@ def check_same_method(saved: Mapping[str, Any], present: Mapping[str, Any]) -> N
     if not (saved and present):
         return
     was, now = dict(_leaves(saved)), dict(_leaves(present))
-    keys = [key for key in {**was, **now} if was.get(key) != now.get(key) and key not in SAME_RESULTS]
+    differ = (key for key in {**was, **now} if was.get(key, DEFAULTS.get(key)) != now.get(key, DEFAULTS.get(key)))
+    keys = [key for key in differ if key not in SAME_RESULTS]
     if keys:
         lines = [f"  {key}: {was.get(key, 'not set')} in the checkpoint, {now.get(key, 'not set')} now" for key in keys]
         raise EditError("the checkpoint was made by another method:\n" + "\n".join(lines))

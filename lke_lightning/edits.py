@@ -163,6 +163,8 @@ class EditRequest:
     """Prompts about the subject that are continued freely, for fluency and consistency."""
     references: tuple[str, ...] = field(default=(), repr=False)
     """Texts about things of which the target is true, that continuations are compared with for consistency."""
+    neighbours: tuple[Probe, ...] = field(default=(), repr=False)
+    """Prompts like those of `neighborhood` that an edit may be made with, and that are not scored."""
 
     def __post_init__(self) -> None:
         """Check every field, turn lists into tuples, and normalise blanks at the seams."""
@@ -175,7 +177,7 @@ class EditRequest:
                 check_text(getattr(self, name), f"the {name}", "leave it out instead")
         for name in ("paraphrases", "aliases", "generation", "references"):
             object.__setattr__(self, name, check_list(getattr(self, name), name, check_text))
-        for name in ("neighborhood", "portability", "two_hop"):
+        for name in ("neighborhood", "neighbours", "portability", "two_hop"):
             object.__setattr__(self, name, check_list(getattr(self, name), name, _check_probe))
         is_number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
         if not is_number or not WEIGHTS[0] <= self.weight <= WEIGHTS[1]:
@@ -214,6 +216,15 @@ class EditRequest:
     def fact(self) -> tuple[str, str]:
         """What identifies the fact: a later edit with the same value replaces this one."""
         return (self.subject or "", self.relation or self.prompt)
+
+    def upto_subject(self, prompt: str) -> str | None:
+        """Return another subject's prompt up to the subject's end; `None`: it is not in the words of this one."""
+        if self.subject is None:
+            return None
+        before, after = self.prompt.split(SLOT)
+        prompt = prompt.rstrip()
+        is_alike = prompt.startswith(before) and prompt.endswith(after) and len(prompt) > len(before) + len(after)
+        return prompt[: len(prompt) - len(after)] if is_alike else None
 
     def in_context(self, template: str) -> tuple[str, str]:
         """Put the prompt into a context template such as `"Because it rained. {}"`.

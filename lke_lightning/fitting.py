@@ -32,10 +32,12 @@ from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.downstream import Task
 from lke_lightning.ledger import locked
+from lke_lightning.model.units import Expansion
 from lke_lightning.stage_one.objectives import Objective
 from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_one.stopping import StopRule
 from lke_lightning.stage_one.target_space import TargetSpace
+from lke_lightning.stage_one.transforms import TargetTransform
 from lke_lightning.stage_two.keys import KeyPolicy
 from lke_lightning.stage_two.preservation import Preservation
 from lke_lightning.stage_two.solvers import Solver
@@ -47,7 +49,7 @@ from lke_lightning.trainer import CALLBACKS, SETTINGS, check_order, check_settin
 
 # What is imported can be named in YAML without its path.
 BASES = (
-    EditStream, StageOne, Objective, StopRule, TargetSpace,
+    EditStream, StageOne, Objective, StopRule, TargetSpace, TargetTransform, Expansion,
     Solver, Preservation, KeyPolicy, Statistics, UpdateTransform, ReadoutTransform, Task,
 )  # fmt: skip
 

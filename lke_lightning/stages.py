@@ -34,11 +34,11 @@ class Stages:
     two: WeightUpdate
 
     def __post_init__(self) -> None:
-        """Check that a memory with a row for each edit is not given several."""
-        if self.one.several_rows and self.two.solver.past_edits is not None:
+        """Check that stage two has what it needs of stage one."""
+        if self.two.rest_weight is not None and not self.one.reads_texts:
             raise EditError(
-                f"{type(self.one).__name__} asks several rows for an edit, and past_edits remembers one: set "
-                "stage_two.solver.init_args.past_edits to null"
+                f"stage_two.rest_weight needs the texts of a batch read, and {type(self.one).__name__} has read them "
+                "before: leave it out"
             )
 
     @classmethod
@@ -61,7 +61,7 @@ class Stages:
             EditError: a request cannot be encoded, or there are no statistics.
         """
         self.one.prepare(model, requests)
-        self.two.prepare(model, requests, self.one.contexts)
+        self.two.prepare(model, requests, self.one.contexts, self.one.expansion)
 
     def edit(self, model: LanguageModel, batch: EditBatch, register: Register) -> EditStep:
         """Find the targets of a batch and write them into the weights; a run does the same in two hooks."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lke_lightning.edits import EditBatch, EditRequest
 from lke_lightning.model.targets import Targets
+from lke_lightning.model.units import Expansion, Whole
 
 SUPERSEDED = "a later edit of its batch states the same fact"
 NOT_FINITE = "its optimisation gave no finite numbers"
@@ -39,7 +40,8 @@ class EditStep:
     left_out: list[tuple[EditRequest, str]] = field(default_factory=list)
     """Requests of the batch that are not edited, each with the reason."""
     fulfilment: dict[int, Tensor] = field(default_factory=dict)
-    """By layer, the share of each edit that the solve would write if it were the only one, (requests,) float64."""
+    """By layer, the share of each edit that the solve would write if it were the only one, the mean over its units,
+    (requests,) float64."""
     scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """What the scorecard found just after the batch was written, by id and kind."""
     arrival: Arrival | None = None
@@ -48,6 +50,8 @@ class EditStep:
     """Why stage two took the whole batch back, if it did."""
     memory: dict[str, Tensor] = field(default_factory=dict)
     """What the parts of stage one remember of the batches up to this one, if it is kept."""
+    expansion: Expansion = field(default_factory=Whole)
+    """Which units each request has."""
 
     @classmethod
     def of(cls, batch: EditBatch, targets: Targets, contexts: Sequence[str]) -> EditStep:
@@ -70,7 +74,7 @@ class EditStep:
         lost = [*whole.left_out, *(reason for part in parts for reason in part.left_out), *left_out]
         written = [part.fulfilment for part in parts if part.requests]
         shares = {layer: torch.cat([part[layer] for part in written]) for layer in whole.fulfilment if written}
-        return cls(requests, targets, whole.contexts, lost, shares)
+        return cls(requests, targets, whole.contexts, lost, shares, expansion=whole.expansion)
 
     def __len__(self) -> int:
         """Count the requests that are edited."""

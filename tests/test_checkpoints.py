@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lke_lightning import checkpoints
+from lke_lightning.editor import check_same_method
 from lke_lightning.edits import EditError
 from tests import blank
 
@@ -74,3 +75,10 @@ def test_where_there_is_none(tmp_path):
         checkpoints.find(tmp_path)
     with pytest.raises(EditError, match="no checkpoint"):
         checkpoints.read(tmp_path / "nothing.ckpt")
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_counts_as_its_default():
+    saved = {"stage_one": {"lr": 0.5}, "stage_two": {"spread": "even"}}
+    check_same_method(saved, {**saved, "stage_two": {"spread": "even", "compensate": False, "readout": None}})
+    with pytest.raises(EditError, match=r"stage_two\.compensate: not set in the checkpoint, True now"):
+        check_same_method(saved, {**saved, "stage_two": {"spread": "even", "compensate": True}})

@@ -177,7 +177,7 @@ METHODS = sorted(path.stem for path in (configs() / "method").glob("*.yaml"))
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_are_configurations(name, world, tmp_path):
-    given = arguments(world, tmp_path, "--data.limit", "2", "--stage_one.max_steps", "3", "--model.layers", "[1]",
+    given = arguments(world, tmp_path, "--data.limit", "2", "--stage_one.max_steps", "12", "--model.layers", "[1]",
                       "--scorecard.text", "null")  # fmt: skip
     given[given.index("configs/method/encore.yaml")] = f"configs/method/{name}.yaml"
     del given[3:7]  # those strengths are ENCORE's

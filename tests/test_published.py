@@ -44,6 +44,8 @@ def test_some_numbers_as_the_papers_print_them():
     assert weights("alphaedit", "llama3-8b") == ({"NormPenalty": 10}, [], 0.1, 25, 0.75)
     assert weights("rome", "llama2-7b") == ({"NormPenalty": 1}, [], 0.5, 25, 4)
     assert weights("pmet", "gpt-j-6b") == ({"BaseStatistics": 6000}, [], 0.2, 30, 0.75)
+    nas, _ = compose(Published.compose("nas", "llama3-8b").config)
+    assert (nas.one.lr, nas.one.transform.sample, nas.one.transform.gate) == (0.1, 1000, 2.0)
     assert Published.compose("emmet", "gpt2-xl").config["model"]["layers"] == [17]
 
 

@@ -11,9 +11,10 @@ from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.evaluation.generated import answer, write_about
 from lke_lightning.evaluation.judge import Judge
+from lke_lightning.evaluation.long_answers import write_answers
 from lke_lightning.evaluation.perplexity import perplexity
 from lke_lightning.evaluation.teacher_forced import Scores, score
-from lke_lightning.metrics import TextSimilarity
+from lke_lightning.metrics import MeaningSimilarity, TextSimilarity
 
 
 class Measurement:
@@ -29,6 +30,8 @@ class Measurement:
         judge: judges the generated answers; `None`: no judge.
         one_in: score only the first of every so many edits of the stream.
         generated_one_in: generate answers only for the first of every so many of these.
+        long_answers: also let the model write long answers, and compare their words with the targets'.
+        embedding: an encoder that compares their meaning; `None`: no such comparison.
 
     Raises:
         EditError: a text file cannot be read, a number is too small, or options contradict each other.
@@ -45,6 +48,8 @@ class Measurement:
         judge: Judge | None,
         one_in: int,
         generated_one_in: int,
+        long_answers: bool,
+        embedding: str | None,
     ) -> None:
         check_number("scorecard.max_tokens", max_tokens, at_least=1)
         check_number("scorecard.generated_tokens", generated_tokens, at_least=1)
@@ -56,12 +61,16 @@ class Measurement:
             raise EditError("a judge judges generated answers: set scorecard.generated, or leave scorecard.judge out")
         if judge is not None:
             judge.check_settings()
+        if embedding is not None and not long_answers:
+            raise EditError("scorecard.embedding compares long answers: set scorecard.long_answers, or leave it out")
         self.max_tokens, self.text, self.text_tokens = max_tokens, text, text_tokens
         self.generated, self.generated_tokens, self.fluency, self.judge = generated, generated_tokens, fluency, judge
         self.one_in, self.generated_one_in = one_in, generated_one_in
         self._scored: set[str] = set()
         self._answered: set[str] = set()
         self._similarity: TextSimilarity | None = None
+        self.long_answers, self.embedding = long_answers, embedding
+        self._meaning: MeaningSimilarity | None = None
 
     def prepare(self, requests: Sequence[EditRequest]) -> None:
         """Check that everything can be measured, before any work; choose the edits that are scored; fit TF-IDF weights.
@@ -70,12 +79,15 @@ class Measurement:
             requests: all of the run, in order; words that are rare in their reference texts weigh most in consistency.
 
         Raises:
-            EditError: no record has a prompt for fluency, scikit-learn is missing, or the judge does not answer.
+            EditError: no record has a prompt for fluency, scikit-learn or the encoder is missing, or the judge does not
+                answer.
         """
         if self.judge is not None:
             self.judge.check()
         chosen = [request.id for request in requests[:: self.one_in]]
         self._scored, self._answered = set(chosen), set(chosen[:: self.generated_one_in])
+        if self.embedding is not None:
+            self._meaning = MeaningSimilarity(self.embedding)
         if self.fluency:
             if not any(request.generation for request in requests):
                 raise EditError("no record has prompts to continue (generation_prompts): leave scorecard.fluency out")
@@ -90,7 +102,7 @@ class Measurement:
         Args:
             editor: holds the model; the seconds are noted there.
             requests: edits of the run, already made or not.
-            with_texts: measure fluency and consistency, if they are switched on.
+            with_texts: measure fluency, consistency and long answers, if they are switched on.
 
         Returns:
             By id the scores, and, if answers are generated, the text generated after the edited prompt.
@@ -117,6 +129,11 @@ class Measurement:
             for request, answered in zip(asked, answers, strict=True):
                 found[request.id] |= answered.scores
                 outputs[request.id] = answered.text
+        if self.long_answers and with_texts:
+            with _reading(editor, "long answers"):
+                texts = write_answers(model, requests, self._meaning, self.max_tokens)
+            for request, scores in zip(requests, texts, strict=True):
+                found[request.id] |= scores
         if self.fluency and with_texts:
             with _reading(editor, "fluency"):
                 texts = write_about(model, requests, self._similarity, self.max_tokens)

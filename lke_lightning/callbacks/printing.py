@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lke_lightning.edits import KINDS
-from lke_lightning.evaluation.summary import FREE, TEACHER_FORCED, TEXTS
+from lke_lightning.evaluation.summary import FREE, LONG, TEACHER_FORCED, TEXTS
 from lke_lightning.evaluation.teacher_forced import ASKED
 
 MOMENTS = ("before", "just_after", "final")
@@ -26,7 +26,7 @@ def show(card: dict[str, Any], scorecard: str, checkpoint: str) -> None:
     """
     console = Console()
     console.print(_published(card))
-    for table in (_tokens(card), _generated(card)):
+    for table in (_tokens(card), _generated(card), _long_answers(card)):
         if table is not None:
             console.print(table)
     for line in _lines(card):
@@ -70,6 +70,13 @@ def _generated(card: dict[str, Any]) -> Table | None:
     caption = "generated; exact (prefix)" + (", judged" if judged else "") + ", fractions of 1"
     rows = [[_answered(part.get(kind, {}), judged) for kind in kinds] for part in parts]
     return _by_kind(caption, card, kinds, rows)
+
+
+def _long_answers(card: dict[str, Any]) -> Table | None:
+    parts = [part.get(LONG, {}) for part in _parts(card)]
+    kinds = [kind for kind in ASKED if any(kind in part for part in parts)]
+    rows = [[_pair(part.get(kind, {}), "bleu", "rouge_l") for kind in kinds] for part in parts]
+    return _by_kind("generated at length; BLEU (ROUGE-L), fractions of 1", card, kinds, rows) if kinds else None
 
 
 def _lines(card: dict[str, Any]) -> list[str]:

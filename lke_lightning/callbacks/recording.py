@@ -112,7 +112,7 @@ def _edit(step: EditStep, batch: int, i: int, register: Register, sharing: list[
         "stopped_by": targets.reasons[i],
         "first_loss": targets.first_losses[i],
         "loss": targets.losses[i],
-        "target_norm": targets.vectors[i].norm().item(),
+        "target_norm": targets.of_requests(targets.vectors)[i].norm().item(),
         "reached": targets.reached[i],
     }
     if step.arrival is not None:

@@ -58,9 +58,13 @@ class Scorecard(Callback):
         judge: also ask another model whether the generated answers are correct. `None`: no judge.
         one_in: score only the first of every so many edits of the stream, at every moment; the others have no scores.
         generated_one_in: let the model generate answers only for the first of every so many scored edits.
+        long_answers: also let the model write answers as long as the targets, before and at the end, and compare their
+            words: BLEU and ROUGE-L; see `evaluation.long_answers`.
+        embedding: a sentence-embedding model, a folder or a hub name, that compares their meaning too. `None`: none.
 
     Raises:
-        EditError: a text file cannot be read, a number is below 1, or there is a judge without `generated`.
+        EditError: a text file cannot be read, a number is below 1, there is a judge without `generated`, or an
+            `embedding` without `long_answers`.
     """
 
     def __init__(
@@ -76,11 +80,14 @@ class Scorecard(Callback):
         judge: Judge | None = None,
         one_in: int = 1,
         generated_one_in: int = 1,
+        long_answers: bool = False,
+        embedding: str | None = None,
     ) -> None:
         self.before, self.report = before, report
         self.measurement = Measurement(
-            max_tokens, text, text_tokens, generated, generated_tokens, fluency, judge, one_in, generated_one_in
-        )
+            max_tokens, text, text_tokens, generated, generated_tokens, fluency, judge, one_in, generated_one_in,
+            long_answers, embedding,
+        )  # fmt: skip
         self.unedited: dict[str, Scores] = {}
         self.just_after: dict[str, Scores] = {}
         self.final: dict[str, Scores] = {}

@@ -38,6 +38,7 @@ from lke_lightning.stage_two.solvers import EditSystem, Solver
 from lke_lightning.stage_two.solvers.growing import ROOM
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.stage_two.writing import Writing
 from lke_lightning.trainer import SETTINGS
 
 INVERTING = 6
@@ -160,7 +161,8 @@ def spaces(trainer: Trainer, editor: Editor, stream: EditStream) -> list[Space]:
     last = [solver_bytes(update.solver, *shape, edits) for shape in shapes]
     near, far, grown = sum(s[0] for s in first), sum(s[1] for s in first), sum(s[1] for s in last)
     at_once = max(s[0] for s in first) if update.keep_on_host and on_gpu else near
-    saved = wide * entries + sum(s[2] for s in last)
+    left = sum(transform_bytes(update.writing, *shape, wide) for shape in shapes)
+    saved = wide * entries + sum(s[2] for s in last) + left
     batches, every = math.ceil(edits / stream.batch_size), checkpoint.every_n_train_steps
     written = min(batches, 2 + (batches // every if every else 0))
     kept = written if checkpoint.keep < 0 else min(checkpoint.keep, written)
@@ -174,6 +176,8 @@ def spaces(trainer: Trainer, editor: Editor, stream: EditStream) -> list[Space]:
         Space("first inverse, at its peak", 4 * sum(squares) + 8 * INVERTING * max(squares)),
         Space(f"checkpoints: {kept}, and one being written", disk=saved * (kept + (kept > 0))),
     ]
+    if left:
+        found.append(Space("what the transform keeps", left))
     if isinstance(update.statistics, KeyStatistics):
         found.append(Space("key statistics, unless cached", disk=4 * sum(squares)))
     return found if on_gpu else [Space(s.what, 0, s.host + s.device, s.disk) for s in found]
@@ -228,6 +232,22 @@ def solver_bytes(solver: Solver, d_out: int, d_key: int, edits: int) -> tuple[in
 
     near = {name: part for name, part in memory.items() if name in solver.on_device}
     return scaled(near), scaled(memory) - scaled(near), scaled(solver.saved(memory))
+
+
+def transform_bytes(writing: Writing, d_out: int, d_key: int, wide: int) -> int:
+    """Return the bytes of what a transform keeps of one layer; it is started at a small size, as in `solver_bytes`."""
+    if writing.transform is None:
+        return 0
+    small_out, small_key = 10, 24
+    lengths = {small_out: d_out, small_key: d_key}
+    base = torch.randn(small_out, small_key, generator=torch.Generator().manual_seed(0))
+    logging.disable(logging.INFO)
+    try:
+        state = writing.transform.start(base)
+    finally:
+        logging.disable(logging.NOTSET)
+    shapes = [[lengths.get(length, min(d_out, d_key)) for length in part.shape] for part in state.values()]
+    return wide * (sum(map(math.prod, shapes)) + d_out * d_key * writing.compensate)
 
 
 def too_small(found: Plan, trainer: Trainer) -> str | None:
@@ -315,9 +335,11 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
         Duration("contexts, first inverse and the rest", once, 1),
     ]
     final, few = final_evaluations(trainer, edits, together), scorecard.before + 1
+    prepared = max(1, min(_part(trainer, StageOne).pilot, edits) / together)
     for name, spent in seconds.items():
         passes = (few + final) / (few + (final > 0)) if name in SCORING else 1
-        found.durations.append(Duration(name.replace("_", " "), spent, edits / together * passes))
+        times = prepared if name == "preparation" else edits / together * passes
+        found.durations.append(Duration(name.replace("_", " "), spent, times))
     found.peak = Space("measured peak of one batch, in total", _peak_of_device(short), _peak_of_host())
     steps = sum(scorecard.steps) / max(1, len(scorecard.steps))
     found.notes += [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from lke_lightning.data.fields import Fields
 from lke_lightning.data.records import RecordFile
 from lke_lightning.data.stream import EditStream
 from lke_lightning.demo.world import make_world
-from lke_lightning.edits import EditError, EditRequest, Probe
+from lke_lightning.edits import EditError, EditRequest, Probe, check_number
 
 
 class DemoWorld(EditStream):
@@ -38,11 +39,36 @@ class DemoWorld(EditStream):
 
 
 class CounterFact(RecordFile):
-    """`counterfact.json` or `multi_counterfact.json` as published with ROME and MEMIT."""
+    """`counterfact.json` or `multi_counterfact.json` as published with ROME and MEMIT.
+
+    Args:
+        path: the file, or the name of a hub dataset with the same fields.
+        batch_size: edits of one training step.
+        limit: edit only this many, from the start.
+        shuffle_seed: shuffle with this seed first.
+        hold_out: take so many of a record's neighborhood prompts, at most, that are in the words of its own prompt, out
+            of what is scored, and let the edit be made with them (`Neighbours`).
+    """
+
+    def __init__(
+        self,
+        path: str,
+        batch_size: int = 100,
+        limit: int | None = None,
+        shuffle_seed: int | None = None,
+        hold_out: int = 0,
+    ) -> None:
+        check_number("CounterFact.hold_out", hold_out, at_least=0)
+        super().__init__(path, batch_size, limit, shuffle_seed)
+        self.hold_out = hold_out
 
     def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Read a record in CounterFact's schema."""
-        yield counterfact_request(record)
+        request = counterfact_request(record)
+        alike = [probe for probe in request.neighborhood if request.upto_subject(probe.prompt) is not None]
+        held = alike[: self.hold_out]
+        scored = tuple(probe for probe in request.neighborhood if probe not in held)
+        yield replace(request, neighborhood=scored, neighbours=tuple(held)) if held else request
 
 
 class ZsRE(RecordFile):

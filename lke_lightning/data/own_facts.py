@@ -11,7 +11,7 @@ from lke_lightning.edits import SLOT, EditError, EditRequest, Probe, kind
 
 FIELDS = (
     "prompt", "target", "subject", "original", "paraphrases", "neighborhood", "id", "relation", "weight", "aliases",
-    "portability", "two_hop", "generation", "references",
+    "portability", "two_hop", "generation", "references", "neighbours",
 )  # fmt: skip
 
 
@@ -24,7 +24,8 @@ class JsonLines(RecordFile):
     whole number; the record's position if not given), `relation`, `weight` (how much the edit counts, 1 if not given),
     `aliases` (other wordings of the target), `portability` and `two_hop` (lists of {"prompt", "answer", "aliases"};
     questions that follow from the edit alone, or with other facts), `generation` (prompts to be continued freely)
-    and `references` (texts that continuations are compared with). Other fields are refused.
+    and `references` (texts that continuations are compared with), `neighbours` (as `neighborhood`; an edit may be made
+    with them, and they are not scored). Other fields are refused.
     """
 
     def edits(self, record: Fields) -> Iterator[EditRequest]:
@@ -70,6 +71,7 @@ def _request(record: Fields) -> EditRequest:
         two_hop=tuple(_probe(*entry) for entry in record.entries("two_hop")),
         generation=tuple(_spelled(text, "generation") for text in record.texts("generation")),
         references=record.texts("references"),
+        neighbours=tuple(_probe(*entry, original) for entry in record.entries("neighbours")),
     )
 
 

@@ -170,6 +170,9 @@ def _goes_on(stream: Iterator[EditRequest]) -> bool:
 
 def _digests(requests: Sequence[EditRequest]) -> Tensor:
     """Hash what an edit depends on, (requests,) int64."""
-    parts = ((request.id, request.prompt, request.subject, request.target, request.weight) for request in requests)
+    parts = (
+        (request.id, request.prompt, request.subject, request.target, request.weight, *request.neighbours)
+        for request in requests
+    )
     digests = [hashlib.blake2b(repr(part).encode(), digest_size=8).digest() for part in parts]
     return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=torch.int64)

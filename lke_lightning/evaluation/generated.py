@@ -133,8 +133,8 @@ def complete(model: LanguageModel, prompts: Sequence[str], new_tokens: int, max_
     def over(token: int) -> bool:
         return token in ends or lines(token)
 
-    found = decode(model, rows, [new_tokens] * len(rows), _first_choice, over, max_tokens)
-    return [text.split("\n")[0] for text in _texts(model, rows, found)]
+    found = decode(model, rows, [new_tokens] * len(rows), first_choice, over, max_tokens)
+    return [text.split("\n")[0] for text in texts_of(model, rows, found)]
 
 
 def continue_freely(
@@ -162,7 +162,7 @@ def continue_freely(
 
     written = model.text.encode([prompt.rstrip() for prompt in prompts])  # without the chat template
     limits = [max(0, total_tokens - len(ids)) for ids in written]
-    return _texts(model, rows, decode(model, rows, limits, choose, lambda token: False, max_tokens))
+    return texts_of(model, rows, decode(model, rows, limits, choose, lambda token: False, max_tokens))
 
 
 @torch.no_grad()
@@ -227,7 +227,8 @@ def _next(batch: Padded, chosen: Tensor, going: list[int]) -> Padded:
     return Padded(ids, torch.ones_like(ids), torch.zeros_like(rows), batch.positions[rows] + 1, past)
 
 
-def _first_choice(logits: Tensor, numbers: Tensor, step: int) -> Tensor:
+def first_choice(logits: Tensor, numbers: Tensor, step: int) -> Tensor:
+    """Choose the most probable token, for `decode`."""
     return logits.argmax(1)
 
 
@@ -259,7 +260,7 @@ class _LineBreaks:
         return self._known[token]
 
 
-def _texts(model: LanguageModel, rows: Sequence[Ids], found: Sequence[Sequence[int]]) -> list[str]:
+def texts_of(model: LanguageModel, rows: Sequence[Ids], found: Sequence[Sequence[int]]) -> list[str]:
     """Decode generated tokens as they read after their prompts: some tokenizers drop a leading space."""
     tokenizer = model.text.tokenizer
     read = partial(tokenizer.batch_decode, skip_special_tokens=True)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from lke_lightning.edits import KINDS
 from lke_lightning.evaluation.generated import GENERATED, SAID, TEXTS
+from lke_lightning.evaluation.long_answers import OVERLAP
 from lke_lightning.evaluation.teacher_forced import ASKED, SAYS, TOKENS, Scores
 from lke_lightning.metrics import (
     ANSWER_MEASURES,
     MEASURES,
+    OVERLAPS,
     TOKEN_MEASURES,
     agreement,
     distribution,
@@ -25,7 +27,7 @@ from lke_lightning.metrics import (
     token_accuracies,
 )
 
-TEACHER_FORCED, FREE = "teacher_forced", "generated"
+TEACHER_FORCED, FREE, LONG = "teacher_forced", "generated", "long_answers"
 """Names of the protocols in a section of the scorecard."""
 
 INTERVALS = "95 %, percentile bootstrap over edits, 1000 draws, seed 0"
@@ -58,9 +60,9 @@ def section(
         unedited: scores before the first edit, which locality compares with.
 
     Returns:
-        What `summarize` does; under `teacher_forced` and `generated` the figures of these protocols by kind; under
-        `texts` fluency and consistency; under `intervals` the interval of every figure, under the same keys, `None` for
-        fewer than two edits. Figures without data are left out. `None` if no edit has scores.
+        What `summarize` does; under `teacher_forced`, `generated` and `long_answers` the figures of these protocols by
+        kind; under `texts` fluency and consistency; under `intervals` the interval of every figure, under the same
+        keys, `None` for fewer than two edits. Figures without data are left out. `None` if no edit has scores.
     """
     known = [name for name in names if name in scores]
     found = [scores[name] for name in known]
@@ -75,6 +77,9 @@ def section(
         answers = _rows(found, kind + GENERATED)
         if answers is not None:
             values |= _named((FREE, kind), (*ANSWER_MEASURES, "judged"), *answers)
+        written = _rows(found, kind + OVERLAP)
+        if written is not None:
+            values |= _named((LONG, kind), (*OVERLAPS, "embedding"), *written)
     values |= _localities(found, [(unedited or {}).get(name, {}) for name in known])
     texts = _rows(found, TEXTS)
     if texts is not None:

@@ -6,6 +6,7 @@ processes measured is gathered record by record.
 
 from lke_lightning.metrics.answers import ANSWER_MEASURES, digest, match, normalize
 from lke_lightning.metrics.fluency import TextSimilarity, ngram_entropy
+from lke_lightning.metrics.overlap import OVERLAPS, MeaningSimilarity, overlap
 from lke_lightning.metrics.preference import MEASURES, preferences
 from lke_lightning.metrics.probability import distribution, histogram, probabilities
 from lke_lightning.metrics.records import harmonic_mean, interval, record_means, resampled_means
@@ -14,7 +15,9 @@ from lke_lightning.metrics.tokens import TOKEN_MEASURES, agreement, token_accura
 __all__ = [
     "ANSWER_MEASURES",
     "MEASURES",
+    "OVERLAPS",
     "TOKEN_MEASURES",
+    "MeaningSimilarity",
     "TextSimilarity",
     "agreement",
     "digest",
@@ -25,6 +28,7 @@ __all__ = [
     "match",
     "ngram_entropy",
     "normalize",
+    "overlap",
     "preferences",
     "probabilities",
     "record_means",

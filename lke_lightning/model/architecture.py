@@ -17,6 +17,12 @@ OUTPUT_MATRICES = (
 )  # fmt: skip
 """Names, inside a block, of the matrix that leads from the MLP's inner width back to the hidden size."""
 
+ATTENTION_MATRICES = (
+    "self_attn.o_proj", "self_attn.out_proj", "self_attn.dense", "attn.c_proj", "attn.out_proj",
+    "attn.attention.out_proj", "attention.dense", "self_attention.dense",
+)  # fmt: skip
+"""Names, inside a block, of the matrix that leads from the attention's heads back to the hidden size."""
+
 
 def is_transposed(matrix: nn.Module) -> bool:
     """Tell whether a matrix stores its weight as (d_key, d_out), as GPT-2's Conv1D does.
@@ -64,6 +70,21 @@ class Architecture:
     def matrix(self, layer: int) -> nn.Module:
         """Return the MLP output matrix of a layer."""
         return self.blocks[layer].get_submodule(self.matrix_name)
+
+    def attention_matrix(self, layer: int) -> nn.Module:
+        """Return the attention's output matrix of a layer.
+
+        Raises:
+            EditError: the block has none by a known name.
+        """
+        parts = dict(self.blocks[layer].named_modules())
+        known = [parts[name] for name in ATTENTION_MATRICES if name in parts]
+        if not known:
+            raise EditError(
+                f"layer {layer} has no attention output matrix by a known name ({', '.join(ATTENTION_MATRICES)}): "
+                "leave stage_one.beside out"
+            )
+        return known[0]
 
     def check_layers(self, layers: list[int]) -> None:
         """Raise `EditError` unless `layers` are distinct, ascending and exist."""

@@ -7,17 +7,24 @@ Tokens before a slot cannot see it, so nothing written at the slot changes them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lke_lightning.model.activations import change_output
 from lke_lightning.model.batching import by_length
 from lke_lightning.model.cache import Padded, PrefixCache, PrefixLayer
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.targets import Site
 
 Ids = tuple[int, ...]
+
+Held = tuple[tuple[int, Tensor], ...]
+"""Tokens of a text, by position and ascending, and the output (hidden size,) that each has at the target layer's site,
+whatever the weights make of it."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +38,33 @@ class Prefixes:
     """For each block keys and values, (sequences, heads, longest, head size); `None` while nothing is known."""
 
     @classmethod
-    def run(cls, model: LanguageModel, sequences: Sequence[Ids], max_tokens: int = 32768) -> Prefixes:
+    def run(
+        cls,
+        model: LanguageModel,
+        sequences: Sequence[Ids],
+        max_tokens: int = 32768,
+        held: Mapping[Ids, Held] | None = None,
+        site: Site = "block",
+    ) -> Prefixes:
         """Run sequences; beginnings shared by neighbors in sorted order run once.
 
         Args:
             model: the language model.
             sequences: token ids; repeated and empty ones are allowed.
             max_tokens: how many tokens run at once.
+            held: outputs that stand in some of them.
+            site: where.
         """
         distinct = sorted(set(sequences))
-        shared = shared_beginnings(distinct)
+        held = held or {}
+        shared = [  # what is held is no part of a shared beginning
+            stem[: held[ids][0][0]] if ids in held else stem
+            for ids, stem in zip(distinct, shared_beginnings(distinct), strict=True)
+        ]
         nothing = cls._unknown(model, [()])
         stems = nothing._extended(model, {ids: ((), ids) for ids in dict.fromkeys(shared)}, max_tokens)
         wholes = {ids: (stem, ids[len(stem) :]) for ids, stem in zip(distinct, shared, strict=True)}
-        return stems._extended(model, wholes, max_tokens)
+        return stems._extended(model, wholes, max_tokens, held, site)
 
     def followed_by(self, model: LanguageModel, prefixes: Sequence[Ids], continuations: Sequence[Ids]) -> Padded:
         """Make a batch of continuations, each after its prefix; the first token of each is its slot."""
@@ -67,15 +87,29 @@ class Prefixes:
         lengths = torch.tensor([len(ids) for ids in sequences], device=model.device)
         return cls({ids: i for i, ids in enumerate(sequences)}, lengths, [None] * len(model.architecture.blocks))
 
-    def _extended(self, model: LanguageModel, wholes: dict[Ids, tuple[Ids, Ids]], max_tokens: int) -> Prefixes:
+    def _extended(
+        self,
+        model: LanguageModel,
+        wholes: dict[Ids, tuple[Ids, Ids]],
+        max_tokens: int,
+        held: Mapping[Ids, Held] | None = None,
+        site: Site = "block",
+    ) -> Prefixes:
         """Continue these prefixes into whole sequences, each given as one of these and the rest."""
+        sequences = list(wholes)
         found = self._unknown(model, list(wholes))
         parts = list(wholes.values())
         no_reads = torch.zeros(0, dtype=torch.long, device=model.device)
         for members in by_length([len(rest) for _, rest in parts], max_tokens, model.device):
             batch = self.followed_by(model, [parts[i][0] for i in members], [parts[i][1] for i in members])
+            standing = [
+                (row, position - len(parts[i][0]), output)
+                for row, i in enumerate(members)
+                for position, output in (held or {}).get(sequences[i], ())
+            ]
             if batch.ids.shape[1]:
-                model.states(batch, no_reads, no_reads)
+                with _standing(model, site, standing, len(batch)):
+                    model.states(batch, no_reads, no_reads)
             found._take(torch.tensor(members, device=model.device), batch)
         return found
 
@@ -99,6 +133,23 @@ class Prefixes:
             for kept, states in zip(self.blocks[block], (layer.keys, layer.values), strict=True):
                 moved = states.gather(2, source.expand(-1, states.shape[1], -1, states.shape[3]))
                 kept[places] = moved.masked_fill(padding, 0)
+
+
+def _standing(
+    model: LanguageModel, site: Site, places: Sequence[tuple[int, int, Tensor]], rows: int
+) -> AbstractContextManager[None]:
+    """Put outputs in the place of those at (row, column) of the target layer's site."""
+    if not places:
+        return nullcontext()
+    target, architecture = model.target_layer, model.architecture
+    module = architecture.blocks[target] if site == "block" else architecture.matrix(target)
+
+    def put(hidden: Tensor) -> Tensor:
+        where, columns = torch.tensor([place[:2] for place in places], device=hidden.device).T
+        outputs = torch.stack([output for *_, output in places]).to(hidden)
+        return hidden.index_put((where, columns), outputs)
+
+    return change_output(module, put, rows)
 
 
 def shared_beginnings(distinct: Sequence[Ids]) -> list[Ids]:

@@ -6,19 +6,20 @@ slot to the end of each row, runs in groups of nearly equal length, with little 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lke_lightning.model.activations import change_output
 from lke_lightning.model.batching import by_length
 from lke_lightning.model.cache import Padded
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.model.prefix import Prefixes
+from lke_lightning.model.prefix import Held, Prefixes
 from lke_lightning.model.targets import Site
 from lke_lightning.model.tokens import Row
 
@@ -76,11 +77,22 @@ class Replay:
     order: Tensor
     """The position of each read in the concatenated results of the groups, (reads,) int64."""
     initial: Tensor
-    """The unchanged activation at each row's slot, (rows, hidden size), in the wide dtype."""
+    """The unchanged activation at each row's slot, (rows, width), in the wide dtype; beside the matrix's output, behind
+    it, that of the attention, where it is changed too."""
+    inside: tuple[nn.Module, ...] = ()
+    """The modules of the target block whose outputs are changed, each by a hidden size of the width; none where the
+    block's own output is."""
 
     @classmethod
     def record(
-        cls, model: LanguageModel, rows: Sequence[Row], reads: Sequence[Read], site: Site, max_tokens: int
+        cls,
+        model: LanguageModel,
+        rows: Sequence[Row],
+        reads: Sequence[Read],
+        site: Site,
+        max_tokens: int,
+        held: Mapping[int, Held] | None = None,
+        attention: bool = False,
     ) -> Replay:
         """Compute everything that does not change.
 
@@ -90,24 +102,36 @@ class Replay:
             reads: places whose predictions `logits` returns.
             site: where the change will be added, at the target layer.
             max_tokens: how many tokens run at once.
+            held: by row, the outputs that stand at the site at tokens before its slot; rows with one prefix have the
+                same.
+            attention: a second change will be added at the output of the attention's matrix, at the site `matrix` only.
+
+        Raises:
+            EditError: the attention's matrix is not known.
         """
         layer, device = model.target_layer, model.device
         start = layer + 1 if site == "block" else layer
-        prefixes = Prefixes.run(model, [row.ids[: row.slot] for row in rows], max_tokens)
-        block, matrix = model.architecture.blocks[layer], model.architecture.matrix(layer)
+        standing = {rows[i].ids[: rows[i].slot]: part for i, part in (held or {}).items() if part}
+        prefixes = Prefixes.run(model, [row.ids[: row.slot] for row in rows], max_tokens, standing, site)
+        block, inside = model.architecture.blocks[layer], ()
+        if site == "matrix":
+            beside = (model.architecture.attention_matrix(layer),) if attention else ()
+            inside = (model.architecture.matrix(layer), *beside)
         of_row: list[list[int]] = [[] for _ in rows]
         for number, read in enumerate(reads):
             of_row[read.row].append(number)
-        initial = torch.empty(len(rows), model.architecture.hidden_size, dtype=model.wide_dtype, device=device)
+        width = model.architecture.hidden_size * max(1, len(inside))
+        initial = torch.empty(len(rows), width, dtype=model.wide_dtype, device=device)
         groups = []
         for members in by_length([len(row.ids) - row.slot for row in rows], max_tokens, device):
             chosen = [rows[i] for i in members]
             batch = prefixes.followed_by(
                 model, [row.ids[: row.slot] for row in chosen], [row.ids[row.slot :] for row in chosen]
             )
-            (block_in, block_out), (_, matrix_out) = model.observe(batch, [block, matrix], stop=layer + 1)
+            (block_in, block_out), *seen = model.observe(batch, [block, *inside], stop=layer + 1)
             numbers = torch.tensor(members, device=device)
-            initial[numbers] = (block_out if site == "block" else matrix_out)[:, 0].to(initial.dtype)
+            changed = [output for _, output in seen] or [block_out]
+            initial[numbers] = torch.cat([output[:, 0] for output in changed], dim=1).to(initial.dtype)
             wanted = [(number, place) for place, i in enumerate(members) for number in of_row[i]]
             positions = [reads[number].position - chosen[place].slot for number, place in wanted]
             read_numbers, read_rows = torch.tensor(wanted, device=device).reshape(-1, 2).T
@@ -121,7 +145,7 @@ class Replay:
                     torch.tensor(positions, dtype=torch.long, device=device),
                 )
             )
-        return cls(model, site, start, groups, _order(groups), initial)
+        return cls(model, site, start, groups, _order(groups), initial, inside)
 
     def keep(self, rows: Tensor, reads: Tensor) -> Replay:
         """Keep the rows and reads marked in (rows,) and (reads,) bool, in their order."""
@@ -130,20 +154,22 @@ class Replay:
         return replace(self, groups=groups, order=_order(groups), initial=self.initial[rows])
 
     def logits(self, change: Tensor) -> Tensor:
-        """Compute logits (reads, vocabulary) with `change` (rows, hidden size) added at the slots; differentiable."""
+        """Compute logits (reads, vocabulary) with `change` (rows, width) added at the slots; differentiable."""
         with _attention(change.device):
             states = [self._states(group, change[group.rows]) for group in self.groups]
         return self.model.head(torch.cat(states)[self.order])
 
     def _states(self, group: _Group, change: Tensor) -> Tensor:
-        def add(hidden: Tensor) -> Tensor:
-            first = (hidden[:, 0] + change.to(hidden.dtype)).unsqueeze(1)
+        def add(part: Tensor, hidden: Tensor) -> Tensor:
+            first = (hidden[:, 0] + part.to(hidden.dtype)).unsqueeze(1)
             return torch.cat([first, hidden[:, 1:]], dim=1)
 
         reads = group.batch, group.read_rows, group.read_positions
-        if self.site == "block":
-            return self.model.states(*reads, self.start, add(group.hidden))
-        with change_output(self.model.architecture.matrix(self.model.target_layer), add, len(group.batch)):
+        if not self.inside:
+            return self.model.states(*reads, self.start, add(change, group.hidden))
+        with ExitStack() as stack:
+            for module, part in zip(self.inside, change.chunk(len(self.inside), dim=1), strict=True):
+                stack.enter_context(change_output(module, partial(add, part), len(group.batch)))
             return self.model.states(*reads, self.start, group.hidden)
 
 

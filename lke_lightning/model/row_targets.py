@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,10 +16,10 @@ from lke_lightning.model.weights import EditedWeight
 
 @dataclass(frozen=True)
 class RowTargets(Targets):
-    """Targets that ask each layer for themselves, in any number of rows per request, whatever is written before it.
+    """Targets that ask each layer for themselves, whatever is written before it.
 
-    `vectors` are the residuals of the last layer in each request's first row, (requests, d_out); distances are the
-    norms of all residuals of a request.
+    `vectors` are the residuals of the last layer, (units, d_out); distances are the norms of all residuals of a
+    request.
     """
 
     ADVICE: ClassVar[str] = "raise stage_one.relative_step (or step, where it is given)"
@@ -28,34 +27,34 @@ class RowTargets(Targets):
     rows: dict[int, Asked] = field(default_factory=dict)
     """By layer, what it is asked."""
     before: dict[int, Tensor] = field(default_factory=dict)
-    """By layer, what the live weight's change added to the outputs for the keys before the batch, (rows, d_out)."""
+    """By layer, what the live weight's change added to the outputs for the keys before the batch, (units, d_out)."""
 
     @classmethod
     def of_rows(
-        cls, rows: dict[int, Asked], before: dict[int, Tensor], losses: list[float], said: list[bool]
+        cls, rows: dict[int, Asked], before: dict[int, Tensor], units: list[int], losses: list[float], said: list[bool]
     ) -> RowTargets:
         """Make targets of rows that one forward and one backward pass gave.
 
         Args:
-            rows: see above; each request has the same rows in all layers, and requests are in order.
+            rows: see above.
             before: see above.
+            units: how many rows each request has, in every layer.
             losses: of the requests.
-            said: whether each target was the first choice.
+            said: whether each target was the first choice already.
         """
-        count, last = len(losses), rows[max(rows)]
         moved = torch.stack([asked.residuals.double().square().sum(1) for asked in rows.values()]).sum(0)
-        distances = moved.new_zeros(count).index_add(0, last.owners, moved).sqrt()
-        starts = torch.searchsorted(last.owners, torch.arange(count, device=last.owners.device))
+        count = len(units)
         return cls(
-            last.residuals[starts],
+            rows[max(rows)].residuals,
             steps=[1] * count,
             losses=losses,
             first_losses=losses,
             reasons=["OneStep"] * count,
             site="matrix",
             groups=list(range(count)),
-            distances=distances.tolist(),
+            distances=[own.sum().sqrt().item() for own in moved.split(units)],
             reached=said,
+            units=units,
             rows=rows,
             before=before,
         )
@@ -64,40 +63,33 @@ class RowTargets(Targets):
         """Return the layer's own rows."""
         return self.rows[layer]
 
-    def written(self, numbers: Sequence[int], outputs: Tensor, weights: Mapping[int, EditedWeight]) -> list[float]:
+    def written(
+        self, numbers: Sequence[int], outputs: Sequence[Tensor], weights: Mapping[int, EditedWeight]
+    ) -> list[float]:
         """Compare what the live weights add to the outputs for the keys with what they were asked to, over all rows."""
-        left = torch.zeros(len(self.steps), dtype=torch.float64, device=self.vectors.device)
+        left = torch.zeros(len(self.vectors), dtype=torch.float64, device=self.vectors.device)
         for layer, asked in self.rows.items():
             given = asked.keys @ weights[layer].held().T - self.before[layer]
-            left.index_add_(0, asked.owners, (asked.residuals - given).double().square().sum(1))
-        return [part_gone(math.sqrt(left[i]), self.distances[i]) for i in numbers]
+            left += (asked.residuals - given).double().square().sum(1)
+        missing = [own.sum().sqrt().item() for own in self.of_requests(left)]
+        return [part_gone(missing[i], self.distances[i]) for i in numbers]
 
     def are_finite(self) -> list[bool]:
-        """Return for each request whether its loss, its keys and its residuals are finite."""
+        """Return for each request whether its loss and all of its residuals are finite."""
         return [math.isfinite(loss + far) for loss, far in zip(self.losses, self.distances, strict=True)]
 
     def chosen(self, numbers: Sequence[int]) -> RowTargets:
         """Return the targets of some requests only."""
-        new = torch.full((len(self.steps),), -1, device=self.vectors.device)
-        new[list(numbers)] = torch.arange(len(numbers), device=new.device)
-        owners = new[self.rows[max(self.rows)].owners]
-        order = owners.argsort(stable=True)[(owners < 0).sum() :]
-        rows = {
-            layer: Asked(asked.keys[order], asked.anchors[order], asked.residuals[order], owners[order])
-            for layer, asked in self.rows.items()
-        }
-        before = {layer: values[order] for layer, values in self.before.items()}
+        places = self.places(numbers)
+        rows = {layer: Asked(*(part[places] for part in asked)) for layer, asked in self.rows.items()}
+        before = {layer: part[places] for layer, part in self.before.items()}
         return self._with(super().chosen(numbers), rows, before)
 
     @classmethod
     def joined(cls, parts: Sequence[RowTargets]) -> RowTargets:
         """Concatenate the targets of several lists of requests."""
-        starts = [0, *itertools.accumulate(len(part.steps) for part in parts)]
         rows = {
-            layer: Asked(
-                *(torch.cat([part.rows[layer][i] for part in parts]) for i in range(3)),
-                torch.cat([part.rows[layer].owners + start for part, start in zip(parts, starts, strict=False)]),
-            )
+            layer: Asked(*map(torch.cat, zip(*(part.rows[layer] for part in parts), strict=True)))
             for layer in parts[0].rows
         }
         before = {layer: torch.cat([part.before[layer] for part in parts]) for layer in rows}

@@ -6,7 +6,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -22,13 +22,11 @@ class Asked(NamedTuple):
     """What a batch asks of one edited matrix: to add residuals to its outputs for keys."""
 
     keys: Tensor
-    """(rows, d_key)."""
+    """(units, d_key)."""
     anchors: Tensor
-    """Keys at which an equality-constrained update holds exactly, (rows, d_key)."""
+    """Keys at which an equality-constrained update holds exactly, (units, d_key)."""
     residuals: Tensor
-    """(rows, d_out)."""
-    owners: Tensor
-    """Which request of the batch each row is of, (rows,) int64."""
+    """(units, d_out)."""
 
 
 class AtSlots(ABC):
@@ -36,7 +34,7 @@ class AtSlots(ABC):
 
     @abstractmethod
     def asked(self, layer: int, share: float, vectors: Tensor, site: Site) -> Asked:
-        """Ask a layer for a share of what the output at the site lacks of the vectors, one row per request."""
+        """Ask a layer for a share of what the output at the site lacks of the vectors (units, hidden size)."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +47,30 @@ class Targets:
     """What to do where targets do not make the model say what they should."""
 
     vectors: Tensor
-    """Target activations: initial + delta, (requests, hidden size)."""
+    """Target activations: initial + delta, (units, hidden size), those of a request one after the other."""
     steps: list[int]
-    """Forward passes until the stop."""
+    """Forward passes until the stop, of all units together."""
     losses: list[float]
-    """Total loss of the vector that is kept."""
+    """Total loss of the vector that is kept; of several units, the mean."""
     first_losses: list[float]
     """Total loss before the first step."""
     reasons: list[str]
-    """Name of the rule that stopped the request, or `"MaxSteps"`."""
+    """Name of the rule that stopped the request, its worst unit, or `"MaxSteps"`."""
     site: Site
     """Where the targets live."""
     groups: list[int]
     """Which change each request has; requests with one key share one."""
     distances: list[float]
-    """Norm of the change: how far the target is from what the output was."""
+    """Norm of the change, of all units together: how far the target is from what the output was."""
     reached: list[bool]
     """Whether the target tokens were the model's first choice at the stop, on the bare prompt."""
+    units: list[int] = field(default_factory=list)
+    """How many units, and so vectors, each request has; not given: one."""
+
+    def __post_init__(self) -> None:
+        """Fill in the number of units."""
+        if not self.units:
+            object.__setattr__(self, "units", [1] * len(self.steps))
 
     def asked(self, layer: int, share: float, slots: AtSlots) -> Asked:
         """Return what a layer is asked, once the layers before it are written.
@@ -77,27 +82,59 @@ class Targets:
         """
         return slots.asked(layer, share, self.vectors, self.site)
 
-    def written(self, numbers: Sequence[int], outputs: Tensor, weights: Mapping[int, EditedWeight]) -> list[float]:
+    def written(
+        self, numbers: Sequence[int], outputs: Sequence[Tensor], weights: Mapping[int, EditedWeight]
+    ) -> list[float]:
         """Return which part of what some requests ask is in the weights; 1: all.
 
         Args:
             numbers: their places in the batch.
-            outputs: the present outputs at their slots and the targets' site, (requests, hidden size).
+            outputs: of each, the present outputs at its slots and the targets' site, (units, hidden size).
             weights: the edited weights, by layer.
         """
-        left = (self.vectors[list(numbers)] - outputs).norm(dim=1).tolist()
+        vectors = self.of_requests(self.vectors)
+        left = [(vectors[i] - output).norm().item() for i, output in zip(numbers, outputs, strict=True)]
         return [part_gone(missing, self.distances[i]) for i, missing in zip(numbers, left, strict=True)]
 
     def are_finite(self) -> list[bool]:
         """Return for each request whether its optimization gave finite numbers."""
-        return (self.vectors.isfinite().all(1) & torch.tensor(self.losses).isfinite().to(self.vectors.device)).tolist()
+        finite = iter(self.vectors.isfinite().all(1).tolist())
+        wholes = [all([next(finite) for _ in range(count)]) for count in self.units]
+        return [whole and math.isfinite(loss) for whole, loss in zip(wholes, self.losses, strict=True)]
+
+    def of_requests(self, values: Tensor) -> list[Tensor]:
+        """Divide values (units, ...) into those of each request."""
+        return list(values.split(self.units))
+
+    def places(self, numbers: Sequence[int]) -> list[int]:
+        """Return which units those of some requests are."""
+        ends = [*itertools.accumulate(self.units)]
+        return [place for i in numbers for place in range(ends[i] - self.units[i], ends[i])]
 
     def chosen(self, numbers: Sequence[int]) -> Targets:
         """Return the targets of some requests only."""
+        vectors = self.vectors[self.places(numbers)]
         lists = (self.steps, self.losses, self.first_losses, self.reasons)
         kept = ([part[i] for i in numbers] for part in lists)
-        rest = ([part[i] for i in numbers] for part in (self.groups, self.distances, self.reached))
-        return Targets(self.vectors[list(numbers)], *kept, self.site, *rest)
+        rest = ([part[i] for i in numbers] for part in (self.groups, self.distances, self.reached, self.units))
+        return Targets(vectors, *kept, self.site, *rest)
+
+    @classmethod
+    def of_units(cls, found: Sequence[Sequence[Targets]]) -> Targets:
+        """Put the targets of each request's units, found as if they were requests, together."""
+        worst = [max(parts, key=lambda part: part.losses[0]) for parts in found]
+        return cls(
+            torch.cat([part.vectors for parts in found for part in parts]),
+            [sum(part.steps[0] for part in parts) for parts in found],
+            [sum(part.losses[0] for part in parts) / len(parts) for parts in found],
+            [sum(part.first_losses[0] for part in parts) / len(parts) for parts in found],
+            [part.reasons[0] for part in worst],
+            found[0][0].site,
+            [parts[0].groups[0] for parts in found],
+            [math.hypot(*(part.distances[0] for part in parts)) for parts in found],
+            [all(part.reached[0] for part in parts) for parts in found],
+            [len(parts) for parts in found],
+        )
 
     @classmethod
     def joined(cls, parts: Sequence[Targets]) -> Targets:
@@ -112,6 +149,7 @@ class Targets:
             [start + group for start, part in zip(_starts(parts), parts, strict=True) for group in part.groups],
             [distance for part in parts for distance in part.distances],
             [reached for part in parts for reached in part.reached],
+            [count for part in parts for count in part.units],
         )
 
 

@@ -69,19 +69,22 @@ class EditedWeight(nn.Module):
         parameter = self.matrix.weight
         parameter.copy_(as_stored(value.to(parameter.dtype), parameter))
 
+    def wide_base(self) -> Tensor:
+        """Return the unedited weight in the delta's dtype and shape, (d_out, d_key); it may be the base itself."""
+        base = self.base.T if is_transposed(self.matrix) else self.base
+        return base.to(self.delta.dtype)
+
     def live(self) -> Tensor:
         """Return base + delta before rounding to the model's dtype, (d_out, d_key)."""
-        base = self.base.T if is_transposed(self.matrix) else self.base
-        return base.to(self.delta.dtype) + self.delta
+        return self.wide_base() + self.delta
 
     @contextmanager
     @torch.no_grad()
     def read_as(self, transform: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
         """Let the network run with `transform(base, delta)` in place of the total change; the delta itself stays."""
         exact = self.delta
-        base = self.base.T if is_transposed(self.matrix) else self.base
         try:
-            self.delta = transform(base.to(exact.dtype), exact).to(exact)
+            self.delta = transform(self.wide_base(), exact).to(exact)
             self.refresh()
             yield
         finally:
@@ -111,7 +114,7 @@ class EditedWeight(nn.Module):
     @torch.no_grad()
     def held(self) -> Tensor:
         """Return what the live weight, in the model's dtype, holds of the change, (d_out, d_key)."""
-        base = (self.base.T if is_transposed(self.matrix) else self.base).to(self.delta.dtype)
+        base = self.wide_base()
         return (base + self.delta).to(self.base.dtype).to(base.dtype) - base
 
     def lost(self) -> float:

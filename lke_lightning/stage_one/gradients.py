@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,12 +19,21 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.row_targets import RowTargets
 from lke_lightning.model.targets import Asked
 from lke_lightning.model.tokens import Row
+from lke_lightning.model.units import Expansion, Text, Unit, texts
 from lke_lightning.stage_one.moments import Memory, RunningMoments
 from lke_lightning.stage_one.rows import check_requests
 from lke_lightning.stage_one.stage import StageOne, warn_of_left_out
 from lke_lightning.step import EditStep
 
-Ids = tuple[int, ...]
+
+class AnswerTokens(Expansion):
+    """A unit for each token of the answer, at the token before it, whose prediction it is."""
+
+    in_contexts: ClassVar[bool] = False
+
+    def units(self, prompt: Row, answer: int) -> list[Unit]:
+        """Begin at the prompt's last token."""
+        return [Unit(len(prompt.ids) - 1 + j, j, j + 1) for j in range(answer)]
 
 
 class OutputGradients(StageOne):
@@ -53,7 +63,8 @@ class OutputGradients(StageOne):
             depend on it.
     """
 
-    several_rows: ClassVar[bool] = True
+    expansion = AnswerTokens()
+    reads_texts = False
 
     def __init__(
         self,
@@ -71,6 +82,11 @@ class OutputGradients(StageOne):
         self.warm_up, self.max_tokens = warm_up, max_tokens
         self.contexts, self.memory = [], {}
 
+    @property
+    def pilot(self) -> int:
+        """How many pass through the statistics."""
+        return self.warm_up
+
     def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Check that every request can be encoded; let the first ones pass through the statistics."""
         check_requests(requests, [SLOT], model.text)
@@ -85,7 +101,7 @@ class OutputGradients(StageOne):
         found = self._passes(model, batch.requests)
         memory = self._remembered(model, found)
         step = EditStep.of(batch, self._targets(model, found, memory), self.contexts)
-        step.memory = memory
+        step.memory, step.expansion = memory, self.expansion
         return warn_of_left_out(step)
 
     def _targets(self, model: LanguageModel, found: _Passed, memory: dict[str, Tensor]) -> RowTargets:
@@ -95,21 +111,23 @@ class OutputGradients(StageOne):
             shape = model.weight(layer).delta.shape
             scaled = self._moments(shape).normalised(_of_shape(memory, shape), rows)
             lengths = scaled[:, : shape[1]].square().sum(1, keepdim=True)
-            rate = self.relative_step * memory[f"level.{layer}"] / shape[1] if self.step is None else self.step
+            level = memory.get(f"level.{layer}", math.nan)  # there is none while no request had finite numbers
+            rate = self.relative_step * level / shape[1] if self.step is None else self.step
             keys, residuals = rows[:, : shape[1]], -rate * lengths * scaled[:, shape[1] :]
-            asked[layer] = Asked(keys, keys, residuals.to(keys), found.owners)
+            asked[layer] = Asked(keys, keys, residuals.to(keys))
             before[layer] = keys @ model.weight(layer).held().T
-        return RowTargets.of_rows(asked, before, found.losses, found.said)
+        return RowTargets.of_rows(asked, before, found.units, found.losses, found.said)
 
     def _remembered(self, model: LanguageModel, found: _Passed) -> dict[str, Tensor]:
         """Return the memory with the rows of some requests, of all layers; not of requests with numbers not finite."""
         memory = dict(self.memory)
-        bad = torch.isin(found.owners, found.owners[~found.rows.isfinite().all(1)])
+        good = torch.cat([own.isfinite().all().expand(len(own)) for own in found.rows.split(found.units)])
         for layer, (rows, levels) in found.by_layer(model).items():
             shape = model.weight(layer).delta.shape
-            updated = self._moments(shape).update(_of_shape(memory, shape), rows[~bad])
+            updated = self._moments(shape).update(_of_shape(memory, shape), rows[good])
             memory |= {f"{_name(shape)}{part}": value for part, value in updated.items()}
-            memory.setdefault(f"level.{layer}", levels[~bad].double().nanmedian())
+            if good.any():
+                memory.setdefault(f"level.{layer}", levels[good].double().median())
         return memory
 
     def _moments(self, shape: torch.Size) -> RunningMoments:
@@ -118,26 +136,21 @@ class OutputGradients(StageOne):
     def _passes(self, model: LanguageModel, requests: Sequence[EditRequest]) -> _Passed:
         """Run requests forward and backward under the present weights; processes divide them."""
         team = Team.of(model.network)
-        pairs = model.text.continuations([(request.text, request.target) for request in requests])
-        mine = team.share(range(len(pairs)))
-        by_length = sorted(mine, key=lambda i: sum(map(len, pairs[i])))
+        mine = team.share(range(len(requests)))
+        asked = texts(model.text, [requests[i] for i in mine], [SLOT], self.expansion)
+        by_length = sorted(range(len(asked)), key=lambda place: len(asked[place].ids))
         parts, self.max_tokens = within_memory(
             lambda part: _run(model, part),
-            [pairs[i] for i in by_length],
-            lambda pair: sum(map(len, pair)),
+            [asked[place] for place in by_length],
+            lambda text: len(text.ids),
             self.max_tokens,
         )
         found = dict(zip(by_length, (one for part in parts for one in part), strict=True))
-        ordered = [found[i] for i in mine]
+        ordered = [found[place] for place in range(len(asked))]
         if team.size > 1:
             ordered = team.gather([(rows.cpu(), *rest) for rows, *rest in ordered])
-        owners = [i for i, (rows, *_) in enumerate(ordered) for _ in rows]
-        return _Passed(
-            torch.cat([rows for rows, *_ in ordered]).to(model.device),
-            torch.tensor(owners, device=model.device),
-            [loss for _, loss, _ in ordered],
-            [said for *_, said in ordered],
-        )
+        rows, losses, said = zip(*ordered, strict=True)
+        return _Passed(torch.cat(rows).to(model.device), [len(own) for own in rows], [*losses], [*said])
 
 
 @dataclass(frozen=True)
@@ -145,9 +158,9 @@ class _Passed:
     """What a forward and a backward pass found."""
 
     rows: Tensor
-    """Of all layers side by side keys, gradients and the root mean squares of their blocks' outputs, (rows, columns)."""
-    owners: Tensor
-    """Which request each row is of, (rows,)."""
+    """Keys, gradients and the root mean square of the block's output, of all layers side by side, (rows, columns)."""
+    units: list[int]
+    """How many rows each request has; requests are in order."""
     losses: list[float]
     """Mean negative log-likelihood of each request's target, per token."""
     said: list[bool]
@@ -161,16 +174,10 @@ class _Passed:
 
 
 @torch.enable_grad()
-def _run(
-    model: LanguageModel, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
-) -> list[tuple[Tensor, float, bool]]:
-    """Return, for each pair of a prompt's and its target's ids, its rows of `_Passed`, its loss and what was said."""
-    batch = model.text.pad([Row(prompt + target[:-1], len(prompt) - 1) for prompt, target in pairs], model.device)
-    reads = [
-        (place, len(prompt) - 1 + j, label)
-        for place, (prompt, target) in enumerate(pairs)
-        for j, label in enumerate(target)
-    ]
+def _run(model: LanguageModel, asked: Sequence[Text]) -> list[tuple[Tensor, float, bool]]:
+    """Return for each request its rows of `_Passed`, its loss and whether it was said."""
+    batch = model.text.pad([Row(text.ids[:-1], text.slots[0]) for text in asked], model.device)
+    reads = [(place, *read) for place, text in enumerate(asked) for read in zip(text.slots, text.answer, strict=True)]
     places, positions, labels = torch.tensor(reads, device=model.device).T
     matrices = [model.architecture.matrix(layer) for layer in model.layers]
     blocks = [model.architecture.blocks[layer] for layer in model.layers]
@@ -195,7 +202,7 @@ def _run(
         for tap, gradient, block in zip(taps, gradients, behind, strict=False)
         for side in (in_rows(tap.input, len(batch)), gradient, block.square().mean(2, keepdim=True).sqrt())
     ]
-    counts = [len(target) for _, target in pairs]
+    counts = [len(text.answer) for text in asked]
     first = (logits.argmax(1) == labels).split(counts)
     rows, losses = torch.cat(sides, 1).split(counts), nll.detach().split(counts)
     return [(of, loss.mean().item(), said.all().item()) for of, loss, said in zip(rows, losses, first, strict=True)]

@@ -7,8 +7,10 @@ batch does not matter, because Adam works element by element and losses are neve
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -21,14 +23,22 @@ from lke_lightning.edits import EditBatch, EditError, EditRequest, check_number
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Site, Targets
+from lke_lightning.model.units import Expansion, Whole
 from lke_lightning.stage_one.contexts import ContextTemplates
+from lke_lightning.stage_one.expansion import cut, in_turn
+from lke_lightning.stage_one.history import UpdateHistory
+from lke_lightning.stage_one.keys import bare_keys
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Objective, StepView, TargetNorm
 from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests, grouped
 from lke_lightning.stage_one.stage import StageOne, warn_of_left_out
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
-from lke_lightning.stage_one.target_space import NormBall, TargetSpace
+from lke_lightning.stage_one.target_space import Move, NormBall, State, TargetSpace
+from lke_lightning.stage_one.transforms import Found, TargetTransform
 from lke_lightning.step import EditStep
+
+PILOT = 50
+"""After so many targets found before the first batch, one line says how far it is."""
 
 
 class TargetOptimization(StageOne):
@@ -41,6 +51,7 @@ class TargetOptimization(StageOne):
         objectives: terms of the loss; their sum is minimised. Default: ENCORE's three.
         stopping: rules; the first that fires ends a request. Default: `MostProbable`, then `LossBelow`.
         space: what delta is projected onto after every step. Default: `NormBall(0.75)`.
+        transform: changes what was found before it is written, or drops edits (NAS). Default: none.
         contexts: texts in front of the prompt. Default: five sampled ones.
         relative_lr: learning rate of Adam as a share of the initial norm: a step in which every coordinate moves
             alike is this long. Higher reaches targets in fewer steps and overshoots more.
@@ -48,10 +59,14 @@ class TargetOptimization(StageOne):
         max_steps: forward passes at most, so one update fewer.
         site: `block`: the target is the target block's output (MEMIT family); `matrix`: its MLP matrix's (ROME).
             `None`: at the matrix where a norm stands behind it, as in Gemma 2 and 3 and OLMo 2, else at the block.
+        beside: `attention`: at the site `matrix`, find a second change, of the output of the target layer's attention,
+            in the same descent, with a penalty and a ball of its own, and drop it: only the target is written (PMET,
+            arXiv 2308.08742). `None`: there is none.
         max_tokens: how many tokens are run at once, at first; where memory runs out it is halved. Results do not
             depend on it.
         check_every: after how many steps finished requests are looked for and dropped. Results do not depend on it.
             `None`: every step on a CPU, every fourth on a GPU, which has to wait for the answer.
+        expansion: how a request becomes units, each with a change of its own. Default: `Whole`, one.
         share_targets: which requests of a batch share one change, found for the mean of their losses, that stops when
             all of them may. `key`: those alike up to the subject's end, which have one key and so can have but one
             value. `subject`: those of one subject (MEMIT-Merge, arXiv 2502.07322), whose keys are like each other
@@ -75,6 +90,9 @@ class TargetOptimization(StageOne):
         check_every: int | None = None,
         share_targets: Literal["key", "subject"] | None = "key",
         reference_quirks: bool = False,
+        expansion: Expansion | None = None,
+        transform: TargetTransform | None = None,
+        beside: Literal["attention"] | None = None,
     ) -> None:
         if objectives is not None and not objectives:
             raise EditError(
@@ -87,12 +105,28 @@ class TargetOptimization(StageOne):
         check_number("stage_one.check_every", 1 if check_every is None else check_every, at_least=1)
         if share_targets not in ("key", "subject", None):
             raise EditError(f"stage_one.share_targets is {share_targets!r}: choose key, subject or null")
+        if beside not in ("attention", None):
+            raise EditError(f"stage_one.beside is {beside!r}: choose attention or null")
+        if beside and site != "matrix":
+            raise EditError("stage_one.beside changes the attention beside the MLP: set stage_one.site to matrix")
+        if beside and not isinstance(space, NormBall | None):
+            raise EditError(
+                f"stage_one.beside needs the space NormBall for both of its changes, not {type(space).__name__}"
+            )
+        if (beside or transform) and expansion is not None and not expansion.in_contexts:
+            given = "beside" if beside else "transform"
+            raise EditError(
+                f"stage_one.{given} is for one change at the subject, and {type(expansion).__name__} finds several "
+                "along the answer: leave one of them out"
+            )
         self.objectives = objectives or [NegativeLogLikelihood(), EssenceKL(), TargetNorm()]
         self.stopping = [MostProbable(), LossBelow()] if stopping is None else stopping
-        self.space = space or NormBall()
+        self.space, self.transform = space or NormBall(), transform
+        _check_together(self.space, self.objectives, max_steps)
         self.context_templates = contexts or ContextTemplates()
         self.lr, self.relative_lr, self.max_steps, self.site = lr, relative_lr, max_steps, site
-        self.max_tokens, self.check_every = max_tokens, check_every
+        self.max_tokens, self.check_every, self.beside = max_tokens, check_every, beside
+        self.expansion = expansion or Whole()
         self.share_targets, self.reference_quirks = None if reference_quirks else share_targets, reference_quirks
         self.contexts, self.memory = [], {}
 
@@ -105,37 +139,83 @@ class TargetOptimization(StageOne):
             )
         super().on_fit_start(trainer, pl_module)
 
+    @property
+    def pilot(self) -> int:
+        """How many targets the transform wants to see."""
+        return 0 if self.transform is None else self.transform.sample
+
     def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Sample the contexts, unless they came from a checkpoint; check that every request can be encoded in them.
 
+        Then the transform learns what it has to know of the unedited model, unless a checkpoint knows it.
+
         Raises:
-            EditError: a request that cannot be, with its id; nothing has been optimised yet.
+            EditError: a request that cannot be, with its id, before anything is optimised; or the transform cannot be
+                used with this model.
         """
         if not self.contexts:
             self.contexts = Team.of(model.network).first(self.context_templates.sample(model))
+        self.expansion.check(requests, self.contexts)
         check_requests(requests, self.contexts, model.text)
+        if self.beside:
+            model.architecture.attention_matrix(model.target_layer)
+        if self.transform is not None:
+            pilot = partial(self._pilot, model, requests)
+            self.memory = self.transform.prepared(self.memory, model, self.site or model.site, pilot)
 
     def aim(self, model: LanguageModel, batch: EditBatch) -> EditStep:
-        """Find the targets of a batch in this run's contexts; a request without finite numbers is left out of it."""
-        step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts), self.contexts)
-        step.memory = self.memory
+        """Find the targets of a batch in this run's contexts.
+
+        A request without finite numbers is left out of it, and so is what the transform drops.
+        """
+        history = UpdateHistory(model.weight(model.target_layer).delta)
+        seen, memory = self.space.look(history, lambda: bare_keys(model, batch.requests), self.memory)
+        step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts, seen), self.contexts)
+        step.memory, step.expansion = memory, self.expansion
+        if self.transform is not None and step.requests:
+            found = Found.of(model, step.requests, step.targets)
+            change, dropped = self.transform(found, step.memory)
+            vectors, distances = found.initial + change, change.norm(dim=1).tolist()
+            step.targets = replace(step.targets, vectors=vectors, distances=distances)
+            for before, place in enumerate(sorted(dropped)):  # so many are left out already
+                step.leave_out([place - before], dropped[place])
         return warn_of_left_out(step)
 
-    def optimize(self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Targets:
+    def _pilot(self, model: LanguageModel, requests: Sequence[EditRequest], sample: int) -> Found:
+        """Find the targets of the first `sample` requests under the unedited weights."""
+        requests, start, parts = requests[:sample], time.perf_counter(), []
+        rank_zero_info(f"Before the first batch: the targets of {len(requests)} edits on the unedited model")
+        with model.unedited():
+            for first in range(0, len(requests), PILOT):
+                some = requests[first : first + PILOT]
+                parts.append(Found.of(model, some, self.optimize(model, some, self.contexts)))
+                rank_zero_info(f"  {first + len(some)} of {len(requests)} in {time.perf_counter() - start:.1f} s")
+        return Found.joined(parts)
+
+    def optimize(
+        self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], seen: State | None = None
+    ) -> Targets:
         """Find the targets of some requests under the model's present weights; processes divide them.
 
         Args:
             model: the language model, possibly edited before.
             requests: the edits.
             contexts: templates, `"{}"` first.
+            seen: what the target space has seen of the requests (`TargetSpace.look`).
         """
         built = build_rows(requests, contexts, model.text, self.reference_quirks)
-        groups = self._groups(requests, built)
+        for name, parts in (seen or {}).items():
+            built = [replace(rows, seen=rows.seen | {name: part}) for rows, part in zip(built, parts, strict=True)]
+        others = self.expansion.others(model, requests, contexts)
+        units = [cut(rows, self.expansion, about) for rows, about in zip(built, others, strict=True)]
+        return in_turn(units, lambda rows, places: self._find(model, [requests[i] for i in places], rows))
+
+    def _find(self, model: LanguageModel, requests: Sequence[EditRequest], built: Sequence[RequestRows]) -> Targets:
+        """Find the targets of one unit of each of some requests."""
+        groups = sorted(self._groups(requests, built), key=lambda group: (len(group), len(built[group[0]].others)))
         team = Team.of(model.network)
-        found = [
-            self.descend(model, [RequestRows.together([built[place] for place in group]) for group in groups_of_a_size])
-            for _, groups_of_a_size in itertools.groupby(team.share(groups), key=len)
-        ]
+        mine = [RequestRows.together([built[place] for place in group]) for group in team.share(groups)]
+        found = [self.descend(model, list(alike)) for _, alike in itertools.groupby(mine, key=RequestRows.shape)]
         if team.size > 1:
             found = team.gather([replace(part, vectors=part.vectors.cpu()) for part in found])
         targets = Targets.joined(found)
@@ -144,11 +224,11 @@ class TargetOptimization(StageOne):
         return replace(chosen, vectors=chosen.vectors.to(model.device))
 
     def _groups(self, requests: Sequence[EditRequest], built: Sequence[RequestRows]) -> list[list[int]]:
+        keys = [rows.key for rows in built]
+        if self.share_targets == "key" or not self.expansion.in_contexts:
+            return grouped(keys)
         if self.share_targets is None:
             return grouped(range(len(built)))
-        keys = [rows.key for rows in built]
-        if self.share_targets == "key":
-            return grouped(keys)
         return grouped([request.subject or key for request, key in zip(requests, keys, strict=True)])
 
     def descend(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
@@ -161,18 +241,18 @@ class TargetOptimization(StageOne):
     @torch.enable_grad()
     def _descend_together(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
         site = self.site or model.site
-        rows = PackedRows.build(model, built, site, self.max_tokens)
-        bare = rows.bare
+        rows = PackedRows.build(model, built, site, self.max_tokens, bool(self.beside))
+        bare, size = rows.bare, model.architecture.hidden_size
         starts = rows.initial
         initial = starts[:, 0]
-        initial_norm = initial.norm(dim=1)
+        norms = initial.unflatten(1, (-1, size)).norm(dim=2)  # of the target's site, and of the attention's output
         device = initial.device
-        unit = torch.ones_like(initial_norm) if self.lr is not None else initial_norm / initial.shape[1] ** 0.5
-        unit = unit.clamp_min(torch.finfo(unit.dtype).tiny).unsqueeze(1)  # Adam's steps are measured in it
+        unit = torch.ones_like(norms) if self.lr is not None else norms / size**0.5
+        unit = unit.clamp_min(torch.finfo(unit.dtype).tiny).repeat_interleave(size, dim=1)  # Adam's steps in it
         scaled = torch.zeros_like(initial, requires_grad=True)
         optimizer = torch.optim.Adam([scaled], lr=self.relative_lr if self.lr is None else self.lr)
         outcome = _Outcome(
-            torch.zeros_like(initial),
+            torch.zeros_like(initial[:, :size]),
             torch.zeros((len(built), len(bare)), dtype=torch.bool, device=device),
             *(torch.zeros(len(built), dtype=t, device=device) for t in _Outcome.DTYPES),
         )
@@ -182,20 +262,26 @@ class TargetOptimization(StageOne):
         essence_before: Tensor | None = None
         check_every = self.check_every or (1 if device.type == "cpu" else 4)
         team = Team.of(model.network)
+        updates = UpdateHistory(model.weight(model.target_layer).delta)
+        seen = {name: torch.stack([request.seen[name] for request in built]) for name in built[0].seen}
+        state = self.space.start(initial[:, :size], seen, updates)
 
         for step in range(1, self.max_steps + 1):
             change = scaled * unit
             nll, most_probable, essence = rows.predict(change[active])
             essence_before = essence.detach() if essence_before is None else essence_before
             history = torch.cat([history, most_probable.unsqueeze(0)])
+            aimed, *beside = change[active].split(size, dim=1)
+            norm, *beside_norm = norms[active].unbind(1)
             view = StepView(
-                nll, history, change[active], initial_norm[active], essence, essence_before, self.reference_quirks
-            )
+                nll, history, aimed, norm, essence, essence_before, self.reference_quirks, active, state, updates,
+                *beside, *beside_norm,
+            )  # fmt: skip
             loss = torch.stack([objective(view) for objective in self.objectives]).sum(0)
             # a request that stopped on one process only would leave the others waiting in a sharded network
             reason = team.alike(self._reasons(view, loss, is_last=step == self.max_steps))
-            stopped = going & (reason >= 0)
-            outcome.record(active, stopped, change[active], most_probable[:, bare], step, loss, reason)
+            stopped = going & (reason >= 0) & (step > self.space.first_pass or step == self.max_steps)
+            outcome.record(active, stopped, aimed, most_probable[:, bare], step, loss, reason)
             going = going & ~stopped
             if step == self.max_steps:
                 break
@@ -207,11 +293,20 @@ class TargetOptimization(StageOne):
             torch.where(going, loss, 0).sum().backward()
             optimizer.step()
             with torch.no_grad():
-                scaled.copy_(self.space.project(scaled * unit, initial_norm) / unit)
+                reached = torch.zeros(len(built), dtype=torch.bool, device=device).index_copy(0, active, reason >= 0)
+                aimed, *beside = (scaled * unit).split(size, dim=1)
+                norm, *beside_norm = norms.unbind(1)
+                move = Move(step, change.detach()[:, :size], aimed, (scaled.grad / unit)[:, :size], reached, norm)
+                aimed, state = self.space.step(state, move)
+                beside = [self.space.project(*part) for part in zip(beside, beside_norm, strict=True)]
+                scaled.copy_(torch.cat([aimed, *beside], dim=1) / unit)
+            if step == self.space.first_pass:
+                optimizer.state.clear()
+                history = history[:0]
             if left < len(active):  # finished requests cost nothing from here on
                 active, history, essence_before = active[going], history[:, going], essence_before[going]
                 rows, going = rows.keep(going), going[going]
-        return outcome.targets(starts, [type(rule).__name__ for rule in self.stopping] + ["MaxSteps"], site)
+        return outcome.targets(starts[..., :size], [type(rule).__name__ for rule in self.stopping] + ["MaxSteps"], site)
 
     def _reasons(self, view: StepView, loss: Tensor, is_last: bool) -> Tensor:
         """Return the index of the first rule that fires for each request, -1 for none."""
@@ -219,6 +314,22 @@ class TargetOptimization(StageOne):
         for i, rule in reversed(list(enumerate(self.stopping))):
             reason = torch.where(rule(view, loss), i, reason)
         return reason
+
+
+def _check_together(space: TargetSpace, objectives: Sequence[Objective], max_steps: int) -> None:
+    """Raise `EditError` unless the steps suffice for the space, and the space keeps what the objectives read."""
+    name = type(space).__name__
+    if space.first_pass and max_steps < space.first_pass + 2:
+        raise EditError(
+            f"stage_one.max_steps is {max_steps}: {name} begins anew after {space.first_pass} updates, so give it "
+            f"{space.first_pass + 2} or more"
+        )
+    for objective in objectives:
+        if not {*objective.reads} <= {*space.keeps}:
+            raise EditError(
+                f"{type(objective).__name__} reads what {name} does not keep ({', '.join(objective.reads)}): change "
+                "stage_one.space, or leave the term out"
+            )
 
 
 @dataclass

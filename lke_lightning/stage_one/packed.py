@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.prefix import Held
 from lke_lightning.model.replay import Read, Replay, renumber
 from lke_lightning.model.targets import Site
 from lke_lightning.stage_one.rows import RequestRows
@@ -22,6 +23,8 @@ class PackedRows:
     contexts: int
     members: int
     """How many requests share each change; it counts as one request in what follows."""
+    others: int
+    """How many of the contexts, the last ones, are about something else."""
     row_requests: Tensor
     """Which request each row belongs to, (rows,)."""
     labels: Tensor
@@ -32,12 +35,18 @@ class PackedRows:
     """Which request each essence read belongs to, (essence reads,)."""
 
     @classmethod
-    def build(cls, model: LanguageModel, built: Sequence[RequestRows], site: Site, max_tokens: int) -> PackedRows:
-        """Compute what is the same at every step."""
+    def build(
+        cls, model: LanguageModel, built: Sequence[RequestRows], site: Site, max_tokens: int, attention: bool = False
+    ) -> PackedRows:
+        """Compute what is the same at every step; arguments are those of `Replay.record`."""
         rows, row_requests, reads, labels, cells, essence_reads, essences = [], [], [], [], [], [], []
-        contexts = len(built[0].contexts)
+        held: dict[int, Held] = {}
+        others = len(built[0].others)
+        contexts = len(built[0].contexts) + others
         for i, request in enumerate(built):
-            for c, (row, target) in enumerate(zip(request.contexts, request.targets, strict=True)):
+            held |= {len(rows) + c: part for c, part in enumerate(request.held)}
+            asked = [*zip(request.contexts, request.targets, strict=True), *request.others]
+            for c, (row, target) in enumerate(asked):
                 first = len(row.ids) - len(target)
                 reads += [Read(len(rows), first + j) for j in range(len(target))]
                 labels += target
@@ -48,13 +57,13 @@ class PackedRows:
                 essences.append(i)
                 rows.append(request.essence)
             row_requests += [i] * (len(rows) - len(row_requests))
-        replay = Replay.record(model, rows, reads + essence_reads, site, max_tokens)
+        replay = Replay.record(model, rows, reads + essence_reads, site, max_tokens, held, attention)
         numbers = (torch.tensor(part, dtype=torch.long) for part in (row_requests, labels, cells, essences))
-        return cls(replay, contexts, built[0].members, *(part.to(model.device) for part in numbers))
+        return cls(replay, contexts, built[0].members, others, *(part.to(model.device) for part in numbers))
 
     @property
     def initial(self) -> Tensor:
-        """The unchanged activations on the bare prompts, (requests, members, hidden size)."""
+        """The unchanged activations on the bare prompts, (requests, members, width of a change)."""
         is_first = torch.ones_like(self.row_requests, dtype=torch.bool)
         is_first[1:] = self.row_requests[1:] != self.row_requests[:-1]
         return self.replay.initial[is_first.nonzero() + self.bare]
@@ -62,10 +71,11 @@ class PackedRows:
     @property
     def bare(self) -> Tensor:
         """Which contexts of a request are its members' bare prompts, (members,)."""
-        return torch.arange(0, self.contexts, self.contexts // self.members, device=self.row_requests.device)
+        own = self.contexts - self.others
+        return torch.arange(0, own, own // self.members, device=self.row_requests.device)
 
     def predict(self, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Run all rows with delta (requests, hidden size) at their slots.
+        """Run all rows with delta (requests, width of a change) at their slots.
 
         Returns:
             Mean negative log-likelihood of the target's tokens, (requests, contexts); whether all of them are the
@@ -93,6 +103,7 @@ class PackedRows:
             self.replay.keep(rows_kept, torch.cat([targets_kept, essences_kept])),
             self.contexts,
             self.members,
+            self.others,
             requests[self.row_requests[rows_kept]],
             self.labels[targets_kept],
             cells[self.cells[targets_kept]],

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from lke_lightning.edits import SLOT, EditError, EditRequest
+from lke_lightning.model.prefix import Held
 from lke_lightning.model.tokens import Row, TextEncoder
+from lke_lightning.model.units import Other
 
 ESSENCE = "{} is a"
 """What the model says after this about the subject shall not change."""
@@ -26,22 +31,35 @@ class RequestRows:
     """Position in the essence row whose prediction is preserved."""
     members: int = 1
     """How many requests share the change; each has as many of `contexts`."""
+    others: tuple[Other, ...] = ()
+    """Rows about something else that the change is added to as well; they count as further contexts."""
+    held: tuple[Held, ...] = ()
+    """For each of `contexts`, targets of earlier units that stand before its slot; empty: none."""
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the target space has seen of the request, or of the first of them, before the descent."""
 
     @classmethod
     def together(cls, members: Sequence[RequestRows]) -> RequestRows:
         """Put the rows of requests together whose activations one change shall serve."""
         contexts = tuple(row for member in members for row in member.contexts)
         targets = tuple(target for member in members for target in member.targets)
-        return cls(contexts, targets, members[0].essence, members[0].essence_read, len(members))
+        others, held = (tuple(itertools.chain(*(getattr(m, name) for m in members))) for name in ("others", "held"))
+        first = members[0]
+        return cls(contexts, targets, first.essence, first.essence_read, len(members), others, held, first.seen)
 
     @property
     def key(self) -> tuple[tuple[int, ...], ...]:
         """What the keys of a request follow from: the tokens up to the slot, in every context."""
         return tuple(row.ids[: row.slot + 1] for row in self.contexts)
 
+    def shape(self) -> tuple[int, int]:
+        """Return how many rows there are of either kind; those of one shape are found together."""
+        return len(self.contexts), len(self.others)
+
     def count_tokens(self) -> int:
         """Count the tokens of all rows."""
-        return sum(len(row.ids) for row in self.contexts) + (len(self.essence.ids) if self.essence else 0)
+        rows = (*self.contexts, *(row for row, _ in self.others), *([self.essence] if self.essence else []))
+        return sum(len(row.ids) for row in rows)
 
 
 def build_rows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lke_lightning.edits import EditBatch, EditRequest
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.units import Expansion
 from lke_lightning.step import EditStep
 
 
@@ -26,8 +28,15 @@ class StageOne(Callback, ABC):
     """Contexts of this run, `"{}"` first; none before `prepare`."""
     memory: dict[str, Tensor]
     """What parts remember of the batches that were kept; never changed in place."""
-    several_rows: ClassVar[bool] = False
-    """Whether an edit may have several rows in a solve."""
+    expansion: Expansion
+    """Which units each request has."""
+    reads_texts: ClassVar[bool] = True
+    """Whether stage two reads the requests' texts anew, layer by layer, as they are written."""
+
+    @property
+    def pilot(self) -> int:
+        """How many of the run's first requests it looks at before the first batch, at the cost of editing them."""
+        return 0
 
     @property
     def state_key(self) -> str:
@@ -44,7 +53,8 @@ class StageOne(Callback, ABC):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the requests of the run."""
-        self.prepare(pl_module.language_model, trainer.datamodule.requests)
+        with pl_module.working("preparation") if self.pilot else nullcontext():
+            self.prepare(pl_module.language_model, trainer.datamodule.requests)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
         """Begin the step: find what the batch asks."""

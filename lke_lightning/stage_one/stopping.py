@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from lke_lightning.edits import check_number
-from lke_lightning.stage_one.objectives import StepView
+from lke_lightning.stage_one.objectives import EssenceKL, StepView
 
 
 class StopRule(ABC):
@@ -56,6 +56,23 @@ class LossBelow(StopRule):
     def __call__(self, step: StepView, loss: Tensor) -> Tensor:
         """Compare the loss."""
         return loss < self.threshold
+
+
+class EssenceKept(StopRule):
+    """Stop once the target is the top prediction in every context and the essence prompt's prediction is kept (PMET).
+
+    Args:
+        divergence: KL(now || before) after "{subject} is a" at most, in nats, before any weight; lower runs longer.
+            Published: 0.01 / the weight of `EssenceKL`, which is 0.16 at 0.0625.
+    """
+
+    def __init__(self, divergence: float = 0.16) -> None:
+        check_number("EssenceKept.divergence", divergence, at_least=0)
+        self.divergence = divergence
+
+    def __call__(self, step: StepView, loss: Tensor) -> Tensor:
+        """Look at the present step alone."""
+        return step.most_probable[-1].all(1) & (EssenceKL(1.0)(step) <= self.divergence)
 
 
 class ProbabilityAbove(StopRule):

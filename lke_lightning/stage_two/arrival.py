@@ -15,6 +15,7 @@ from lke_lightning.model.activations import capture, in_rows
 from lke_lightning.model.batching import by_length, within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row
+from lke_lightning.model.units import Text, texts
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.solvers import EditSystem
 from lke_lightning.step import Arrival, EditStep
@@ -70,12 +71,10 @@ def arrival(model: LanguageModel, step: EditStep) -> Arrival:
     team = Team.of(model.network)
     mine = team.share(range(len(step)))
     requests = [step.requests[i] for i in mine]
-    targets = [ids for _, ids in model.text.continuations([(request.text, request.target) for request in requests])]
-    placed = model.text.rows([request.in_context(SLOT) for request in requests])
-    rows = [Row(row.ids + ids[:-1], row.slot) for row, ids in zip(placed, targets, strict=True)]
+    found = texts(model.text, requests, [SLOT], step.expansion)
     parts, _ = within_memory(
         lambda part: _outcomes(model, step, part),
-        list(zip(mine, rows, targets, strict=True)),
+        list(zip(mine, found, strict=True)),
         lambda item: len(item[1].ids),
         MAX_TOKENS,
     )
@@ -83,34 +82,32 @@ def arrival(model: LanguageModel, step: EditStep) -> Arrival:
     return Arrival([written for written, _ in found], [is_first for _, is_first in found])
 
 
-def _outcomes(
-    model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Row, Sequence[int]]]
-) -> list[tuple[float, bool]]:
+def _outcomes(model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Text]]) -> list[tuple[float, bool]]:
     """Return for each request, by its place in the batch, which part of the way was gone and whether it is said."""
     target = model.target_layer
     architecture = model.architecture
     module = architecture.blocks[target] if step.targets.site == "block" else architecture.matrix(target)
     weights = {layer: model.weight(layer) for layer in model.layers}
     found: dict[int, tuple[float, bool]] = {}
-    for members in by_length([len(row.ids) for _, row, _ in part], MAX_TOKENS, model.device):
+    for members in by_length([len(text.ids) for _, text in part], MAX_TOKENS, model.device):
         chosen = [part[i] for i in members]
-        batch = model.text.pad([row for _, row, _ in chosen], model.device)
+        batch = model.text.pad([Row(text.ids[:-1], text.slots[0]) for _, text in chosen], model.device)
         reads = [
-            (place, len(row.ids) - len(ids) + j, label)
-            for place, (_, row, ids) in enumerate(chosen)
-            for j, label in enumerate(ids)
+            (place, len(text.ids) - len(text.answer) + j - 1, label)
+            for place, (_, text) in enumerate(chosen)
+            for j, label in enumerate(text.answer)
         ]
         places, positions, labels = torch.tensor(reads, device=model.device).T
         with capture(module) as seen:
             states = model.states(batch, places, positions)
-        outputs = in_rows(seen.output, len(batch))[torch.arange(len(batch), device=model.device), batch.slots]
+        outputs = in_rows(seen.output, len(batch))
         wrong = torch.zeros(len(batch), dtype=torch.long, device=model.device)
         wrong.index_add_(0, places, (model.head(states).argmax(1) != labels).long())
-        numbers = [number for number, _, _ in chosen]
-        written = step.targets.written(numbers, outputs, weights)
-        for number, gone, mistakes in zip(numbers, written, wrong.tolist(), strict=True):
+        outputs_at = [outputs[i, list(text.slots)] for i, (_, text) in enumerate(chosen)]
+        written = step.targets.written([number for number, _ in chosen], outputs_at, weights)
+        for (number, _), gone, mistakes in zip(chosen, written, wrong.tolist(), strict=True):
             found[number] = gone, mistakes == 0
-    return [found[number] for number, _, _ in part]
+    return [found[number] for number, _ in part]
 
 
 def _diagnosis(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ HOLDS, REPLACED, UNDONE = "in the weights", "replaced", "undone"
 
 
 class Register:
-    """All edits of a run; an edit's number is its place in that order, and its row in a solver's memory.
+    """All edits of a run; an edit's number is its place in that order. Its rows in a solver's memory are its units.
 
     An edit is active (in the weights), replaced by a later edit of the same fact, or undone. At most one edit of a fact
     is active.
@@ -27,6 +28,8 @@ class Register:
         """For each edit, the number of the one that it replaced."""
         self.groups: list[int] = []
         """For each edit, the number of the first one that it shares its target with; its own where it shares none."""
+        self.units: list[int] = []
+        """For each edit, how many rows it has; those of an edit come after those of the edits before it."""
         self.states: list[State] = []
         self._holding: dict[Fact, int] = {}
 
@@ -44,6 +47,7 @@ class Register:
         facts = [list(fact) for fact in self.facts]
         return {
             "ids": self.ids, "facts": facts, "replaces": self.replaces, "groups": self.groups, "states": self.states,
+            "units": self.units,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -53,19 +57,21 @@ class Register:
             EditError: its lists do not belong together.
         """
         count = len(state["ids"])
+        state = {"units": [1] * count, **state}  # not in checkpoints of earlier versions
         numbers = [number for part in ("replaces", "groups") for number in state[part] if number is not None]
         if (
             any(len(part) != count for part in state.values())
             or any(len(fact) != 2 for fact in state["facts"])
             or not {*state["states"]} <= {HOLDS, REPLACED, UNDONE}
             or not all(0 <= number < count for number in numbers)
+            or not all(units > 0 for units in state["units"])
         ):
             raise EditError(
                 "the register of edits in the checkpoint contradicts itself: it was changed by another program; use "
                 "another one"
             )
         self.ids, self.replaces, self.states = list(state["ids"]), list(state["replaces"]), list(state["states"])
-        self.groups = list(state["groups"])
+        self.groups, self.units = list(state["groups"]), list(state["units"])
         self.facts = [(subject, relation) for subject, relation in state["facts"]]
         self._holding = {fact: i for i, fact in enumerate(self.facts) if self.states[i] == HOLDS}
 
@@ -78,14 +84,21 @@ class Register:
         older = self.replaces[number]
         return older if older is not None and self.states[older] == REPLACED else None
 
-    def enter(self, requests: Sequence[EditRequest], groups: Sequence[int]) -> None:
+    def rows(self, numbers: Sequence[int]) -> list[int]:
+        """Return the rows of some edits in a solver's memory."""
+        ends = list(itertools.accumulate(self.units))
+        return [row for number in numbers for row in range(ends[number] - self.units[number], ends[number])]
+
+    def enter(self, requests: Sequence[EditRequest], groups: Sequence[int], units: Sequence[int] | None = None) -> None:
         """Append edits; each replaces the active one of its fact.
 
         Args:
             requests: the edits.
             groups: which target each of them has.
+            units: how many rows; `None`: one.
         """
         first: dict[int, int] = {}
+        self.units += [1] * len(requests) if units is None else units
         for request, group in zip(requests, groups, strict=True):
             self.groups.append(first.setdefault(group, len(self.ids)))
             older = self._holding.get(request.fact)
@@ -104,7 +117,7 @@ class Register:
                 self.deactivate([number], UNDONE)
                 if self.replaces[number] is not None:
                     self.activate([self.replaces[number]])
-        for part in (self.ids, self.facts, self.replaces, self.groups, self.states):
+        for part in (self.ids, self.facts, self.replaces, self.groups, self.units, self.states):
             del part[count:]
 
     def deactivate(self, numbers: Sequence[int], state: State) -> None:

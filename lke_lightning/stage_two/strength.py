@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lke_lightning.edits import EditRequest
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.units import Expansion
 from lke_lightning.stage_two.reading import SlotReader
 
 FIRST = 100
@@ -22,7 +23,11 @@ WEAK, STRONG, USUAL = 0.3, 0.99, 0.75
 
 @torch.no_grad()
 def first_keys(
-    model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], weights: Tensor
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    weights: Tensor,
+    expansion: Expansion | None = None,
 ) -> dict[int, Tensor]:
     """Read the keys of the first edits in the unedited model.
 
@@ -31,14 +36,15 @@ def first_keys(
         requests: the edits to come.
         contexts: templates, `"{}"` first.
         weights: of the contexts in a key, (contexts,).
+        expansion: which units each request has.
 
     Returns:
-        By layer (edits, d_key); of no layer where there are no edits.
+        By layer (units, d_key); of no layer where there are no edits.
     """
     if not requests:
         return {}
     with model.unedited():
-        reader = SlotReader(model, requests[:FIRST], contexts)
+        reader = SlotReader(model, requests[:FIRST], contexts, expansion)
         return {layer: reader.keys(layer, [weights])[0] for layer in model.layers}
 
 

@@ -16,15 +16,18 @@ from lke_lightning.checkpoints import understood
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.units import Expansion
 from lke_lightning.stage_two.arrival import Watch
+from lke_lightning.stage_two.key_filter import SharedDirections, own_part
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
-from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
+from lke_lightning.stage_two.preservation import MOST, BaseStatistics, NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader, Spread
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
-from lke_lightning.stage_two.solvers import EditSystem, LeastSquares, Memory, Solver
+from lke_lightning.stage_two.solvers import Downdatable, EditSystem, LeastSquares, Memory, Solver
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.strength import first_keys, tell, warn_of_weights
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
+from lke_lightning.stage_two.writing import Writing
 from lke_lightning.step import EditStep
 
 SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left)}
@@ -41,6 +44,8 @@ class Mark:
     """By layer, the solver's mark of its memory."""
     edits: int
     """How many edits had been made."""
+    writing: Any
+    """What transforms had kept, of all layers."""
 
 
 class WeightUpdate(Callback):
@@ -59,12 +64,16 @@ class WeightUpdate(Callback):
         statistics: second moments of keys on ordinary text. Default: `KeyStatistics`.
         spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which puts more on early layers.
         transform: applied to each update before it is written (RECT).
+        compensate: make up, in later updates, for what the transform leaves out (OTE-SE, `Writing`).
         readout: applied to the total change when the model is scored or exported; editing never sees it (PRUNE).
         norm_limit: how many times larger a batch may make the Frobenius norm of an edited matrix. One that would make
             it larger is taken back and left out; a run whose first batch is, or several in a row, stops. `None`: no
             limit, as in the published codes.
         keep_on_host: keep the solver's memory in host memory and move one layer at a time to the device.
         reference_quirks: follow the published code where it differs from the paper (`ContextMean`).
+        key_filter: what is taken out of keys before anything is solved for them (SUIT).
+        rest_weight: how much the outputs at all other tokens of a batch's own prompts and answers count while it is
+            solved, beside ordinary text (AnyEdit: 1). `None`: they count as ordinary text only.
     """
 
     def __init__(
@@ -74,35 +83,66 @@ class WeightUpdate(Callback):
         statistics: Statistics | None = None,
         spread: Literal["even", "root"] = "even",
         transform: UpdateTransform | None = None,
+        compensate: bool = False,
         readout: ReadoutTransform | None = None,
         norm_limit: float | None = 30.0,
         keep_on_host: bool = False,
         reference_quirks: bool = False,
+        key_filter: SharedDirections | None = None,
+        rest_weight: float | None = None,
     ) -> None:
         if norm_limit is not None:
             check_number("stage_two.norm_limit", norm_limit, above=1)
+        check_number("stage_two.rest_weight", 1 if rest_weight is None else rest_weight, above=0, at_most=MOST)
         self.solver = solver or LeastSquares(
             [BaseStatistics(fulfilment=0.85), NormPenalty(proportion=0.05)], PastEdits()
         )
+        if rest_weight is not None and not self.solver.keeps_rest:
+            raise EditError(
+                f"{type(self.solver).__name__} does not solve beside the rest of a batch's texts: leave "
+                "stage_two.rest_weight out, or take LeastSquares"
+            )
         self.keys = keys or ContextMean()
         self.statistics = statistics or KeyStatistics()
-        self.spread, self.transform, self.readout = spread, transform, readout
+        if compensate and transform is None:
+            raise EditError(
+                "stage_two.compensate makes up for what a transform leaves out, and there is none: give "
+                "stage_two.transform one, or leave compensate out"
+            )
+        self.spread, self.readout = spread, readout
+        self.writing = Writing(transform, compensate)
+        """What is written of the solver's updates."""
         self.norm_limit, self.keep_on_host, self.reference_quirks = norm_limit, keep_on_host, reference_quirks
+        self.rest_weight = rest_weight
         self.memory: dict[int, Memory] = {}
         """The solver's memory of earlier batches, by layer; rows are the numbers of the run's register."""
+        self.key_filter = key_filter
+        self.shared: dict[int, Tensor] = {}
+        """By layer, the directions that the filter takes out of keys, (d_key, directions); of this run."""
         self._fingerprints: dict[str, str] = {}
         self._is_ready = False
         self._watch = Watch()
+        reason = self.why_not_exact()
+        if compensate and reason:
+            raise EditError(
+                f"stage_two.compensate holds the weights against one solve over all edits, and there is none here: "
+                f"{reason}; change that, or leave compensate out"
+            )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the solver's memory, and the fingerprints of the statistics it started from."""
+        """Return what solver, transform and key filter keep, and the fingerprints of the statistics."""
         memory = {str(layer): self.solver.saved(memory) for layer, memory in self.memory.items()}
-        return {"memory": memory, "statistics": self._fingerprints}
+        shared = {"shared": {str(layer): basis for layer, basis in self.shared.items()}} if self.shared else {}
+        return {"memory": memory, "statistics": self._fingerprints, **self.writing.saved(), **shared}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the memory of the interrupted run."""
         self.memory = {int(layer): dict(memory) for layer, memory in state_dict["memory"].items()}
+        with understood("the directions of the key filter"):
+            self.shared = {int(layer): basis for layer, basis in state_dict.get("shared", {}).items()}
         self._fingerprints, self._is_ready = dict(state_dict["statistics"]), False
+        with understood("what transforms had kept"):
+            self.writing.restore(state_dict)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set the editor's readout."""
@@ -110,7 +150,8 @@ class WeightUpdate(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare each layer's solve, or complete the memory of a checkpoint; say to which share edits are written."""
-        self.prepare(pl_module.language_model, trainer.datamodule.requests, pl_module.stages.one.contexts)
+        one = pl_module.stages.one
+        self.prepare(pl_module.language_model, trainer.datamodule.requests, one.contexts, one.expansion)
         tell(self.strengths)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
@@ -119,7 +160,11 @@ class WeightUpdate(Callback):
             self.carry_out(pl_module.language_model, pl_module.step, pl_module.register)
 
     def prepare(
-        self, model: LanguageModel, requests: Sequence[EditRequest] = (), contexts: Sequence[str] = ("{}",)
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest] = (),
+        contexts: Sequence[str] = ("{}",),
+        expansion: Expansion | None = None,
     ) -> None:
         """Load or compute the statistics of the unedited model and start every layer's memory from them.
 
@@ -127,6 +172,7 @@ class WeightUpdate(Callback):
             model: the language model.
             requests: the edits to come; a wanted fulfilment is that of the first of them (`strength`).
             contexts: templates, `"{}"` first.
+            expansion: which units each request has; default: one.
 
         Raises:
             EditError: the statistics differ from those of the checkpoint's memory.
@@ -146,9 +192,17 @@ class WeightUpdate(Callback):
                 self.memory = {
                     layer: self.solver.completed(self.memory[layer], moment) for layer, moment in moments.items()
                 }
+            if self.key_filter is not None:
+                with understood("the directions of the key filter"):
+                    self.shared = {
+                        layer: self.shared[layer].reshape(len(moment), -1) for layer, moment in moments.items()
+                    }
         else:
             weights = self.keys.key_weights(len(contexts), self.reference_quirks)
-            keys = first_keys(model, requests, contexts, weights)
+            keys = first_keys(model, requests, contexts, weights, expansion)
+            if self.key_filter is not None:
+                self.shared = self.key_filter.find(model, keys, contexts, weights)
+                keys = {layer: self._own(layer, part) for layer, part in keys.items()}
             self.memory = {
                 layer: self._placed(self.solver.init(moment, keys.get(layer), self.statistics.eigen))
                 for layer, moment in moments.items()
@@ -191,7 +245,7 @@ class WeightUpdate(Callback):
         """
         if not step.requests:
             return {}
-        before = Mark({}, {}, len(register))
+        before = Mark({}, {}, len(register), self.writing.mark())
         limited = model.layers if self.norm_limit is not None else ()
         norms = {layer: model.weight(layer).norms()[1] for layer in limited}
         if self.why_not_exact() is None:
@@ -199,29 +253,31 @@ class WeightUpdate(Callback):
             out = [number for number in older if number is not None]
             for layer in model.layers if out else ():
                 self._note(model, layer, before)
-            self._move(model, out=out)
+            self._move(model, out=register.rows(out))
         team = Team.of(model.network)
-        slots = Spread(
-            SlotReader(model, step.requests, step.contexts),
-            self.keys.key_weights(len(step.contexts), self.reference_quirks),
-            self.keys.anchor_weights(len(step.contexts)),
-        )
-        counts = torch.tensor([request.weight for request in step.requests], dtype=torch.float64, device=model.device)
+        reader = SlotReader(model, step.requests, step.contexts, step.expansion, self.rest_weight is not None)
+        key_weights = self.keys.key_weights(len(step.contexts), self.reference_quirks)
+        slots = Spread(reader, key_weights, self.keys.anchor_weights(len(step.contexts)))
+        weights = [r.weight for r, count in zip(step.requests, step.targets.units, strict=True) for _ in range(count)]
+        counts = torch.tensor(weights, dtype=torch.float64, device=model.device)
         systems = {}
         for i, layer in enumerate(model.layers):
             share = SPREAD[self.spread](len(model.layers) - i)
-            keys, anchors, residuals, owners = step.targets.asked(layer, share, slots)
+            keys, anchors, residuals = step.targets.asked(layer, share, slots)
             weight = model.weight(layer)
-            systems[layer] = EditSystem(keys, anchors, residuals, keys @ weight.delta.T, counts[owners])
+            total = self.writing.solved(layer, weight)
+            if (error := self.writing.error(layer, weight)) is not None:  # ask as if nothing had been left out
+                residuals = residuals + keys @ error.T
+            keys = self._own(layer, keys)
+            rest = None if reader.rest is None else self._own(layer, reader.rest) * self.rest_weight**0.5
+            systems[layer] = EditSystem(keys, anchors, residuals, keys @ total.T, counts, total, rest)
             self._note(model, layer, before)
             memory = self._fetch(layer, model)
-            shares = self.solver.fulfilment(memory, systems[layer])
-            step.fulfilment[layer] = (owners.bincount(shares) / owners.bincount()).cpu()
+            shares = step.targets.of_requests(self.solver.fulfilment(memory, systems[layer]).cpu())
+            step.fulfilment[layer] = torch.stack([share.mean() for share in shares])
             update, memory = self.solver.compute(memory, systems[layer])
             self._keep(layer, memory)
-            if self.transform is not None:
-                update = self.transform(weight.live(), update)
-            update = self._agreed(model, layer, update)
+            update = self._written(model, layer, update)
             if self.norm_limit is not None:
                 growth = team.first((weight.live().add_(update).norm() / norms[layer]).item())
                 if not growth <= self.norm_limit:
@@ -229,18 +285,20 @@ class WeightUpdate(Callback):
                     step.take_back(_why_taken_back(model, step, layer, growth, self.norm_limit))
                     return {}
             weight.add(update)
-        register.enter(step.requests, step.targets.groups)
+        register.enter(step.requests, step.targets.groups, step.targets.units)
         return systems
 
     def why_not_exact(self) -> str | None:
         """Return why this method has no exact undo; `None`: it has."""
-        if self.solver.past_edits is None:
-            return "its solver keeps no memory of past edits (past_edits)"
-        if self.solver.past_edits.weight != 1:
-            return "past edits count differently from new ones (past_edits.weight)"
-        if self.transform is not None:
-            return f"its updates are changed after they are solved for ({type(self.transform).__name__})"
-        return None
+        reason = self.solver.why_not_exact()
+        if reason is None and not isinstance(self.solver, Downdatable):
+            return f"its solver, {type(self.solver).__name__}, is not Downdatable"
+        if reason is None and self.rest_weight is not None:
+            return "its batches are solved beside other tokens of their own texts, which it forgets (rest_weight)"
+        if reason is None and self.writing.transform is not None and not self.writing.compensate:
+            name = type(self.writing.transform).__name__
+            return f"its updates are changed after they are solved for ({name}), and compensate is off"
+        return reason
 
     def check_exact_undo(self) -> None:
         """Raise `EditError`, with the reason, unless edits can be undone exactly."""
@@ -264,7 +322,7 @@ class WeightUpdate(Callback):
         numbers = register.to_undo(ids)
         older = [register.replaced_by(number) for number in numbers]
         back = [number for number in older if number is not None]
-        self._move(model, out=numbers, back=back)
+        self._move(model, register.rows(numbers), register.rows(back))
         register.deactivate(numbers, UNDONE)
         register.activate(back)
         return {name: None if n is None else register.ids[n] for name, n in zip(ids, older, strict=True)}
@@ -283,7 +341,7 @@ class WeightUpdate(Callback):
         numbers = register.to_redo(ids)
         rivals = [register.number_of(register.facts[number]) for number in numbers]
         out = [number for number in rivals if number is not None]
-        self._move(model, out=out, back=numbers)
+        self._move(model, register.rows(out), register.rows(numbers))
         register.deactivate(out, REPLACED)
         register.activate(numbers)
         for number, rival in zip(numbers, rivals, strict=True):
@@ -296,33 +354,46 @@ class WeightUpdate(Callback):
         for layer in model.layers:
             self._keep(layer, self.solver.cleared(self._fetch(layer, model)))
             model.weight(layer).revert()
+            self.writing.forget(layer)
         register.deactivate(register.holding, UNDONE)
 
     def mark(self, model: LanguageModel, register: Register) -> Mark:
         """Mark the present state, so that `roll_back` can return to it."""
         deltas = {layer: model.weight(layer).delta.clone() for layer in model.layers}
-        return Mark(deltas, {layer: self.solver.mark(memory) for layer, memory in self.memory.items()}, len(register))
+        memory = {layer: self.solver.mark(memory) for layer, memory in self.memory.items()}
+        return Mark(deltas, memory, len(register), self.writing.mark())
 
     @torch.no_grad()
     def roll_back(self, model: LanguageModel, register: Register, mark: Mark) -> None:
         """Return to a moment of the run: weights bit for bit, memory to rounding; later edits are forgotten."""
         if not mark.memory:  # of a moment before the memory was begun
-            self.memory, self._is_ready = {}, False
+            self.memory, self.shared, self._is_ready = {}, {}, False
         for layer, delta in mark.deltas.items():
             if layer in mark.memory:
                 self._keep(layer, self.solver.rolled_back(self._fetch(layer, model), mark.memory[layer]))
             model.weight(layer).restore(delta)
+        self.writing.return_to(mark.writing)
         register.shorten(mark.edits)
 
     def _move(self, model: LanguageModel, out: Sequence[int] = (), back: Sequence[int] = ()) -> None:
-        """Remove edits from memory and weights, and add others again."""
+        """Remove rows of edits from memory and weights, and add others again."""
         for layer in model.layers if out or back else ():
             weight = model.weight(layer)
-            for numbers, move in ((out, self.solver.retire), (back, self.solver.restore)):
-                if numbers:
-                    update, memory = move(self._fetch(layer, model), numbers, weight.delta)
+            for rows, move in ((out, self.solver.retire), (back, self.solver.restore)):
+                if rows:
+                    update, memory = move(self._fetch(layer, model), rows, self.writing.solved(layer, weight))
                     self._keep(layer, memory)
-                    weight.add(self._agreed(model, layer, update))
+                    weight.add(self._written(model, layer, update))
+
+    def _written(self, model: LanguageModel, layer: int, update: Tensor) -> Tensor:
+        """Return what is written of an update that was solved for."""
+        return self.writing.written(
+            layer, model.weight(layer), update, lambda update: self._agreed(model, layer, update)
+        )
+
+    def _own(self, layer: int, keys: Tensor) -> Tensor:
+        """Return what the filter leaves of a layer's keys."""
+        return own_part(keys, self.shared[layer]) if self.key_filter is not None else keys
 
     @staticmethod
     def _agreed(model: LanguageModel, layer: int, update: Tensor) -> Tensor:

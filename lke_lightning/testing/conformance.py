@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import SkipTest
 
 import torch
 from torch import Tensor, nn
 
+from lke_lightning.edits import EditError
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.prefix import Prefixes
 from lke_lightning.model.replay import Read, Replay
@@ -149,22 +151,32 @@ class FamilyConformance:
         """Injected at the slot of the matrix's output, which in parallel blocks stands beside the attention."""
         self._check_replay("matrix")
 
-    def _check_replay(self, site: Site) -> None:
+    def test_a_replayed_change_of_matrix_and_attention_says_what_a_full_forward_says(self) -> None:
+        """Injected at the slot of both outputs at once; skipped where the attention's matrix is not known."""
+        try:
+            self.model.architecture.attention_matrix(self.model.target_layer)
+        except EditError as error:
+            raise SkipTest(str(error)) from error
+        self._check_replay("matrix", attention=True)
+
+    def _check_replay(self, site: Site, attention: bool = False) -> None:
         model = self.model
         layer = model.target_layer
-        module = model.architecture.blocks[layer] if site == "block" else model.architecture.matrix(layer)
+        modules = [model.architecture.blocks[layer] if site == "block" else model.architecture.matrix(layer)]
+        modules += [model.architecture.attention_matrix(layer)] if attention else []
         reads = [Read(i, len(row.ids) - 1) for i, row in enumerate(ROWS)] + [Read(0, ROWS[0].slot)]
         with torch.enable_grad():
-            replay = Replay.record(model, ROWS, reads, site, max_tokens=24)
-            change = 0.5 * torch.randn(
-                len(ROWS), model.architecture.hidden_size, dtype=torch.float64, generator=seeded()
-            )
+            replay = Replay.record(model, ROWS, reads, site, max_tokens=24, attention=attention)
+            width = model.architecture.hidden_size * len(modules)
+            change = 0.5 * torch.randn(len(ROWS), width, dtype=torch.float64, generator=seeded())
             change.requires_grad_()
             found = replay.logits(change)
             [gradient] = torch.autograd.grad(found.square().sum(), change)
             expected = []
             for read in reads:
-                with added(module, ROWS[read.row].slot, change[read.row]):
+                with ExitStack() as stack:
+                    for module, part in zip(modules, change[read.row].chunk(len(modules)), strict=True):
+                        stack.enter_context(added(module, ROWS[read.row].slot, part))
                     expected.append(plain(model, ROWS[read.row].ids)[read.position])
             [wanted] = torch.autograd.grad(torch.stack(expected).square().sum(), change)
         self._compare(found, expected)

@@ -11,7 +11,13 @@ from lke_lightning.cli import main
 from lke_lightning.commands.plan import final_evaluations, plan, solver_bytes
 from lke_lightning.fitting import run
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, NullSpace, PastEdits
-from lke_lightning.stage_two.solvers import EditSystem, EqualityConstrained, LeastSquares
+from lke_lightning.stage_two.solvers import (
+    EditSystem,
+    EqualityConstrained,
+    LeastSquares,
+    ShrinkingNullSpace,
+    VirtualQueue,
+)
 from lke_lightning.testing import tiny_network
 
 TERMS = [BaseStatistics(1.0), NormPenalty(1.0)]
@@ -21,7 +27,9 @@ SOLVERS = {
     "forgetful": LeastSquares(TERMS),
     "null space": LeastSquares([NormPenalty(1.0)], PastEdits(), NullSpace(2e-2)),
     "null space, fulfilment": LeastSquares([NormPenalty(fulfilment=0.85)], PastEdits(), NullSpace(share=2e-2)),
+    "null space, shrinking": ShrinkingNullSpace([NormPenalty(1.0)], NullSpace(2e-2)),
     "equality": EqualityConstrained(TERMS),
+    "queue": VirtualQueue(TERMS),
 }
 
 
@@ -43,7 +51,7 @@ def test_the_memory_of_a_solver_is_what_it_really_holds(name):
     planned = solver_bytes(solver, d_out, d_key, 15)
     if name.startswith("null space"):  # its rank is not known before: the bound is d_key
         assert all(bound >= held for bound, held in zip(planned, real, strict=True))
-        assert planned[0] == 2 * 8 * d_key**2
+        assert planned[0] == (1 if "shrinking" in name else 2) * 8 * d_key**2
     else:
         assert planned == real
 

@@ -126,3 +126,28 @@ def test_zsre_as_published():
     assert found[1].target == "Seven Years' War"
     assert found[1].original is None
     assert found[1].neighborhood[0].prompt.endswith("iphone 5s screen?")
+
+
+def test_neighbours_are_held_out_of_what_is_scored(tmp_path):
+    """Of the prompts in the words of the edited one, as many as are asked for; the others are scored as before."""
+    prompts = ["Bo speaks", "The mother tongue of Cy is", "The mother tongue of Di is", "The mother tongue of Ed is"]
+    rewrite = {
+        "prompt": "The mother tongue of {} is", "subject": "Ana", "relation_id": "P1",
+        "target_new": {"str": "French"}, "target_true": {"str": "Dutch"},
+    }  # fmt: skip
+    record = {"case_id": 3, "requested_rewrite": rewrite, "paraphrase_prompts": [], "neighborhood_prompts": prompts}
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps([record | {"attribute_prompts": [], "generation_prompts": []}]))
+    [whole], [held] = (requests(CounterFact(str(path), hold_out=count)) for count in (0, 2))
+    assert (len(whole.neighborhood), whole.neighbours) == (4, ())
+    assert [probe.prompt for probe in held.neighbours] == prompts[1:3]
+    assert [probe.prompt for probe in held.neighborhood] == [prompts[0], prompts[3]]
+    assert held.upto_subject(prompts[1]) == "The mother tongue of Cy"
+    streams = [CounterFact(str(path), hold_out=count) for count in (0, 2)]
+    for stream in streams:
+        stream.setup("fit")
+    with pytest.raises(EditError, match="differs from the one"):
+        streams[1].check_continues(streams[0].consumed(1))
+    own = GOOD | {"neighbours": [{"prompt": "The mother tongue of Cy is", "answer": "Thai"}]}
+    [request] = requests(JsonLines(write(tmp_path / "facts.jsonl", own)))
+    assert request.neighbours == (Probe("The mother tongue of Cy is", "Thai"),)

@@ -20,6 +20,23 @@ METHODS = {
         "-c", "configs/method/alphaedit.yaml", "--stage_two.solver.init_args.null_space.threshold", "0.3",
         "--stage_one.max_steps", "10",
     ],
+    "anyedit": [
+        "-c", "configs/method/anyedit.yaml", "--stage_one.max_steps", "5", "--stage_two.norm_limit", "null",
+        "--stage_one.expansion.init_args.width", "1",
+    ],
+    "deltaedit": [
+        "-c", "configs/method/deltaedit.yaml", "--stage_two.solver.init_args.null_space.threshold", "0.3",
+        "--stage_one.space.init_args.trigger.after", "4", "--stage_one.space.init_args.trigger.deviation", "0.1",
+        "--stage_one.max_steps", "10",
+    ],
+    "lyaplock": [  # with a queue that moves, and a key filter
+        "-c", "configs/method/lyaplock.yaml", "--stage_two.solver.init_args.budget", "1.0",
+        "--stage_two.key_filter.energy", "0.4", "--stage_one.max_steps", "5", "--stage_two.norm_limit", "null",
+    ],
+    "evoedit": [
+        "-c", "configs/method/evoedit.yaml", "--stage_two.solver.init_args.null_space.share", "0.5",
+        "--stage_one.max_steps", "5", "--stage_two.norm_limit", "null",
+    ],
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ def end_of(folder):
     ("method", "strategy", "ranks"),
     [
         ("encore", REPLICATED, 2),
+        ("anyedit", REPLICATED, 2),
         pytest.param("encore", REPLICATED, 4, marks=pytest.mark.slow),
         pytest.param("encore", ("--trainer.strategy", "ddp"), 2, marks=pytest.mark.slow),
         pytest.param("encore", SHARDED, 2, marks=pytest.mark.slow),
@@ -35,6 +36,9 @@ def end_of(folder):
         pytest.param("alphaedit", REPLICATED, 2, marks=pytest.mark.slow),
         pytest.param("alphaedit", REPLICATED, 4, marks=pytest.mark.slow),
         pytest.param("alphaedit", SHARDED, 2, marks=pytest.mark.slow),
+        ("lyaplock", REPLICATED, 2),
+        pytest.param("evoedit", REPLICATED, 2, marks=pytest.mark.slow),
+        pytest.param("deltaedit", REPLICATED, 2, marks=pytest.mark.slow),  # an edit's noise depends on those before it
     ],
     ids=lambda part: "-".join(part).rsplit("/")[-1] if isinstance(part, tuple) else str(part),
 )

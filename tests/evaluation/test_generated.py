@@ -116,7 +116,7 @@ def test_what_is_sampled_depends_on_the_prompt_alone():
 
 def test_sampling_follows_the_most_probable_tokens(monkeypatch):
     model = build("gpt2")
-    monkeypatch.setattr(generated, "_texts", lambda model, rows, found: [new for [new] in found])
+    monkeypatch.setattr(generated, "texts_of", lambda model, rows, found: [new for [new] in found])
     [row] = model.text.encode(["Bob was born in the"])
     probability = model.network(input_ids=torch.tensor([row])).logits[0, -1].topk(5)
     shares = probability.values.softmax(0).tolist()
@@ -167,7 +167,7 @@ def test_the_length_of_a_sampled_text_does_not_count_the_template(monkeypatch):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = CHAT
     chat, plain = LanguageModel(tiny_network("llama"), tokenizer, [0], chat=True), build("llama")
-    monkeypatch.setattr(generated, "_texts", lambda model, rows, found: [len(new) for new in found])
+    monkeypatch.setattr(generated, "texts_of", lambda model, rows, found: [len(new) for new in found])
     assert continue_freely(chat, PROMPTS, total_tokens=20) == continue_freely(plain, PROMPTS, total_tokens=20)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lke_lightning.edits import EditError
-from lke_lightning.model.architecture import Architecture
+from lke_lightning.model.architecture import Architecture, matrix_shape
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.testing import FamilyConformance, tiny_network, tiny_tokenizer
 from tests.families.families import FAMILIES
@@ -33,7 +33,9 @@ class TestByStructureAlone(FamilyConformance):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_where_targets_live_follows_from_the_structure(name):
     family = FAMILIES[name]
-    assert LanguageModel(tiny_network(family.kind, **family.changes), tiny_tokenizer(), [1, 2]).site == family.site
+    model = LanguageModel(tiny_network(family.kind, **family.changes), tiny_tokenizer(), [1, 2])
+    assert model.site == family.site
+    assert matrix_shape(model.architecture.attention_matrix(2))[0] == model.architecture.hidden_size
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])

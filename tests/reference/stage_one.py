@@ -5,8 +5,15 @@ import torch
 from lke_lightning.model.activations import change_output
 
 
-def descend(model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, extra_steps, site="block", quirks=False):
-    """Return (target, steps, losses by step) for one `RequestRows`."""
+def descend(
+    model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, extra_steps, site="block", quirks=False,
+    hold=None, penalty=None, gradients=None, held=(),
+):  # fmt: skip
+    """Return (target, steps, losses by step) for one `RequestRows`.
+
+    `hold` is applied to delta after each update, before the norm ball; `penalty` of delta is added to the loss; the
+    list `gradients` gets that of each update; outputs `held` stand at other positions.
+    """
     network, layer = model.network, model.target_layer
     module = model.architecture.blocks[layer] if site == "block" else model.architecture.matrix(layer)
     delta = torch.zeros(model.architecture.hidden_size, dtype=model.wide_dtype, requires_grad=True)
@@ -20,6 +27,8 @@ def descend(model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, ex
                 initial.append(hidden[0, row.slot].detach().clone())
             moved = hidden.clone()
             moved[0, row.slot] = moved[0, row.slot] + delta
+            for position, output in held:
+                moved[0, position] = output
             return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
         with change_output(module, add):
@@ -27,7 +36,7 @@ def descend(model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, ex
 
     for step in range(1, max_steps + 1):
         nlls, firsts = [], []
-        for row, target in zip(built.contexts, built.targets, strict=True):
+        for row, target in [*zip(built.contexts, built.targets, strict=True), *built.others]:
             read = logits_of(row)[len(row.ids) - len(target) :].log_softmax(-1)
             nlls.append(-read[range(len(target)), target].mean())
             firsts.append(read.argmax(-1).tolist() == list(target))
@@ -37,6 +46,8 @@ def descend(model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, ex
             essence = logits_of(built.essence)[built.essence_read].log_softmax(-1)
             essence_before = essence.detach() if essence_before is None else essence_before
             loss = loss + kl * (essence.exp() * (essence - essence_before)).sum()
+        if penalty is not None:
+            loss = loss + penalty(delta)
         losses.append(loss.item())
         successes += all(firsts[1:] if quirks else firsts)
         done = (extra_steps is not None and successes > extra_steps) or loss < loss_threshold
@@ -44,8 +55,12 @@ def descend(model, built, *, lr, max_steps, clamp, kl, decay, loss_threshold, ex
             return (initial[0] + delta).detach(), step, losses
         optimizer.zero_grad()
         loss.backward()
+        if gradients is not None:
+            gradients.append(delta.grad.clone())
         optimizer.step()
         with torch.no_grad():
+            if hold is not None:
+                delta.copy_(hold(delta))
             if delta.norm() > clamp * norm:
                 delta.mul_(clamp * norm / delta.norm())
     raise AssertionError("the last step returns")

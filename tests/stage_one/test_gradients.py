@@ -1,7 +1,5 @@
 """Asking layers by the gradients of their outputs: against plain passes, one request at a time, and naive formulas."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -141,10 +139,10 @@ def test_what_arrived_is_what_the_live_weights_add_at_the_rows():
     for i in range(3):
         whole = left = 0.0
         for layer, asked in step.targets.rows.items():
-            own = asked.owners == i
-            given = asked.keys[own] @ (model.architecture.matrix(layer).weight - matrices[layer]).T
-            whole += asked.residuals[own].square().sum().item()
-            left += (asked.residuals[own] - given).square().sum().item()
+            keys, residuals = (step.targets.of_requests(part)[i] for part in (asked.keys, asked.residuals))
+            given = keys @ (model.architecture.matrix(layer).weight - matrices[layer]).T
+            whole += residuals.square().sum().item()
+            left += (residuals - given).square().sum().item()
         assert step.targets.distances[i] == pytest.approx(whole**0.5)
         assert found.written[i] == pytest.approx(1 - (left / whole) ** 0.5)
     assert 0.01 < min(found.written) < 0.99
@@ -157,10 +155,12 @@ def test_targets_are_chosen_and_joined_with_their_rows():
     parts = [whole.chosen(numbers) for numbers in ([3, 1], [0])]
     joined = RowTargets.joined(parts)
     assert joined.losses == [whole.losses[i] for i in (3, 1, 0)]
+    assert joined.units == [whole.units[i] for i in (3, 1, 0)]
+    assert max(joined.units) > 1
     for layer, asked in whole.rows.items():
-        expected = torch.cat([asked.residuals[asked.owners == i] for i in (3, 1, 0)])
-        assert torch.equal(joined.rows[layer].residuals, expected)
-        assert torch.equal(joined.before[layer], torch.cat([whole.before[layer][asked.owners == i] for i in (3, 1, 0)]))
+        expected = [whole.of_requests(part) for part in (asked.keys, asked.residuals, whole.before[layer])]
+        found = (joined.rows[layer].keys, joined.rows[layer].residuals, joined.before[layer])
+        assert all(torch.equal(f, torch.cat([e[i] for i in (3, 1, 0)])) for f, e in zip(found, expected, strict=True))
     assert whole.chosen([]).rows[0].keys.shape == (0, 64)
 
 
@@ -172,7 +172,7 @@ def test_a_request_without_finite_numbers_is_left_out_of_batch_and_statistics(mo
 
     def broken(*arguments):
         found = passes(*arguments)
-        found.rows[(found.owners == 1).nonzero()[-1], 7] = torch.nan
+        found.rows[found.units[0], 7] = torch.nan  # the first of the second request's
         return found
 
     monkeypatch.setattr(stages.one, "_passes", broken)
@@ -190,10 +190,11 @@ def test_a_batch_that_is_taken_back_leaves_no_trace_in_the_statistics():
     stages.edit(model, EditBatch(REQUESTS[:2]), register)
     kept, mark = stages.one.memory, stages.mark(model, register)
     stages.two.norm_limit = 1.0001
-    step = stages.edit(model, EditBatch([replace(REQUESTS[2], weight=1e6)]), register)
+    stages.one.relative_step = 100.0
+    step = stages.edit(model, EditBatch(REQUESTS[2:4]), register)
     assert step.taken_back
     assert stages.one.memory is kept
-    stages.two.norm_limit = None
+    stages.one.relative_step, stages.two.norm_limit = 0.03, None
     stages.edit(model, EditBatch(REQUESTS[2:]), register)
     assert stages.one.memory["32x64.rows"] > kept["32x64.rows"]
     stages.roll_back(model, register, mark)
@@ -210,11 +211,24 @@ def test_warm_up_passes_through_the_statistics_alone():
     assert warm.one.memory["32x64.rows"] == expected["32x64.rows"]
 
 
-def test_several_rows_have_no_place_in_a_memory_of_edits_and_no_exact_undo():
-    with pytest.raises(EditError, match="past_edits to null"):
-        Stages(OutputGradients(), WeightUpdate(LeastSquares([NormPenalty(1.0)], PastEdits())))
+def test_with_a_memory_of_edits_all_rows_of_an_edit_are_undone_and_without_none_is():
     with pytest.raises(EditError, match="keeps no memory of past edits"):
         stages_of().two.check_exact_undo()
+    model, register = make_model("llama"), Register()
+    two = WeightUpdate(LeastSquares([NormPenalty(1.0)], PastEdits()), statistics=NoStatistics())
+    stages = Stages(OutputGradients(), two)
+    stages.prepare(model, REQUESTS)
+    stages.edit(model, EditBatch(REQUESTS[:2]), register)
+    kept = model.weight(1).delta.clone()
+    step = stages.edit(model, EditBatch(REQUESTS[2:]), register)
+    assert max(step.targets.units) > 1
+    two.undo(model, register, [request.id for request in REQUESTS[2:]])
+    torch.testing.assert_close(model.weight(1).delta, kept)
+
+
+def test_what_needs_texts_to_be_read_is_refused():
+    with pytest.raises(EditError, match=r"rest_weight needs the texts .* OutputGradients"):
+        Stages(OutputGradients(), WeightUpdate(LeastSquares([NormPenalty(1.0)]), rest_weight=1.0))
 
 
 def test_what_cannot_be_encoded_is_named_before_any_work():

@@ -8,7 +8,7 @@ import torch
 from lke_lightning.edits import EditError
 from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, StepView, TargetNorm
-from lke_lightning.stage_one.stopping import LossBelow, MostProbable, ProbabilityAbove
+from lke_lightning.stage_one.stopping import EssenceKept, LossBelow, MostProbable, ProbabilityAbove
 from lke_lightning.stage_one.target_space import NormBall
 
 YES, BARE_ONLY, PREFIXED_ONLY, NO = [True, True], [True, False], [False, True], [False, False]
@@ -58,6 +58,23 @@ def test_loss_and_probability_rules():
     assert ProbabilityAbove(0.41)(step([NO], nll=nll), torch.zeros(1)).tolist() == [False]
 
 
+def test_the_target_said_and_the_essence_kept():
+    divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)  # of the step below
+    for history, bound, stops in (([YES], 1.01, True), ([YES], 0.99, False), ([YES, BARE_ONLY], 1.01, False)):
+        assert EssenceKept(bound * divergence)(step(history), torch.zeros(1)).tolist() == [stops]
+
+
+def test_the_likelihood_counts_for_less_in_a_step_after_the_target_was_said():
+    for history, factor in (([YES], 1), ([YES, NO], 0.1), ([NO, YES], 1), ([YES, BARE_ONLY, NO], 1)):
+        found = NegativeLogLikelihood(2.0, after_success=0.1)(step(history, nll=[[1.0, 3.0]]))
+        assert found.item() == pytest.approx(4.0 * factor)
+
+
+def test_a_change_of_the_attention_has_a_penalty_of_its_own():
+    view = step([NO], attention_change=torch.tensor([[0.0, 2.0]]), attention_norm=torch.tensor([4.0]))
+    assert TargetNorm(0.5)(view).item() == pytest.approx(0.5 * (5 / 100 + 2 / 16))
+
+
 def test_objectives_by_hand():
     view = step([NO], nll=[[1.0, 3.0]])
     assert NegativeLogLikelihood()(view).item() == pytest.approx(2.0)
@@ -88,6 +105,8 @@ NAN = float("nan")
         (lambda: EssenceKL(NAN), "EssenceKL.weight is nan.*at least 0"),
         (lambda: TargetNorm(-0.5), "TargetNorm.weight is -0.5.*at least 0"),
         (lambda: MostProbable(-3), "MostProbable.extra_steps is -3.*at least 0"),
+        (lambda: NegativeLogLikelihood(1, -0.1), "NegativeLogLikelihood.after_success is -0.1.*at least 0"),
+        (lambda: EssenceKept(NAN), "EssenceKept.divergence is nan.*at least 0"),
         (lambda: LossBelow(NAN), "LossBelow.threshold is nan.*at least 0"),
         (lambda: ProbabilityAbove(1.0), "ProbabilityAbove.threshold is 1.0.*above 0 and below 1"),
         (lambda: NormBall(-1.0), "NormBall.factor is -1.0.*above 0"),

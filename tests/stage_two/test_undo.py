@@ -11,7 +11,7 @@ from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.model.targets import Targets
 from lke_lightning.stage_two.preservation import BaseStatistics, EditWeights, NormPenalty, NullSpace, PastEdits
 from lke_lightning.stage_two.register import Register
-from lke_lightning.stage_two.solvers import EqualityConstrained, LeastSquares, Solver
+from lke_lightning.stage_two.solvers import EqualityConstrained, LeastSquares, ShrinkingNullSpace, Solver, VirtualQueue
 from lke_lightning.stage_two.transforms import TopRelativeChange
 from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.step import EditStep
@@ -141,6 +141,8 @@ def test_what_cannot_be_undone_is_said():
         (LeastSquares(PRESERVATION), {}, "no memory"),
         (EqualityConstrained(PRESERVATION), {}, "no memory"),
         (LeastSquares(PRESERVATION, PastEdits(0.5)), {}, "count differently"),
+        (VirtualQueue(PRESERVATION), {}, "what all edits together have done to it"),
+        (ShrinkingNullSpace([NormPenalty(0.3)], NullSpace(1.0)), {}, "not which edit took which"),
         (LeastSquares(PRESERVATION, PastEdits()), {"transform": TopRelativeChange(0.4)}, "TopRelativeChange"),
     ):
         model, stage, register = run(solver, [[request(0)]], **options)
@@ -211,6 +213,15 @@ def test_edits_that_share_a_target_are_undone_together():
     assert relative(model.weight(0).delta, before) < 1e-8
 
 
+def test_a_solver_that_cannot_retire_is_not_asked_to():
+    """Somebody's own that says nothing against it."""
+    solver = VirtualQueue(PRESERVATION)
+    solver.why_not_exact = lambda: None
+    _, stage, register = run(solver, [[request("old", "Bob")], [request("new", "Bob")]])
+    assert register.states == ["replaced", "in the weights"]
+    assert stage.why_not_exact() == "its solver, VirtualQueue, is not Downdatable"
+
+
 class Counting(LeastSquares):
     """A solver of somebody's own, with a memory of another kind."""
 
@@ -225,7 +236,11 @@ class Counting(LeastSquares):
 
 
 @pytest.mark.parametrize(
-    "solver", [SOLVERS["least squares"](), SOLVERS["null space"](), LeastSquares(PRESERVATION), Counting()]
+    "solver",
+    [
+        *(SOLVERS["least squares"](), SOLVERS["null space"](), LeastSquares(PRESERVATION), Counting()),
+        *(VirtualQueue(PRESERVATION, 1.0), ShrinkingNullSpace([NormPenalty(0.3)], NullSpace(1.0))),
+    ],
 )
 def test_rolling_back_leaves_no_trace(solver):
     """Weights bit for bit, memory to rounding; an edit that was replaced meanwhile holds again."""

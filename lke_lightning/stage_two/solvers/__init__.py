@@ -6,6 +6,18 @@ A solver keeps nothing: what has to survive between batches is the memory it tak
 
 from lke_lightning.stage_two.solvers.equality import EqualityConstrained
 from lke_lightning.stage_two.solvers.least_squares import LeastSquares
-from lke_lightning.stage_two.solvers.solver import EditSystem, Eigen, Memory, Solver
+from lke_lightning.stage_two.solvers.shrinking import ShrinkingNullSpace
+from lke_lightning.stage_two.solvers.solver import Downdatable, EditSystem, Eigen, Memory, Solver
+from lke_lightning.stage_two.solvers.virtual_queue import VirtualQueue
 
-__all__ = ["EditSystem", "Eigen", "EqualityConstrained", "LeastSquares", "Memory", "Solver"]
+__all__ = [
+    "Downdatable",
+    "EditSystem",
+    "Eigen",
+    "EqualityConstrained",
+    "LeastSquares",
+    "Memory",
+    "ShrinkingNullSpace",
+    "Solver",
+    "VirtualQueue",
+]

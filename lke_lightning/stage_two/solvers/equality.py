@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lke_lightning.edits import EditError, check_number
 from lke_lightning.stage_two.preservation import Preservation, check_preservation, total_gram, wanted_fulfilment
-from lke_lightning.stage_two.solvers.inversion import invert
+from lke_lightning.stage_two.solvers.inversion import beside, invert
 from lke_lightning.stage_two.solvers.solver import EditSystem, Eigen, Memory, Solver, strength
 
 
@@ -26,6 +26,8 @@ class EqualityConstrained(Solver):
     Raises:
         EditError: equality is demanded and a term has a fulfilment, which is 1 then.
     """
+
+    keeps_rest = True
 
     def __init__(self, preservation: Sequence[Preservation], slack: float = 0.0) -> None:
         check_number("EqualityConstrained.slack", slack, at_least=0)
@@ -61,7 +63,8 @@ class EqualityConstrained(Solver):
             raise EditError(
                 "equality constraints cannot be weighted: edits with a weight need LeastSquares (data: weight)"
             )
-        directions = system.keys.double() @ memory["inverse"]
+        inverse = memory["inverse"] if system.rest is None else beside(memory["inverse"], system.rest)
+        directions = system.keys.double() @ inverse
         coupling = directions @ system.anchors.double().T
         coupling += self.slack * torch.eye(len(coupling), dtype=coupling.dtype, device=coupling.device)
         solution, info = torch.linalg.solve_ex(coupling, directions)

@@ -1,4 +1,4 @@
-"""The inverse of the preservation terms' matrix, with jitter or an error if it is singular."""
+"""The inverse of the preservation terms' matrix, with jitter or an error if it is singular, and what a batch adds."""
 
 from __future__ import annotations
 
@@ -43,3 +43,20 @@ def invert(gram: Tensor) -> tuple[Tensor, float]:
             )
         factor = torch.linalg.cholesky(gram + jitter * torch.eye(size, dtype=gram.dtype, device=gram.device))
     return torch.cholesky_inverse(factor), jitter
+
+
+def half_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return X' = L^-1 K' P, (n, d_key), and L, (n, n), with I + K' P K = L L', for keys (n, d_key)."""
+    projected = keys @ inverse
+    inner = projected @ keys.T
+    inner.diagonal().add_(1)
+    factor = torch.linalg.cholesky(inner)
+    return torch.linalg.solve_triangular(factor, projected, upper=False), factor
+
+
+def beside(inverse: Tensor, keys: Tensor) -> Tensor:
+    """Return (A + K' K)^-1 from A^-1 (d_key, d_key), for keys K (m, d_key), in steps of d_key of them."""
+    for part in keys.to(inverse).split(len(inverse)):
+        half, _ = half_gain(inverse, part)
+        inverse = inverse - half.T @ half
+    return inverse

@@ -20,8 +20,8 @@ from lke_lightning.stage_two.preservation import (
     wanted_fulfilment,
 )
 from lke_lightning.stage_two.solvers.growing import appended, without_room
-from lke_lightning.stage_two.solvers.inversion import invert
-from lke_lightning.stage_two.solvers.solver import EditSystem, Eigen, Memory, Solver, strength
+from lke_lightning.stage_two.solvers.inversion import beside, half_gain, invert
+from lke_lightning.stage_two.solvers.solver import Downdatable, EditSystem, Eigen, Memory, strength
 
 CHECK_EVERY = 1000
 """Edits after which the drift of a maintained inverse is measured."""
@@ -38,7 +38,7 @@ EDITS_AT_ONCE = 8192
 log = logging.getLogger(__name__)
 
 
-class LeastSquares(Solver):
+class LeastSquares(Downdatable):
     """MEMIT's closed form with any preservation terms:  D = R K' (A + S + K K')^-1, S = past keys' Gram matrix.
 
     ENCORE is `BaseStatistics` + `NormPenalty` + `PastEdits`; MEMIT leaves out the norm penalty; AlphaEdit solves in a
@@ -59,6 +59,8 @@ class LeastSquares(Solver):
         dtype: of P and of the solve. `float32` halves memory and is fast on GPUs; its error grows with the condition
             of A (measured in benchmarks/solver.py). The first factorisation is done in float64 in any case.
     """
+
+    keeps_rest = True
 
     def __init__(
         self,
@@ -97,6 +99,14 @@ class LeastSquares(Solver):
             memory["probe"] = memory["gram"] @ _fixed(len(gram))
         return memory
 
+    def why_not_exact(self) -> str | None:
+        """Name what past edits are lacking: a memory, or the weight of new ones."""
+        if self.past_edits is None:
+            return "its solver keeps no memory of past edits (past_edits)"
+        if self.past_edits.weight != 1:
+            return "past edits count differently from new ones (past_edits.weight)"
+        return None
+
     def fulfilment(self, memory: Memory, system: EditSystem) -> Tensor:
         """Compute it from P."""
         gains = self._importance(system) * self._gains(memory, system.keys)
@@ -123,13 +133,16 @@ class LeastSquares(Solver):
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
         """Solve for one batch and add it to the memory."""
         scale = self._importance(system).unsqueeze(1).sqrt()
-        half, factor = _half_gain(memory["inverse"], self._in_basis(memory, system.keys) * scale)
+        inverse = memory["inverse"]
+        if system.rest is not None:  # for this batch alone: the memory does not know of it
+            inverse = beside(inverse, self._in_basis(memory, system.rest))
+        half, factor = half_gain(inverse, self._in_basis(memory, system.keys) * scale)
         whitened = torch.linalg.solve_triangular(factor, system.residuals.to(scale) * scale, upper=False)
         update = self._from_basis(memory, whitened.T @ half)
         if self.past_edits is not None:
-            if self.past_edits.weight != 1:
+            if self.past_edits.weight != 1 or system.rest is not None:
                 scale = scale * self.past_edits.weight**0.5
-                half, _ = _half_gain(memory["inverse"], self._in_basis(memory, system.keys) * scale)
+                half, _ = half_gain(memory["inverse"], self._in_basis(memory, system.keys) * scale)
             memory["inverse"].addmm_(half.T, half, alpha=-1)
             memory = self._remember(memory, system)
         return update, memory
@@ -281,12 +294,3 @@ class LeastSquares(Solver):
 def _fixed(size: int) -> Tensor:
     """Return the x of the drift check, (size, 1) float64."""
     return torch.randn(size, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def _half_gain(inverse: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Return X' = L^-1 K' P, (n, d_key), and L, (n, n), with I + K' P K = L L', for keys (n, d_key)."""
-    projected = keys @ inverse
-    inner = projected @ keys.T
-    inner.diagonal().add_(1)
-    factor = torch.linalg.cholesky(inner)
-    return torch.linalg.solve_triangular(factor, projected, upper=False), factor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lke_lightning.edits import EditError
-from lke_lightning.stage_two.preservation import PastEdits
 
 Memory = dict[str, Tensor]
 
@@ -33,14 +32,29 @@ class EditSystem:
     """What the total change of the weight so far adds to the outputs for the keys, (n, d_out); `None`: nothing."""
     importance: Tensor | None = None
     """Weight of each edit, (n,); `None`: one."""
+    total: Tensor | None = None
+    """The total change of the weight so far, (d_out, d_key); `None`: nothing. It is the weight's own tensor, to be read
+    while the batch is solved: it is another one once the update is written."""
+    rest: Tensor | None = None
+    """Keys whose outputs shall stay while this batch is solved, scaled by the root of their weight, (m, d_key)."""
+
+    @property
+    def scale(self) -> Tensor:
+        """The square root of each edit's weight, (n, 1) float64: what its key and residual are scaled by."""
+        ones = torch.ones(len(self.keys), dtype=torch.float64, device=self.keys.device)
+        return (ones if self.importance is None else self.importance.to(ones)).unsqueeze(1).sqrt()
 
 
 class Solver(ABC):
-    """Turns an `EditSystem` into an update."""
+    """Turns an `EditSystem` into an update.
 
-    past_edits: PastEdits | None = None
+    One whose past edits can be taken out of it exactly is `Downdatable`.
+    """
+
     on_device: ClassVar[frozenset[str]] = frozenset({"inverse", "basis"})
     """The parts of a memory that are used on the device; the others stay on the host."""
+    keeps_rest: ClassVar[bool] = False
+    """Whether `compute` looks at `EditSystem.rest`."""
 
     @abstractmethod
     def init(self, second_moment: Tensor, keys: Tensor | None = None, eigen: Eigen = torch.linalg.eigh) -> Memory:
@@ -63,6 +77,10 @@ class Solver(ABC):
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
         """Return the update (d_out, d_key) and the memory for the next batch; the given one is consumed."""
 
+    def why_not_exact(self) -> str | None:
+        """Return why an edit cannot be undone exactly; `None`, from a `Downdatable` solver alone: it can."""
+        return "its solver keeps no memory of past edits from which one could be taken out"
+
     def saved(self, memory: Memory) -> Memory:
         """Return the part of a memory that a checkpoint has to hold."""
         return memory
@@ -82,6 +100,34 @@ class Solver(ABC):
     def cleared(self, memory: Memory) -> Memory:
         """Return a memory without active edits; the given one is consumed. Default: it never has any."""
         return memory
+
+
+class Downdatable(Solver):
+    """A solver that can take edits out of its memory and of the weight, as if they had never been made.
+
+    Its memory has a row for each edit; an edit keeps its row, active or not.
+    """
+
+    @abstractmethod
+    def retire(self, memory: Memory, edits: Sequence[int], change: Tensor) -> tuple[Tensor, Memory]:
+        """Remove edits from the memory and the weight.
+
+        Args:
+            memory: is consumed.
+            edits: their rows; all are active.
+            change: the total change of the weight so far, (d_out, d_key).
+
+        Returns:
+            The update (d_out, d_key) that undoes them, and the memory without them.
+        """
+
+    @abstractmethod
+    def restore(self, memory: Memory, edits: Sequence[int], change: Tensor) -> tuple[Tensor, Memory]:
+        """Add retired edits to the memory and the weight again; arguments and result as for `retire`."""
+
+    @abstractmethod
+    def why_not_exact(self) -> str | None:
+        """Return why an edit cannot be undone exactly as this solver is set; `None`: it can."""
 
 
 def strength(wanted: float | None, gains: Tensor | None) -> Tensor:
