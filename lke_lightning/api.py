@@ -23,7 +23,7 @@ from lke_lightning.evaluation.teacher_forced import Scores, score
 from lke_lightning.ledger import Entry, locked
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.run_folder import BATCH_SIZE, Run
-from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.stages import Stages
 
@@ -36,7 +36,7 @@ def edit(
     tokenizer: Any,
     facts: Sequence[Fact],
     layers: list[int] | None = None,
-    stage_one: TargetOptimization | None = None,
+    stage_one: StageOne | None = None,
     stage_two: WeightUpdate | None = None,
     batch_size: int = BATCH_SIZE,
     config: str | Path = "method/encore.yaml",
@@ -76,7 +76,7 @@ def edit(
 
 def resume(
     folder: str | Path | Run,
-    stage_one: TargetOptimization | None = None,
+    stage_one: StageOne | None = None,
     stage_two: WeightUpdate | None = None,
     pretrained: str | None = None,
     trust: Sequence[str] = (),
@@ -103,7 +103,7 @@ def resume(
         made = run.stages(trust)
         one, two = one or made.one, two or made.two
     with checkpoints.understood("the state of the stages"):
-        one.load_state_dict(run.checkpoint["callbacks"]["TargetOptimization"])
+        one.load_state_dict(run.checkpoint["callbacks"][one.state_key])
         two.load_state_dict(run.checkpoint["callbacks"]["WeightUpdate"])
     moved = {} if pretrained is None else {"pretrained": pretrained}
     editor = Editor.restored(run.checkpoint, trust_remote_code=trust_remote_code, **moved)

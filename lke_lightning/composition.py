@@ -10,10 +10,9 @@ from typing import Any, get_type_hints
 
 from lke_lightning.edits import EditError
 from lke_lightning.shapes import fits
-from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.transforms import ReadoutTransform
 from lke_lightning.stage_two.update import WeightUpdate
-from lke_lightning.stages import Stages
+from lke_lightning.stages import SLOTS, Stages
 
 OURS = ("lke_lightning.stage_one.", "lke_lightning.stage_two.", "lke_lightning.model.units.")
 """Where the parts of the stages are: modules that may be imported whatever a file says."""
@@ -33,9 +32,10 @@ def compose(configuration: Mapping[str, Any]) -> tuple[Stages, dict[str, Any]]:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TargetOptimization, "stage_one")
+    for section, (kind, _) in SLOTS.items():
+        parser.add_subclass_arguments(kind, section, required=False)
     parser.add_class_arguments(WeightUpdate, "stage_two")
-    parser.link_arguments("stage_one.reference_quirks", "stage_two.reference_quirks")
+    complete(parser)
     # a copy, because parsing replaces parts of what it is given
     given = {name: copy.deepcopy(configuration.get(name) or {}) for name in ("stage_one", "stage_two")}
     try:
@@ -44,7 +44,34 @@ def compose(configuration: Mapping[str, Any]) -> tuple[Stages, dict[str, Any]]:
     except (ArgumentError, TypeError, ValueError) as error:
         own = EditError.behind(error)
         raise EditError(str(own or f"no stages can be made of the configuration: {error}")) from error
-    return Stages(made.stage_one, made.stage_two), parsed.as_dict()
+    return Stages(made.stage_one, made.stage_two), plainly(parsed.as_dict())
+
+
+def complete(parser: Any) -> None:
+    """Give the sections in `SLOTS` of a parser the classes that they are of where none is named, and link stages."""
+    for section, (_, default) in SLOTS.items():
+        parser.set_defaults({section: {"class_path": _path(default)}})
+    parser.link_arguments("stage_one", "stage_two.reference_quirks", compute_fn=_quirks)
+
+
+def _quirks(stage_one: Mapping[str, Any]) -> bool:
+    return bool((stage_one.get("init_args") or {}).get("reference_quirks", False))
+
+
+def plainly(configuration: Any) -> Any:
+    """Return sections such that those in `SLOTS` hold their options themselves where they are of the class of none."""
+    if not isinstance(configuration, dict):
+        return configuration
+    plain = dict(configuration)
+    for section, (_, default) in SLOTS.items():
+        given = plain.get(section)
+        if isinstance(given, dict) and given.get("class_path") == _path(default):
+            plain[section] = dict(given.get("init_args") or {})
+    return plain
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def rebuild(configuration: Mapping[str, Any], trust: Sequence[str] = ()) -> Stages:
@@ -64,7 +91,11 @@ def rebuild(configuration: Mapping[str, Any], trust: Sequence[str] = ()) -> Stag
             "lke_lightning.resume(folder, stage_one=..., stage_two=...)"
         )
     one, two = (_rebuilt(configuration.get(name) or {}, trust) for name in ("stage_one", "stage_two"))
-    return Stages(_made(TargetOptimization, one), _made(WeightUpdate, two))
+    kind, default = SLOTS["stage_one"]
+    one = _made(default, one) if isinstance(one, dict) else one
+    if not isinstance(one, kind):
+        raise EditError(f"the checkpoint's stage_one is of type {type(one).__name__}: use another checkpoint")
+    return Stages(one, _made(WeightUpdate, two))
 
 
 def rebuild_readout(configuration: Mapping[str, Any], trust: Sequence[str] = ()) -> ReadoutTransform | None:

@@ -34,6 +34,7 @@ SAME_RESULTS = frozenset(
     {
         "stage_one.max_tokens",
         "stage_one.check_every",
+        "stage_one.init_args.max_tokens",
         "stage_two.keep_on_host",
         "stage_two.norm_limit",
         "stage_two.statistics.init_args.cache_dir",
@@ -54,7 +55,7 @@ class Editor(lightning.LightningModule):
 
     The way of a batch, in the order of Lightning's hooks:
 
-    1. `on_train_batch_start`: stage one (`TargetOptimization`) finds target activations and begins `step`.
+    1. `on_train_batch_start`: stage one (`StageOne`) finds what the layers are asked and begins `step`.
     2. `training_step` returns the loss of these targets.
     3. `on_before_optimizer_step`: stage two (`WeightUpdate`) writes them into the weights and into `register`.
     4. The optimizer moves the clock, the module's one parameter, which makes Lightning count, log and save by batches.

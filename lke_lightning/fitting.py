@@ -10,11 +10,12 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import set_loader
+from jsonargparse import set_dumper, set_loader
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -23,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from lke_lightning import checkpoints
 from lke_lightning.callbacks.progress import BatchLine
+from lke_lightning.composition import complete, plainly
 from lke_lightning.configuration import configs, load, read
 from lke_lightning.data import EditStream
 from lke_lightning.distributed import RUN_FOLDER, named_folder
@@ -32,6 +34,7 @@ from lke_lightning.evaluation.downstream import Task
 from lke_lightning.ledger import locked
 from lke_lightning.model.units import Expansion
 from lke_lightning.stage_one.objectives import Objective
+from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_one.stopping import StopRule
 from lke_lightning.stage_one.target_space import TargetSpace
 from lke_lightning.stage_one.transforms import TargetTransform
@@ -41,12 +44,13 @@ from lke_lightning.stage_two.preservation import Preservation
 from lke_lightning.stage_two.solvers import Solver
 from lke_lightning.stage_two.statistics import Statistics
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
+from lke_lightning.stages import SLOTS
 from lke_lightning.suggestions import options_of, subclasses, suggest
 from lke_lightning.trainer import CALLBACKS, SETTINGS, check_order, check_settings
 
 # What is imported can be named in YAML without its path.
 BASES = (
-    EditStream, Objective, StopRule, TargetSpace, TargetTransform, Expansion,
+    EditStream, StageOne, Objective, StopRule, TargetSpace, TargetTransform, Expansion,
     Solver, Preservation, KeyPolicy, LayerPolicy, Statistics, UpdateTransform, ReadoutTransform, Task,
 )  # fmt: skip
 
@@ -68,7 +72,13 @@ class EditParser(LightningArgumentParser):
         """Add suggestions to the message."""
         parser = getattr(ex, "subcommand_parser", None) or self
         classes = [part.__name__ for base in BASES for part in subclasses(base)]
-        super().error(suggest(message, options_of(parser), classes), ex)
+        within = [
+            f"{section}.{option}"
+            for section, (kind, _) in SLOTS.items()
+            for part in subclasses(kind)
+            for option in signature(part).parameters
+        ]
+        super().error(suggest(message, [*options_of(parser), *within], classes), ex)
 
 
 class EditCLI(LightningCLI):
@@ -92,8 +102,8 @@ class EditCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the sections, in the order in which the callbacks act."""
         for section, kind in CALLBACKS.items():
-            parser.add_lightning_class_args(kind, section)
-        parser.link_arguments("stage_one.reference_quirks", "stage_two.reference_quirks")
+            parser.add_lightning_class_args(kind, section, subclass_mode=section in SLOTS, required=False)
+        complete(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Find the run's folder, keep others out of it, and find the checkpoint, before anything is loaded.
@@ -192,6 +202,7 @@ def run(args: list[str], instead: Instead | None = None) -> None:
 
     transformers_logging.disable_progress_bar()
     set_loader("yaml", load, (yaml.YAMLError,))
+    set_dumper("yaml", _dump)
     defaults = [str(configs() / name) for name in (METHOD, "model/demo.yaml", "data/demo.yaml")]
     try:
         with ExitStack() as held:
@@ -212,6 +223,13 @@ def run(args: list[str], instead: Instead | None = None) -> None:
             )
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
+
+
+def _dump(content: Any) -> str:
+    """Write YAML as jsonargparse does, with options in the words in which they may be given."""
+    if isinstance(content, dict):
+        content = plainly({name: plainly(part) for name, part in content.items()})  # perhaps below the command's name
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _is_first_rank() -> bool:

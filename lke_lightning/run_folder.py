@@ -132,7 +132,7 @@ def write(
         "loops": {} if batches else before.get("loops", {}),
         "callbacks": {
             **before.get("callbacks", {}),
-            "TargetOptimization": stages.one.state_dict(),
+            stages.one.state_key: stages.one.state_dict(),
             "WeightUpdate": stages.two.state_dict(),
             "Recorder": {"size": ledger.size},
         },

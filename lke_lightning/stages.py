@@ -7,23 +7,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.stage_one.gradients import OutputGradients  # noqa: F401 - its name is known where this is imported
 from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_two.placement import AllLayers
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.update import Mark, WeightUpdate
 from lke_lightning.step import SUPERSEDED, EditStep, Placement
 
+SLOTS: dict[str, tuple[type[Callback], type[Callback]]] = {"stage_one": (StageOne, TargetOptimization)}
+"""The sections of a configuration whose class can be chosen: what it derives from, and which it is where none is named;
+the options of the latter may stand in the section itself."""
+
 
 @dataclass(frozen=True)
 class Stages:
-    """The two stages of a method."""
+    """The two stages of a method.
 
-    one: TargetOptimization
+    Raises:
+        EditError: they do not go together.
+    """
+
+    one: StageOne
     two: WeightUpdate
+
+    def __post_init__(self) -> None:
+        """Check that stage two has what it needs of stage one."""
+        moved = not isinstance(self.two.placement, AllLayers) or (self.two.repeat and not self.one.reads_texts)
+        if moved and self.one.at_all_layers:
+            raise EditError(
+                f"stage_two.{'repeat' if isinstance(self.two.placement, AllLayers) else 'placement'} needs targets at "
+                "any layer, as often as asked, and this stage one knows those of the edited layers alone: leave it out"
+            )
+        if self.two.rest_weight is not None and not self.one.reads_texts:
+            raise EditError(
+                f"stage_two.rest_weight needs the texts of a batch read, and {type(self.one).__name__} has read them "
+                "before: leave it out"
+            )
 
     @classmethod
     def among(cls, callbacks: Sequence[Any]) -> Stages:
@@ -32,23 +57,18 @@ class Stages:
         Raises:
             EditError: one of them is missing, is there twice, or stage two acts first.
         """
-        found = [part for part in callbacks if isinstance(part, (TargetOptimization, WeightUpdate))]
-        if [type(part) for part in found] != [TargetOptimization, WeightUpdate]:
+        found = [part for part in callbacks if isinstance(part, (StageOne, WeightUpdate))]
+        if [isinstance(part, StageOne) for part in found] != [True, False]:
             names = ", ".join(type(part).__name__ for part in found) or "neither"
-            raise EditError(f"a trainer needs one TargetOptimization and, behind it, one WeightUpdate; it has {names}")
+            raise EditError(f"a trainer needs one stage one and, behind it, one WeightUpdate; it has {names}")
         return cls(*found)
 
     def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Do what comes before the first batch: check the requests, sample contexts, read statistics.
 
         Raises:
-            EditError: a request cannot be encoded, there are no statistics, or the stages do not go together.
+            EditError: a request cannot be encoded, or there are no statistics.
         """
-        if self.one.transform is not None and type(self.two.placement) is not AllLayers:
-            raise EditError(
-                "stage_one.transform knows the unedited targets of the last layer alone: leave it or "
-                "stage_two.placement out"
-            )
         self.one.prepare(model, requests)
         self.two.prepare(model, requests, self.one.contexts, self.one.expansion)
 

@@ -40,7 +40,7 @@ class EditStep:
     requests: tuple[EditRequest, ...]
     """What is edited: the batch without what is left out."""
     targets: Targets
-    """The target activations of these requests; where it is written several times, those that were found last."""
+    """What these requests ask of the layers; where the batch is written several times, what was found last."""
     contexts: Sequence[str]
     """Context templates that the targets hold in, `"{}"` first."""
     left_out: list[tuple[EditRequest, str]] = field(default_factory=list)
@@ -79,7 +79,7 @@ class EditStep:
             whole: the batch as it was edited at first.
             left_out: the requests that were not kept, each with the reason.
         """
-        targets = Targets.joined([part.targets for part in parts]) if parts else whole.targets.chosen([])
+        targets = whole.targets.joined([part.targets for part in parts]) if parts else whole.targets.chosen([])
         requests = tuple(request for part in parts for request in part.requests)
         lost = [*whole.left_out, *(reason for part in parts for reason in part.left_out), *left_out]
         written = [part.fulfilment for part in parts if part.requests]

@@ -14,11 +14,12 @@ from lke_lightning.callbacks.guard import Guard
 from lke_lightning.callbacks.recording import Recorder
 from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.edits import EditError
-from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.stages import SLOTS
 
 CALLBACKS: dict[str, type[Callback]] = {
-    "stage_one": TargetOptimization,
+    "stage_one": StageOne,
     "stage_two": WeightUpdate,
     "guard": Guard,  # before anything looks at a batch that it may roll back
     "scorecard": Scorecard,
@@ -77,13 +78,19 @@ def check_settings(given: Mapping[str, Any]) -> None:
 
 def check_order(callbacks: Sequence[Callback]) -> None:
     """Raise `EditError` unless each callback of `CALLBACKS` is there at most once, and acts in that order."""
-    places = list(CALLBACKS.values())
-    ours = [type(part) for part in callbacks if type(part) in places]
-    twice = next((kind for kind in ours if ours.count(kind) > 1), None)
+    kinds = list(CALLBACKS.values())
+    ours = [
+        (place, type(part).__name__)
+        for part in callbacks
+        for place, (section, kind) in enumerate(CALLBACKS.items())
+        if type(part) is kind or (section in SLOTS and isinstance(part, kind))
+    ]
+    places = [place for place, _ in ours]
+    twice = next((name for place, name in ours if places.count(place) > 1), None)
     if twice is not None:
-        raise EditError(f"{twice.__name__} is there twice: leave it out of trainer.callbacks, its section makes one")
-    if ours != sorted(ours, key=places.index):
+        raise EditError(f"{twice} is there twice: leave it out of trainer.callbacks, its section makes one")
+    if places != sorted(places):
         raise EditError(
-            f"callbacks must act in the order {', '.join(kind.__name__ for kind in places)}; "
-            f"they were given as {', '.join(kind.__name__ for kind in ours)}"
+            f"callbacks must act in the order {', '.join(kind.__name__ for kind in kinds)}; "
+            f"they were given as {', '.join(name for _, name in ours)}"
         )

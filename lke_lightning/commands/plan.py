@@ -33,7 +33,7 @@ from lke_lightning.edits import EditError
 from lke_lightning.model.architecture import Architecture, matrix_shape
 from lke_lightning.model.language_model import LanguageModel, located
 from lke_lightning.results import write
-from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_two.placement import LayerPolicy
 from lke_lightning.stage_two.solvers import EditSystem, Solver
 from lke_lightning.stage_two.solvers.growing import ROOM
@@ -339,8 +339,7 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
         Duration("contexts, first inverse and the rest", once, 1),
     ]
     final, few = final_evaluations(trainer, edits, together), scorecard.before + 1
-    transform = _part(trainer, TargetOptimization).transform
-    prepared = max(1, min(transform.sample, edits) / together) if transform is not None else 1
+    prepared = max(1, min(_part(trainer, StageOne).pilot, edits) / together)
     for name, spent in seconds.items():
         passes = (few + final) / (few + (final > 0)) if name in SCORING else 1
         times = prepared if name == "preparation" else edits / together * passes
@@ -359,7 +358,7 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
 def _short_trainer(trainer: Trainer, replaced: list[Any], folder: str) -> Trainer:
     """Make a trainer of the same stages, device and precision that writes nothing."""
     device, new = trainer.strategy.root_device, {type(part): part for part in replaced}
-    parts = [part for part in trainer.callbacks if isinstance(part, (TargetOptimization, Guard, *new))]
+    parts = [part for part in trainer.callbacks if isinstance(part, (StageOne, Guard, *new))]
     return Trainer(
         callbacks=[new.get(type(part), part) for part in parts], default_root_dir=folder,
         accelerator=device.type, devices=1 if device.index is None else [device.index], precision=trainer.precision,

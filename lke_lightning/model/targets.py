@@ -4,20 +4,47 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from lke_lightning.model.weights import EditedWeight
 
 Site = Literal["block", "matrix"]
 """Where a target lives: the output of the target block (MEMIT family) or of its MLP matrix (ROME)."""
 
 
+class Asked(NamedTuple):
+    """What a batch asks of one edited matrix: to add residuals to its outputs for keys."""
+
+    keys: Tensor
+    """(units, d_key)."""
+    anchors: Tensor
+    """Keys at which an equality-constrained update holds exactly, (units, d_key)."""
+    residuals: Tensor
+    """(units, d_out)."""
+
+
+class AtSlots(ABC):
+    """Reads keys and outputs at the requests' slots under the present weights; stage two has it."""
+
+    @abstractmethod
+    def asked(self, layer: int, share: float, vectors: Tensor, site: Site) -> Asked:
+        """Ask a layer for a share of what the output at the site lacks of the vectors (units, hidden size)."""
+
+
 @dataclass(frozen=True)
 class Targets:
     """The results of stage one, one entry per request."""
+
+    ADVICE: ClassVar[str] = (
+        "raise stage_one.max_steps, stage_one.relative_lr (or lr, where it is given) or the factor of stage_one.space"
+    )
+    """What to do where targets do not make the model say what they should."""
 
     vectors: Tensor
     """Target activations: initial + delta, (units, hidden size), those of a request one after the other."""
@@ -49,6 +76,30 @@ class Targets:
         if not self.units:
             object.__setattr__(self, "units", [1] * len(self.steps))
 
+    def asked(self, layer: int, share: float, slots: AtSlots) -> Asked:
+        """Return what a layer is asked, once the layers before it are written.
+
+        Args:
+            layer: its number.
+            share: the part of what is missing that this layer takes.
+            slots: reads what is missing.
+        """
+        return slots.asked(layer, share, self.vectors, self.site)
+
+    def written(
+        self, numbers: Sequence[int], outputs: Sequence[Tensor], weights: Mapping[int, EditedWeight]
+    ) -> list[float]:
+        """Return which part of what some requests ask is in the weights; 1: all.
+
+        Args:
+            numbers: their places in the batch.
+            outputs: of each, the present outputs at its slots and the targets' site, (units, hidden size).
+            weights: the edited weights, by layer.
+        """
+        vectors = self.of_requests(self.vectors)
+        left = [(vectors[i] - output).norm().item() for i, output in zip(numbers, outputs, strict=True)]
+        return [part_gone(missing, self.distances[i]) for i, missing in zip(numbers, left, strict=True)]
+
     def are_finite(self) -> list[bool]:
         """Return for each request whether its optimization gave finite numbers."""
         finite = iter(self.vectors.isfinite().all(1).tolist())
@@ -59,15 +110,15 @@ class Targets:
         """Divide values (units, ...) into those of each request."""
         return list(values.split(self.units))
 
+    def places(self, numbers: Sequence[int]) -> list[int]:
+        """Return which units those of some requests are."""
+        ends = [*itertools.accumulate(self.units)]
+        return [place for i in numbers for place in range(ends[i] - self.units[i], ends[i])]
+
     def chosen(self, numbers: Sequence[int]) -> Targets:
         """Return the targets of some requests only."""
         lists = {name: [part[i] for i in numbers] for name, part in self._lists()}
-        return replace(self, vectors=self.vectors[self.rows(numbers)], **lists)
-
-    def rows(self, numbers: Sequence[int]) -> list[int]:
-        """Return the places, among the vectors, of the units of some requests."""
-        ends = [*itertools.accumulate(self.units)]
-        return [row for i in numbers for row in range(ends[i] - self.units[i], ends[i])]
+        return replace(self, vectors=self.vectors[self.places(numbers)], **lists)
 
     @classmethod
     def of_units(cls, found: Sequence[Sequence[Targets]]) -> Targets:
@@ -99,6 +150,12 @@ class Targets:
         """Yield what is known of each request, by its name."""
         parts = ((field.name, getattr(self, field.name)) for field in fields(self))
         return ((name, part) for name, part in parts if isinstance(part, list))
+
+
+def part_gone(missing: float, distance: float) -> float:
+    """Return which part of a distance is gone; all of it where there was none, and none where it is not finite."""
+    gone = 1 - missing / distance if distance else 1.0
+    return gone if math.isfinite(gone) else 0.0
 
 
 def _starts(parts: Sequence[Targets]) -> Iterator[int]:

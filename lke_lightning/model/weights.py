@@ -112,11 +112,14 @@ class EditedWeight(nn.Module):
         return base.norm().item(), (base + change).norm().item()
 
     @torch.no_grad()
-    def lost(self) -> float:
-        """Return the Frobenius norm of what the live weight, in the model's dtype, does not hold of the change."""
+    def held(self) -> Tensor:
+        """Return what the live weight, in the model's dtype, holds of the change, (d_out, d_key)."""
         base = self.wide_base()
-        held = (base + self.delta).to(self.base.dtype).to(base.dtype) - base
-        return (held - self.delta).norm().item()
+        return (base + self.delta).to(self.base.dtype).to(base.dtype) - base
+
+    def lost(self) -> float:
+        """Return the Frobenius norm of what it does not hold of it."""
+        return (self.held() - self.delta).norm().item()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EditedWeight:
         """Move or cast, but never round the delta below float32 (`Trainer(precision="bf16-true")` casts all)."""

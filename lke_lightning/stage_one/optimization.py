@@ -10,14 +10,13 @@ import copy
 import itertools
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lke_lightning.distributed import Team
@@ -33,6 +32,7 @@ from lke_lightning.stage_one.keys import bare_keys
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Objective, StepView, TargetNorm
 from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests, grouped
+from lke_lightning.stage_one.stage import StageOne, warn_of_left_out
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable, StopRule
 from lke_lightning.stage_one.target_space import Move, NormBall, State, TargetSpace
 from lke_lightning.stage_one.transforms import Found, TargetTransform
@@ -42,7 +42,7 @@ PILOT = 50
 """After so many targets found before the first batch, one line says how far it is."""
 
 
-class TargetOptimization(Callback):
+class TargetOptimization(StageOne):
     """Optimise target activations by gradient descent, many requests at a time.
 
     Implements stage one of ENCORE and of ROME, MEMIT, EMMET and AlphaEdit (arXiv 2502.01636; specification in the
@@ -129,18 +129,7 @@ class TargetOptimization(Callback):
         self.max_tokens, self.check_every, self.beside = max_tokens, check_every, beside
         self.expansion = expansion or Whole()
         self.share_targets, self.reference_quirks = None if reference_quirks else share_targets, reference_quirks
-        self.contexts: list[str] = []
-        """Contexts of this run, `"{}"` first; sampled once by the unedited model, kept in checkpoints."""
-        self.memory: dict[str, Tensor] = {}
-        """What parts remember of the batches that were kept; never changed in place."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sampled contexts and the parts' memory."""
-        return {"contexts": self.contexts, "memory": self.memory}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the contexts and the memory of the interrupted run."""
-        self.contexts, self.memory = list(state_dict["contexts"]), dict(state_dict.get("memory", {}))
+        self.contexts, self.memory = [], {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the requests of the run, and say so where the model's structure puts targets at the matrix."""
@@ -149,8 +138,17 @@ class TargetOptimization(Callback):
                 f"Targets live at the output of {pl_module.language_model.architecture.matrix_name} (stage_one.site "
                 "matrix), because a norm stands between it and the residual stream"
             )
-        with pl_module.working("preparation") if self.transform is not None else nullcontext():
-            self.prepare(pl_module.language_model, trainer.datamodule.requests)
+        super().on_fit_start(trainer, pl_module)
+
+    @property
+    def at_all_layers(self) -> bool:
+        """A transform knows the unedited targets of the last layer alone."""
+        return self.transform is not None
+
+    @property
+    def pilot(self) -> int:
+        """How many targets the transform wants to see."""
+        return 0 if self.transform is None else self.transform.sample
 
     def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Sample the contexts, unless they came from a checkpoint; check that every request can be encoded in them.
@@ -170,20 +168,6 @@ class TargetOptimization(Callback):
         if self.transform is not None:
             pilot = partial(self._pilot, model, requests)
             self.memory = self.transform.prepared(self.memory, model, self.site or model.site, pilot)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
-        """Begin the step: find the targets of the batch."""
-        with pl_module.working("stage_one"):
-            pl_module.step = pl_module.stages.aim(pl_module.language_model, batch)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Remember the batch, before the guard may roll it back."""
-        self.settle(pl_module.step)
-
-    def settle(self, step: EditStep) -> None:
-        """Remember a batch, unless stage two took it back."""
-        if step.taken_back is None:
-            self.memory = step.memory
 
     def aim(self, model: LanguageModel, batch: EditBatch, layer: int | None = None) -> EditStep:
         """Find the targets of a batch in this run's contexts.
@@ -207,9 +191,7 @@ class TargetOptimization(Callback):
             step.targets = replace(step.targets, vectors=vectors, distances=distances)
             for before, place in enumerate(sorted(dropped)):  # so many are left out already
                 step.leave_out([place - before], dropped[place])
-        for request, reason in step.left_out:
-            rank_zero_warn(f"edit {request.id} is left out: {reason}")
-        return step
+        return warn_of_left_out(step)
 
     def _pilot(self, model: LanguageModel, requests: Sequence[EditRequest], sample: int) -> Found:
         """Find the targets of the first `sample` requests under the unedited weights."""

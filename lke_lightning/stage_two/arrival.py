@@ -88,8 +88,8 @@ def _outcomes(model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Te
     architecture = model.architecture
     module = architecture.blocks.__getitem__ if step.targets.site == "block" else architecture.matrix
     target_layers = [layers[-1] for layers in step.layers(model.layers)]
+    weights = {layer: model.weight(layer) for layer in model.layers}
     found: dict[int, tuple[float, bool]] = {}
-    vectors = step.targets.of_requests(step.targets.vectors)
     for members in by_length([len(text.ids) for _, text in part], MAX_TOKENS, model.device):
         chosen = [part[i] for i in members]
         batch = model.text.pad([Row(text.ids[:-1], text.slots[0]) for _, text in chosen], model.device)
@@ -106,11 +106,9 @@ def _outcomes(model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Te
         wrong = torch.zeros(len(batch), dtype=torch.long, device=model.device)
         wrong.index_add_(0, places, (model.head(states).argmax(1) != labels).long())
         outputs = [by_layer[target_layers[n]][i, list(text.slots)] for i, (n, text) in enumerate(chosen)]
-        left = [(vectors[n] - output).norm().item() for (n, _), output in zip(chosen, outputs, strict=True)]
-        for (number, _), missing, mistakes in zip(chosen, left, wrong.tolist(), strict=True):
-            distance = step.targets.distances[number]  # 0: the output was what it should be
-            gone = 1 - missing / distance if distance else 1.0
-            found[number] = gone if math.isfinite(gone) else 0.0, mistakes == 0
+        written = step.targets.written([number for number, _ in chosen], outputs, weights)
+        for (number, _), gone, mistakes in zip(chosen, written, wrong.tolist(), strict=True):
+            found[number] = gone, mistakes == 0
     return [found[number] for number, _ in part]
 
 
@@ -128,10 +126,7 @@ def _diagnosis(
     reached = step.targets.reached
     silent = [known for known, is_first in zip(reached, found.first_choice, strict=True) if not is_first]
     if said < ENOUGH * len(step) and sum(silent) < ENOUGH * len(silent):
-        return "stage one", (
-            f"{what}stage one reached {sum(reached)} of them; raise stage_one.max_steps, stage_one.relative_lr "
-            "(or lr, where it is given) or the factor of stage_one.space"
-        )
+        return "stage one", f"{what}stage one reached {sum(reached)} of them; {step.targets.ADVICE}"
     what += f"stage one reached {sum(reached)} of them, "
     if step.targets.site == "block" and model.site == "matrix":
         return "site", f"{what}a norm behind the MLP changed what was written; set stage_one.site to matrix"

@@ -14,7 +14,7 @@ from lke_lightning.model.batching import by_length
 from lke_lightning.model.cache import Padded
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.replay import renumber
-from lke_lightning.model.targets import Site
+from lke_lightning.model.targets import Asked, AtSlots, Site
 from lke_lightning.model.tokens import Row
 from lke_lightning.model.units import Expansion, Text, Whole, texts
 
@@ -108,6 +108,25 @@ class SlotReader:
             grouped = ordered.to(self.model.wide_dtype).view(-1, len(weights), ordered.shape[1])
             mine = torch.einsum("rcd,c->rd", grouped, weights.to(grouped))
         return self._team.gather_rows(mine, self.model.device)
+
+
+@dataclass(frozen=True)
+class Spread(AtSlots):
+    """Asks each layer for a share of what the targets at the last one lack, at the averaged keys of the slots."""
+
+    reader: SlotReader
+    key_weights: Tensor
+    """Of the contexts in a key, (contexts,)."""
+    anchor_weights: Tensor
+    """Of the contexts in an anchor, and in the output that the target is compared with, (contexts,)."""
+    target_layer: int
+    """Where the targets live."""
+
+    def asked(self, layer: int, share: float, vectors: Tensor, site: Site) -> Asked:
+        """Read the layer, and the output at the site."""
+        keys, anchors = self.reader.keys(layer, [self.key_weights, self.anchor_weights])
+        present = self.reader.outputs(site, self.anchor_weights, self.target_layer)
+        return Asked(keys, anchors, (vectors - present) * share)
 
 
 def _reads(found: Sequence[Text], contexts: int, rest: int | None) -> list[list[tuple[int, int]]]:

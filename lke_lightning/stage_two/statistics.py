@@ -50,6 +50,15 @@ class Statistics(ABC):
         return torch.linalg.eigh(moment)
 
 
+class NoStatistics(Statistics):
+    """Nothing is known of ordinary text: all second moments are zero, for methods that hold only the weights still."""
+
+    def second_moments(self, model: LanguageModel) -> dict[int, Tensor]:
+        """Return zeros, without running the model."""
+        sizes = {layer: model.weight(layer).delta.shape[1] for layer in model.layers}
+        return {layer: torch.zeros(size, size, device=model.device) for layer, size in sizes.items()}
+
+
 class StoredStatistics(Statistics):
     """Second moments from a safetensors file that holds one (d_key, d_key) tensor per matrix, by its module name.
 

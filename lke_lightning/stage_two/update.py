@@ -16,13 +16,14 @@ from lke_lightning.checkpoints import understood
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.targets import Asked
 from lke_lightning.model.units import Expansion
 from lke_lightning.stage_two.arrival import Watch
 from lke_lightning.stage_two.key_filter import SharedDirections, own_part
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.placement import AllLayers, LayerPolicy
 from lke_lightning.stage_two.preservation import MOST, BaseStatistics, NormPenalty, PastEdits
-from lke_lightning.stage_two.reading import SlotReader
+from lke_lightning.stage_two.reading import SlotReader, Spread
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
 from lke_lightning.stage_two.repeat import Repeat
 from lke_lightning.stage_two.solvers import Downdatable, EditSystem, LeastSquares, Memory, Solver
@@ -308,12 +309,12 @@ class WeightUpdate(Callback):
         A memory that edits can be taken out of has rows in each layer for each of them: those of the other requests
         ask nothing.
         """
-        part, rows, exact = step.chosen(places), step.targets.rows(places), self.why_not_exact() is None
+        part, rows, exact = step.chosen(places), step.targets.places(places), self.why_not_exact() is None
         reader = self._reader(model, part)
         for i, layer in enumerate(layers):
             weight = model.weight(layer)
-            keys, anchors, missing = self._read(reader, part, layer, layers[-1])
-            residuals = missing * SPREAD[self.spread](len(layers) - i)
+            share = SPREAD[self.spread](len(layers) - i)
+            keys, anchors, residuals = self._asked(reader, part, layer, layers[-1], share)
             if self.norm_limit is not None:
                 self._note(model, layer, batch.before)
             if exact and layer in batch.systems:
@@ -354,13 +355,12 @@ class WeightUpdate(Callback):
     def _reader(self, model: LanguageModel, step: EditStep) -> SlotReader:
         return SlotReader(model, step.requests, step.contexts, step.expansion, self.rest_weight is not None)
 
-    def _read(self, reader: SlotReader, step: EditStep, layer: int, target_layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return keys and anchors of a layer, and what is missing at the target layer, (units, size) each."""
+    def _asked(self, reader: SlotReader, step: EditStep, layer: int, target_layer: int, share: float) -> Asked:
+        """Return what a layer is asked, with the filtered keys."""
         anchor_weights = self.keys.anchor_weights(len(step.contexts))
         key_weights = self.keys.key_weights(len(step.contexts), self.reference_quirks)
-        keys, anchors = reader.keys(layer, [key_weights, anchor_weights])
-        missing = step.targets.vectors - reader.outputs(step.targets.site, anchor_weights, target_layer)
-        return self._own(layer, keys), anchors, missing
+        asked = step.targets.asked(layer, share, Spread(reader, key_weights, anchor_weights, target_layer))
+        return asked._replace(keys=self._own(layer, asked.keys))
 
     def _system(
         self,
@@ -398,7 +398,7 @@ class WeightUpdate(Callback):
         for place in range(len(step)):
             part, mark = step.chosen([place]), self.writing.mark()
             reader = self._reader(model, part)
-            system = self._system(model, part, layer, *self._read(reader, part, layer, layer), reader.rest)
+            system = self._system(model, part, layer, *self._asked(reader, part, layer, layer, 1.0), reader.rest)
             update = self.solver.preview(memory, system)
             is_finite = Team.of(model.network).first(bool(update.isfinite().all()))
             changes.append(self._written(model, layer, update).norm().item() / size if is_finite else math.inf)

@@ -12,7 +12,10 @@ from lke_lightning.edits import EditError
 
 STAGES = ("stage_one", "stage_two")
 MULTIPLES = (0.25, 1.0, 4.0)
-SCALED = ("BaseStatistics.weight", "NormPenalty.weight", "NormPenalty.proportion")
+SCALED = (
+    "BaseStatistics.weight", "NormPenalty.weight", "NormPenalty.proportion", "OutputGradients.step",
+    "OutputGradients.relative_step",
+)  # fmt: skip
 """Swept over multiples of the configured value."""
 FULFILMENTS = [0.6, 0.75, 0.85, 0.93]
 FIXED = {
