@@ -218,11 +218,11 @@ def test_with_a_memory_of_edits_all_rows_of_an_edit_are_undone_and_without_none_
     two = WeightUpdate(LeastSquares([NormPenalty(1.0)], PastEdits()), statistics=NoStatistics())
     stages = Stages(OutputGradients(), two)
     stages.prepare(model, REQUESTS)
-    stages.edit(model, EditBatch(REQUESTS[:2]), register)
+    stages.edit(model, EditBatch(REQUESTS[2:]), register)
     kept = model.weight(1).delta.clone()
-    step = stages.edit(model, EditBatch(REQUESTS[2:]), register)
+    step = stages.edit(model, EditBatch(REQUESTS[:2]), register)
     assert max(step.targets.units) > 1
-    two.undo(model, register, [request.id for request in REQUESTS[2:]])
+    two.undo(model, register, [request.id for request in REQUESTS[:2]])
     torch.testing.assert_close(model.weight(1).delta, kept)
 
 
