@@ -153,18 +153,24 @@ def _method(path: Path) -> list[str]:
     terms += [f"`{name}({_arguments(value) if isinstance(value, dict) else value})`" for name, value in named.items()]
     terms += [_part(two[name]) for name in ("transform", "readout") if name in two]
     terms += [f"`{two['keys']['class_path']}`"] if "keys" in two else []
+    terms += [f"`{two['placement']['class_path']}`"] if "placement" in two else []
     terms += [f"`key_filter({_arguments(two['key_filter'])})`"] if "key_filter" in two else []
     terms += [f"`{name}={two[name]}`" for name in ("spread", "compensate", "rest_weight") if name in two]
+    terms += [f"`repeat({_arguments(two['repeat'])})`"] if "repeat" in two else []
+    return [
+        f"[{config['model']['method']}](configs/method/{path.name})",
+        f"[{paper}](https://arxiv.org/abs/{paper})",
+        _part(one) if "class_path" in one else _optimization(one),
+        f"`{two['solver']['class_path']}`: " + ", ".join(terms),
+    ]
+
+
+def _optimization(one: dict[str, Any]) -> str:
     names = [part["class_path"] for part in (one["space"], *one["objectives"])]
     own = [f"`{name}`" for name in names if name not in USUAL]
     own += [_part(one[name]) for name in ("transform", "expansion") if name in one]
     own += [f"`{name}={one[name]}`" for name in ("beside",) if name in one]
-    return [
-        f"[{config['model']['method']}](configs/method/{path.name})",
-        f"[{paper}](https://arxiv.org/abs/{paper})",
-        "; ".join([", ".join(map(_part, one["stopping"])), *own]),
-        f"`{two['solver']['class_path']}`: " + ", ".join(terms),
-    ]
+    return "; ".join([", ".join(map(_part, one["stopping"])), *own])
 
 
 def _part(config: dict[str, Any]) -> str:

@@ -69,7 +69,7 @@ def edit(
     if stages.one.contexts or stages.two.memory:
         raise EditError("these stages know the edits of another model: make a stage_one and a stage_two for this one")
     options = {name: section[name] for name in ("matrix", "chat", "system", "method") if name in section}
-    editor = Editor.around(model, tokenizer, layers or section.get("layers"), **options)
+    editor = Editor.around(model, tokenizer, layers or section.get("layers"), stages, **options)
     editor.configuration = written
     return EditedModel(editor, stages, batch_size).edit(facts)
 
@@ -255,9 +255,8 @@ class EditedModel:
     def _edit_batch(self, model: LanguageModel, batch: EditBatch, number: int) -> list[Entry]:
         editor = self.editor
         with editor.working("stage_one"):
-            editor.step = self.stages.one.aim(model, batch)
-        with editor.working("stage_two"):
-            self.stages.two.carry_out(model, editor.step, editor.register)
+            editor.step = self.stages.aim(model, batch)
+        editor.carry_out(self.stages)
         self.stages.one.settle(editor.step)
         editor.step.scores = self._score(editor.step.requests)
         return entries_of(editor, number)

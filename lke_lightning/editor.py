@@ -74,8 +74,8 @@ class Editor(lightning.LightningModule):
     """
 
     language_model: LanguageModel
-    stages: Stages
-    """The stages that a trainer runs; there are none without one."""
+    stages: Stages | None = None
+    """The stages that edit; there are none in a model that is only scored or exported."""
     step: EditStep
     """The present batch."""
 
@@ -121,10 +121,13 @@ class Editor(lightning.LightningModule):
         return len(self.register)
 
     @classmethod
-    def around(cls, network: nn.Module, tokenizer: Any, layers: list[int] | None, **options: Any) -> Editor:
+    def around(
+        cls, network: nn.Module, tokenizer: Any, layers: list[int] | None, stages: Stages | None = None, **options: Any
+    ) -> Editor:
         """Make an editor of a model that is already loaded; it is edited in place."""
         name = getattr(network.config, "name_or_path", "") or type(network).__name__
         editor = cls(name, str(network.dtype).removeprefix("torch."), layers, **options)
+        editor.stages = stages
         editor._take(network, tokenizer)
         return editor
 
@@ -142,6 +145,10 @@ class Editor(lightning.LightningModule):
 
     def _take(self, network: nn.Module, tokenizer: Any) -> None:
         layers = self.layers or getattr(network.config, "edit_layers", None) or []
+        if self.stages is not None:
+            used = self.stages.two.placement.among(layers)
+            if used != layers:  # so that what reads a checkpoint need not know the method
+                layers = self.layers = self.hparams.layers = used
         self.language_model = LanguageModel(network, tokenizer, layers, self.matrix, self.chat, self.system)
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> Tensor:
@@ -162,8 +169,10 @@ class Editor(lightning.LightningModule):
         for layer in self.language_model.layers:
             before, now = self.language_model.weight(layer).norms()
             self.log(f"norm_growth/layer_{layer}", now / before, batch_size=max(1, len(self.step)))
-            if layer in self.step.fulfilment:
-                self.log(f"fulfilment/layer_{layer}", self.step.fulfilment[layer].median(), batch_size=len(self.step))
+        if self.stages.two.repeat is not None:
+            self.log("rounds", float(self.step.rounds), batch_size=max(1, len(self.step)))
+        for layer, share in self.step.shares.items():
+            self.log(f"fulfilment/layer_{layer}", share, batch_size=len(self.step))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the weights change by stage two."""
@@ -182,18 +191,29 @@ class Editor(lightning.LightningModule):
         """Leave the batch alone: it is text."""
         return batch
 
+    def carry_out(self, stages: Stages) -> None:
+        """Write the present batch into the weights, and find further targets for it where its method wants them."""
+
+        def again(model: LanguageModel, step: EditStep) -> bool:
+            with self.working("stage_one"):
+                return stages.again(model, step)
+
+        with self.working("stage_two"):
+            stages.two.carry_out(self.language_model, self.step, self.register, again)
+
     @contextmanager
     def working(self, activity: str) -> Iterator[None]:
-        """Run a block in the trainer's precision, and add its wall time to `seconds`."""
+        """Run a block in the trainer's precision, and add its wall time to `seconds`, less what a block in it adds."""
         precision = self._trainer.precision_plugin.forward_context() if self._trainer else nullcontext()
-        start = time.perf_counter()
+        start, counted = time.perf_counter(), sum(self.seconds.values())
         try:
             with precision:
                 yield
         finally:
             if self.language_model.device.type == "cuda":
                 torch.cuda.synchronize(self.language_model.device)
-            self.seconds[activity] = self.seconds.get(activity, 0.0) + time.perf_counter() - start
+            spent = time.perf_counter() - start - (sum(self.seconds.values()) - counted)
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + spent
 
     @contextmanager
     def as_read(self) -> Iterator[None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ from lke_lightning.model.units import Expansion, Whole
 
 SUPERSEDED = "a later edit of its batch states the same fact"
 NOT_FINITE = "its optimisation gave no finite numbers"
+
+
+Placement = list[tuple[int, ...]]
+"""One pass over the edited layers: for each request of a batch those that it is spread over, ascending; its target is
+found at the last."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,18 @@ class EditStep:
     requests: tuple[EditRequest, ...]
     """What is edited: the batch without what is left out."""
     targets: Targets
-    """What these requests ask of the layers."""
+    """What these requests ask of the layers; where the batch is written several times, what was found last."""
     contexts: Sequence[str]
     """Context templates that the targets hold in, `"{}"` first."""
     left_out: list[tuple[EditRequest, str]] = field(default_factory=list)
     """Requests of the batch that are not edited, each with the reason."""
     fulfilment: dict[int, Tensor] = field(default_factory=dict)
     """By layer, the share of each edit that the solve would write if it were the only one, the mean over its units,
-    (requests,) float64."""
+    (requests,) float64; NaN where it is not written into the layer."""
+    later: list[Placement] = field(default_factory=list)
+    """Where it is still to be written, after what `targets` say: the targets for it are found when that is done."""
+    rounds: int = 1
+    """How often the whole batch was edited."""
     scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """What the scorecard found just after the batch was written, by id and kind."""
     arrival: Arrival | None = None
@@ -74,11 +84,18 @@ class EditStep:
         lost = [*whole.left_out, *(reason for part in parts for reason in part.left_out), *left_out]
         written = [part.fulfilment for part in parts if part.requests]
         shares = {layer: torch.cat([part[layer] for part in written]) for layer in whole.fulfilment if written}
-        return cls(requests, targets, whole.contexts, lost, shares, expansion=whole.expansion)
+        rounds = max([part.rounds for part in parts], default=whole.rounds)
+        return cls(requests, targets, whole.contexts, lost, shares, rounds=rounds, expansion=whole.expansion)
 
     def __len__(self) -> int:
         """Count the requests that are edited."""
         return len(self.requests)
+
+    def chosen(self, places: Sequence[int]) -> EditStep:
+        """Return some of the requests, by their places, with their targets; of the rest, what it was."""
+        return replace(
+            self, requests=tuple(self.requests[place] for place in places), targets=self.targets.chosen(places)
+        )
 
     def leave_out(self, numbers: Sequence[int], reason: str) -> None:
         """Take some requests, by their place in the batch, out of it."""
@@ -91,6 +108,21 @@ class EditStep:
         """Take all requests out of the batch, because stage two took back what it wrote."""
         self.leave_out(range(len(self.requests)), reason)
         self.taken_back = reason
+
+    def layers(self, edited: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the layers that each request is written into, given all edited ones."""
+        return self.targets.layers or [tuple(edited)] * len(self)
+
+    def by_layers(self, edited: Sequence[int]) -> list[tuple[tuple[int, ...], list[int]]]:
+        """Group the requests, by their places, by the layers that they are written into, lowest layers first."""
+        of_each = self.layers(edited)
+        return [(layers, [i for i, own in enumerate(of_each) if own == layers]) for layers in sorted(set(of_each))]
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """The median fulfilment of each layer that something was written into."""
+        medians = {layer: shares.nanmedian().item() for layer, shares in self.fulfilment.items()}
+        return {layer: share for layer, share in medians.items() if not math.isnan(share)}
 
     @property
     def loss(self) -> float:

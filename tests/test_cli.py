@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lke_lightning.api import resume
 from lke_lightning.cli import _parser, main
 from lke_lightning.configuration import configs
 from lke_lightning.editor import Editor
@@ -120,16 +121,26 @@ def test_running_again_gives_the_same_bits(run, world, tmp_path):
         assert torch.equal(value, second["state_dict"][name])
 
 
-def test_a_resumed_run_ends_like_the_uninterrupted_one(run, world, tmp_path):
+IN_ROUNDS = (
+    "--model.layers", "[0,1,2]", "--stage_two.placement", "BoundaryLayers",
+    "--stage_two.repeat.rounds", "2", "--stage_two.repeat.tolerance", "0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("more", "layers", "rounds"), [((), [0, 1], 1), (IN_ROUNDS, [0, 2], 2)])
+def test_a_resumed_run_ends_like_the_uninterrupted_one(more, layers, rounds, world, tmp_path):
     every = ["--checkpoint.every_n_train_steps", "1", "--checkpoint.keep", "-1"]
-    main(arguments(world, tmp_path / "whole", *every))
+    main(arguments(world, tmp_path / "whole", *every, *more))
     early = tmp_path / "whole" / "checkpoints" / "batch-00000002.ckpt"
-    main(arguments(world, tmp_path / "resumed", "--ckpt_path", str(early)))
+    main(arguments(world, tmp_path / "resumed", "--ckpt_path", str(early), *more))
     whole, resumed = (
         torch.load(tmp_path / out / "checkpoints" / "last.ckpt", weights_only=True) for out in ("whole", "resumed")
     )
     assert torch.load(early, weights_only=True)["editing"]["register"]["ids"] == [str(i) for i in range(6)]
     assert resumed["editing"]["register"] == whole["editing"]["register"]
+    assert resumed["editing"]["layers"] == layers
+    ledger = [json.loads(line) for line in (tmp_path / "resumed" / "ledger.jsonl").read_text().splitlines()]
+    assert [entry["rounds"] for entry in ledger if entry["event"] == "batch"] == [rounds] * 3
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name])
     cards = [json.loads((tmp_path / out / "scorecard.json").read_text()) for out in ("whole", "resumed")]
@@ -138,9 +149,16 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one(run, world, tmp_path):
     for layer, memory in whole["callbacks"]["WeightUpdate"]["memory"].items():
         for part, value in memory.items():
             assert torch.equal(value, resumed["callbacks"]["WeightUpdate"]["memory"][layer][part])
-    changed = ("--stage_two.solver", json.dumps(asking_for(0.9)))
+    edited = resume(tmp_path / "resumed")  # which knows neither the command line nor more than the edited layers
+    edited.undo(*edited.edited)
+    assert not any(edited.editor.language_model.weight(layer).delta.any() for layer in layers)
+
+
+def test_a_run_does_not_go_on_by_another_method(world, tmp_path):
+    main(arguments(world, tmp_path, "--data.limit", "2", "--scorecard.text", "null"))
+    changed = ("--stage_two.solver", json.dumps(asking_for(0.9)), "--ckpt_path", "last")
     with pytest.raises(SystemExit, match=r"another method:\n.*\.0\.init_args\.fulfilment: 0.96 .*, 0.9 now"):
-        main(arguments(world, tmp_path / "changed", "--ckpt_path", str(early), *changed))
+        main(arguments(world, tmp_path, *changed))
 
 
 def test_edited_model_is_a_plain_folder(run, tmp_path):

@@ -31,11 +31,12 @@ class BatchLine(Callback):
         now = time.perf_counter()
         seconds, self._started = now - self._started, now
         efficacy = trainer.callback_metrics.get("just_after/efficacy")
-        shares = [share.median().item() for share in pl_module.step.fulfilment.values()]
+        shares = pl_module.step.shares.values()
         done, steps = len(pl_module.step), pl_module.step.targets.steps
         Console().print(
             f"batch {trainer.global_step}/{trainer.num_training_batches}  {done} edits in {seconds:.1f} s"
             + (f"  median {statistics.median(steps):g} steps" if done else "")
+            + (f"  {pl_module.step.rounds} rounds" if pl_module.step.rounds > 1 else "")
             + (f"  efficacy {efficacy:.2f}" if efficacy is not None and pl_module.step.scores else "")
             + (f"  fulfilment {statistics.median(shares):.2f}" if shares and done else "")
             + (f"  {len(pl_module.step.left_out)} left out" if pl_module.step.left_out else ""),

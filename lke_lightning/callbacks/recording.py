@@ -12,8 +12,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch, EditRequest
 from lke_lightning.ledger import Entry, Ledger
-from lke_lightning.stage_two.register import Register
-from lke_lightning.step import EditStep
 
 FIELDS = ("prompt", "subject", "target", "original", "relation", "weight")
 """What the ledger keeps of a request: enough to tell what was changed, and to edit it again."""
@@ -90,12 +88,13 @@ def entries_of(editor: Editor, batch: int) -> list[Entry]:
     return [
         *events,
         *(_left_out(batch, *left) for left in step.left_out),
-        *(_edit(step, batch, i, editor.register, sharing[group]) for i, group in enumerate(step.targets.groups)),
+        *(_edit(editor, batch, i, sharing[group]) for i, group in enumerate(step.targets.groups)),
         _batch(editor, batch),
     ]
 
 
-def _edit(step: EditStep, batch: int, i: int, register: Register, sharing: list[str]) -> Entry:
+def _edit(editor: Editor, batch: int, i: int, sharing: list[str]) -> Entry:
+    step, register = editor.step, editor.register
     request, targets = step.requests[i], step.targets
     scores = step.scores.get(request.id)
     number = len(register) - len(step) + i
@@ -112,6 +111,7 @@ def _edit(step: EditStep, batch: int, i: int, register: Register, sharing: list[
         "stopped_by": targets.reasons[i],
         "first_loss": targets.first_losses[i],
         "loss": targets.losses[i],
+        "target_layer": step.layers(editor.language_model.layers)[i][-1],
         "target_norm": targets.of_requests(targets.vectors)[i].norm().item(),
         "reached": targets.reached[i],
     }
@@ -137,7 +137,8 @@ def _batch(editor: Editor, number: int) -> Entry:
         "edits": len(editor.step),
         "left_out": len(editor.step.left_out),
         "norm_growth": {str(layer): now / before for layer, (before, now) in norms.items()},
-        "fulfilment": {str(layer): share.median().item() for layer, share in editor.step.fulfilment.items()},
+        "fulfilment": {str(layer): share for layer, share in editor.step.shares.items()},
+        "rounds": editor.step.rounds,
     }
 
 

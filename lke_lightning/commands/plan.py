@@ -34,11 +34,13 @@ from lke_lightning.model.architecture import Architecture, matrix_shape
 from lke_lightning.model.language_model import LanguageModel, located
 from lke_lightning.results import write
 from lke_lightning.stage_one.stage import StageOne
+from lke_lightning.stage_two.placement import LayerPolicy
 from lke_lightning.stage_two.solvers import EditSystem, Solver
 from lke_lightning.stage_two.solvers.growing import ROOM
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.stage_two.writing import Writing
+from lke_lightning.stages import Stages
 from lke_lightning.trainer import SETTINGS
 
 INVERTING = 6
@@ -151,8 +153,8 @@ def spaces(trainer: Trainer, editor: Editor, stream: EditStream) -> list[Space]:
     Raises:
         EditError: there is no configuration, or such a network cannot be edited.
     """
-    network, shapes = skeleton(editor)
     update, checkpoint, edits = _part(trainer, WeightUpdate), _part(trainer, RunCheckpoint), len(stream.requests)
+    network, shapes = skeleton(editor, update.placement)
     dtype = trainer.precision_plugin.convert_module(nn.Linear(1, 1, dtype=network.dtype)).weight.dtype
     wide, on_gpu = torch.promote_types(dtype, torch.float32).itemsize, trainer.strategy.root_device.type != "cpu"
     weights = sum(weight.numel() for weight in network.parameters()) * dtype.itemsize
@@ -165,12 +167,13 @@ def spaces(trainer: Trainer, editor: Editor, stream: EditStream) -> list[Space]:
     saved = wide * entries + sum(s[2] for s in last) + left
     batches, every = math.ceil(edits / stream.batch_size), checkpoint.every_n_train_steps
     written = min(batches, 2 + (batches // every if every else 0))
+    copies = (update.norm_limit is not None) + (update.repeat is not None)
     kept = written if checkpoint.keep < 0 else min(checkpoint.keep, written)
     found = [
         Space("Python and its libraries", host=_peak_of_host()),
         Space("weights of the model", weights, weights if on_gpu else 0),  # loaded through the host's memory
         Space("edited matrices: unedited copy and change", entries * (dtype.itemsize + wide)),
-        Space("their change before a batch, to take it back", host=entries * wide * (update.norm_limit is not None)),
+        Space("their change before a batch, to take it back", host=entries * wide * copies),
         Space(f"solver, {len(shapes)} layers", at_once, far + near - at_once),
         Space(f"solver, memory of {edits:,} edits", host=math.ceil(ROOM * (grown - far))),
         Space("first inverse, at its peak", 4 * sum(squares) + 8 * INVERTING * max(squares)),
@@ -183,7 +186,7 @@ def spaces(trainer: Trainer, editor: Editor, stream: EditStream) -> list[Space]:
     return found if on_gpu else [Space(s.what, 0, s.host + s.device, s.disk) for s in found]
 
 
-def skeleton(editor: Editor) -> tuple[nn.Module, list[tuple[int, int]]]:
+def skeleton(editor: Editor, policy: LayerPolicy) -> tuple[nn.Module, list[tuple[int, int]]]:
     """Build an editor's network without weights; return it and (d_out, d_key) of each edited matrix.
 
     Raises:
@@ -203,7 +206,7 @@ def skeleton(editor: Editor) -> tuple[nn.Module, list[tuple[int, int]]]:
             f"give its folder or hub name. {error}"
         ) from error
     architecture = Architecture.of(network, editor.matrix)
-    layers = list(editor.layers or getattr(config, "edit_layers", None) or [])
+    layers = policy.among(editor.layers or getattr(config, "edit_layers", None) or [])
     architecture.check_layers(layers)
     architecture.check_matrices(layers)
     return network, [matrix_shape(architecture.matrix(layer)) for layer in layers]
@@ -315,6 +318,7 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
     edits, together = len(stream.requests), min(stream.batch_size, len(stream.requests))
     update, scorecard = copy.copy(_part(trainer, WeightUpdate)), copy.copy(_part(trainer, Scorecard))
     importing, start = time.process_time(), time.perf_counter()
+    editor.stages = Stages.among(trainer.callbacks)  # which may edit some of the layers only
     editor.configure_model()
     loaded = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """Rows for stage one: everything that a change at the slot cannot affect is computed once, the rest at every step.
 
-That is: all blocks up to the target layer, and every token before the slot in the blocks above it. The rest, from the
-slot to the end of each row, runs in groups of nearly equal length, with little padding.
+That is: all blocks up to the layer of the change, and every token before the slot in the blocks above it. The rest,
+from the slot to the end of each row, runs in groups of nearly equal length, with little padding.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class Replay:
         model: LanguageModel,
         rows: Sequence[Row],
         reads: Sequence[Read],
+        layer: int,
         site: Site,
         max_tokens: int,
         held: Mapping[int, Held] | None = None,
@@ -100,7 +101,8 @@ class Replay:
             model: the language model.
             rows: whole rows.
             reads: places whose predictions `logits` returns.
-            site: where the change will be added, at the target layer.
+            layer: where the change will be added.
+            site: where in that layer.
             max_tokens: how many tokens run at once.
             held: by row, the outputs that stand at the site at tokens before its slot; rows with one prefix have the
                 same.
@@ -109,7 +111,7 @@ class Replay:
         Raises:
             EditError: the attention's matrix is not known.
         """
-        layer, device = model.target_layer, model.device
+        device = model.device
         start = layer + 1 if site == "block" else layer
         standing = {rows[i].ids[: rows[i].slot]: part for i, part in (held or {}).items() if part}
         prefixes = Prefixes.run(model, [row.ids[: row.slot] for row in rows], max_tokens, standing, site)

@@ -6,8 +6,8 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +66,10 @@ class Targets:
     """Whether the target tokens were the model's first choice at the stop, on the bare prompt."""
     units: list[int] = field(default_factory=list)
     """How many units, and so vectors, each request has; not given: one."""
+    layers: list[tuple[int, ...]] | None = None
+    """The layers that each is to be written into, ascending; it lives at the last. `None`: all edited layers."""
+    nlls: list[tuple[float, float]] | None = None
+    """Mean negative log-likelihood of the target's tokens over all contexts, before the first step and at the stop."""
 
     def __post_init__(self) -> None:
         """Fill in the number of units."""
@@ -113,11 +117,8 @@ class Targets:
 
     def chosen(self, numbers: Sequence[int]) -> Targets:
         """Return the targets of some requests only."""
-        vectors = self.vectors[self.places(numbers)]
-        lists = (self.steps, self.losses, self.first_losses, self.reasons)
-        kept = ([part[i] for i in numbers] for part in lists)
-        rest = ([part[i] for i in numbers] for part in (self.groups, self.distances, self.reached, self.units))
-        return Targets(vectors, *kept, self.site, *rest)
+        lists = {name: [part[i] for i in numbers] for name, part in self._lists()}
+        return replace(self, vectors=self.vectors[self.places(numbers)], **lists)
 
     @classmethod
     def of_units(cls, found: Sequence[Sequence[Targets]]) -> Targets:
@@ -134,23 +135,21 @@ class Targets:
             [math.hypot(*(part.distances[0] for part in parts)) for parts in found],
             [all(part.reached[0] for part in parts) for parts in found],
             [len(parts) for parts in found],
+            nlls=[_mean([part.nlls[0] for part in parts]) for parts in found],
         )
 
     @classmethod
     def joined(cls, parts: Sequence[Targets]) -> Targets:
         """Concatenate the targets of several lists of requests."""
-        return cls(
-            torch.cat([part.vectors for part in parts]),
-            [steps for part in parts for steps in part.steps],
-            [loss for part in parts for loss in part.losses],
-            [loss for part in parts for loss in part.first_losses],
-            [reason for part in parts for reason in part.reasons],
-            parts[0].site,
-            [start + group for start, part in zip(_starts(parts), parts, strict=True) for group in part.groups],
-            [distance for part in parts for distance in part.distances],
-            [reached for part in parts for reached in part.reached],
-            [count for part in parts for count in part.units],
-        )
+        lists = {name: [value for part in parts for value in getattr(part, name)] for name, _ in parts[0]._lists()}
+        starts = zip(_starts(parts), parts, strict=True)
+        lists["groups"] = [start + group for start, part in starts for group in part.groups]
+        return replace(parts[0], vectors=torch.cat([part.vectors for part in parts]), **lists)
+
+    def _lists(self) -> Iterator[tuple[str, list[Any]]]:
+        """Yield what is known of each request, by its name."""
+        parts = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return ((name, part) for name, part in parts if isinstance(part, list))
 
 
 def part_gone(missing: float, distance: float) -> float:
@@ -162,3 +161,7 @@ def part_gone(missing: float, distance: float) -> float:
 def _starts(parts: Sequence[Targets]) -> Iterator[int]:
     """Yield for each part how many targets the parts before it may have."""
     return itertools.accumulate((max(part.groups, default=-1) + 1 for part in parts[:-1]), initial=0)
+
+
+def _mean(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return sum(first for first, _ in pairs) / len(pairs), sum(last for _, last in pairs) / len(pairs)

@@ -83,6 +83,11 @@ class OutputGradients(StageOne):
         self.contexts, self.memory = [], {}
 
     @property
+    def at_all_layers(self) -> bool:
+        """Every layer is asked by one pass."""
+        return True
+
+    @property
     def pilot(self) -> int:
         """How many pass through the statistics."""
         return self.warm_up
@@ -96,8 +101,8 @@ class OutputGradients(StageOne):
                 with model.unedited():
                     self.memory = self._remembered(model, self._passes(model, requests[: self.warm_up]))
 
-    def aim(self, model: LanguageModel, batch: EditBatch) -> EditStep:
-        """Take the rows of a batch into the statistics, and ask each layer by what they are then."""
+    def aim(self, model: LanguageModel, batch: EditBatch, layer: int | None = None) -> EditStep:
+        """Take the rows of a batch into the statistics, and ask every layer by what they are then."""
         found = self._passes(model, batch.requests)
         memory = self._remembered(model, found)
         step = EditStep.of(batch, self._targets(model, found, memory), self.contexts)

@@ -17,18 +17,18 @@ MAX_TOKENS = 32768
 """How many tokens run at once: keys need no gradients."""
 
 
-def bare_keys(model: LanguageModel, requests: Sequence[EditRequest]) -> Tensor:
-    """Return the inputs of the target layer's matrix at the slots of bare prompts, (requests, d_key).
+def bare_keys(model: LanguageModel, requests: Sequence[EditRequest], layer: int) -> Tensor:
+    """Return the inputs of a layer's matrix at the slots of bare prompts, (requests, d_key).
 
     Processes divide the requests, and each gets the keys of all.
     """
-    team, matrix = Team.of(model.network), model.architecture.matrix(model.target_layer)
+    team, matrix = Team.of(model.network), model.architecture.matrix(layer)
     rows = model.text.rows([request.in_context(SLOT) for request in team.share(requests)])
     rows = [Row(row.ids[: row.slot + 1], row.slot) for row in rows]
     found: dict[int, Tensor] = {}
     for members in by_length([len(row.ids) for row in rows], MAX_TOKENS, model.device):
         batch = model.text.pad([rows[i] for i in members], model.device)
-        [(keys, _)] = model.observe(batch, [matrix], stop=model.target_layer + 1)
+        [(keys, _)] = model.observe(batch, [matrix], stop=layer + 1)
         at_slots = keys[torch.arange(len(members), device=keys.device), batch.slots].to(model.wide_dtype)
         found.update(zip(members, at_slots, strict=True))
     mine = torch.stack([found[i] for i in range(len(rows))]) if rows else None  # there may be more processes

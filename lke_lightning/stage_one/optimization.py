@@ -6,6 +6,7 @@ batch does not matter, because Adam works element by element and losses are neve
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections.abc import Sequence
@@ -140,6 +141,11 @@ class TargetOptimization(StageOne):
         super().on_fit_start(trainer, pl_module)
 
     @property
+    def at_all_layers(self) -> bool:
+        """A transform knows the unedited targets of the last layer alone."""
+        return self.transform is not None
+
+    @property
     def pilot(self) -> int:
         """How many targets the transform wants to see."""
         return 0 if self.transform is None else self.transform.sample
@@ -163,14 +169,20 @@ class TargetOptimization(StageOne):
             pilot = partial(self._pilot, model, requests)
             self.memory = self.transform.prepared(self.memory, model, self.site or model.site, pilot)
 
-    def aim(self, model: LanguageModel, batch: EditBatch) -> EditStep:
+    def aim(self, model: LanguageModel, batch: EditBatch, layer: int | None = None) -> EditStep:
         """Find the targets of a batch in this run's contexts.
 
         A request without finite numbers is left out of it, and so is what the transform drops.
+
+        Args:
+            model: the language model, possibly edited before.
+            batch: the edits.
+            layer: where targets live; `None`: the last edited layer.
         """
-        history = UpdateHistory(model.weight(model.target_layer).delta)
-        seen, memory = self.space.look(history, lambda: bare_keys(model, batch.requests), self.memory)
-        step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts, seen), self.contexts)
+        layer = model.target_layer if layer is None else layer
+        history = UpdateHistory(model.weight(layer).delta)
+        seen, memory = self.space.look(history, lambda: bare_keys(model, batch.requests, layer), self.memory)
+        step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts, layer, seen), self.contexts)
         step.memory, step.expansion = memory, self.expansion
         if self.transform is not None and step.requests:
             found = Found.of(model, step.requests, step.targets)
@@ -193,7 +205,12 @@ class TargetOptimization(StageOne):
         return Found.joined(parts)
 
     def optimize(
-        self, model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], seen: State | None = None
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        layer: int | None = None,
+        seen: State | None = None,
     ) -> Targets:
         """Find the targets of some requests under the model's present weights; processes divide them.
 
@@ -201,6 +218,7 @@ class TargetOptimization(StageOne):
             model: the language model, possibly edited before.
             requests: the edits.
             contexts: templates, `"{}"` first.
+            layer: where targets live; `None`: the last edited layer.
             seen: what the target space has seen of the requests (`TargetSpace.look`).
         """
         built = build_rows(requests, contexts, model.text, self.reference_quirks)
@@ -208,14 +226,16 @@ class TargetOptimization(StageOne):
             built = [replace(rows, seen=rows.seen | {name: part}) for rows, part in zip(built, parts, strict=True)]
         others = self.expansion.others(model, requests, contexts)
         units = [cut(rows, self.expansion, about) for rows, about in zip(built, others, strict=True)]
-        return in_turn(units, lambda rows, places: self._find(model, [requests[i] for i in places], rows))
+        return in_turn(units, lambda rows, places: self._find(model, [requests[i] for i in places], rows, layer))
 
-    def _find(self, model: LanguageModel, requests: Sequence[EditRequest], built: Sequence[RequestRows]) -> Targets:
+    def _find(
+        self, model: LanguageModel, requests: Sequence[EditRequest], built: Sequence[RequestRows], layer: int | None
+    ) -> Targets:
         """Find the targets of one unit of each of some requests."""
         groups = sorted(self._groups(requests, built), key=lambda group: (len(group), len(built[group[0]].others)))
         team = Team.of(model.network)
         mine = [RequestRows.together([built[place] for place in group]) for group in team.share(groups)]
-        found = [self.descend(model, list(alike)) for _, alike in itertools.groupby(mine, key=RequestRows.shape)]
+        found = [self.descend(model, list(alike), layer) for _, alike in itertools.groupby(mine, key=RequestRows.shape)]
         if team.size > 1:
             found = team.gather([replace(part, vectors=part.vectors.cpu()) for part in found])
         targets = Targets.joined(found)
@@ -231,17 +251,24 @@ class TargetOptimization(StageOne):
             return grouped(range(len(built)))
         return grouped([request.subject or key for request, key in zip(requests, keys, strict=True)])
 
-    def descend(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
+    def present_nlls(self, model: LanguageModel, step: EditStep) -> list[float]:
+        """Return the mean negative log-likelihood of each request's target before any step, as `Targets.nlls`."""
+        at_start = copy.copy(self)
+        at_start.max_steps = 1
+        return [nll for nll, _ in at_start.optimize(model, step.requests, step.contexts).nlls]
+
+    def descend(self, model: LanguageModel, built: Sequence[RequestRows], layer: int | None = None) -> Targets:
         """Find the targets of requests that are already rows, as many of each."""
         found, self.max_tokens = within_memory(
-            lambda part: self._descend_together(model, part), built, RequestRows.count_tokens, self.max_tokens
+            lambda part: self._descend_together(model, part, layer), built, RequestRows.count_tokens, self.max_tokens
         )
         return Targets.joined(found)
 
     @torch.enable_grad()
-    def _descend_together(self, model: LanguageModel, built: Sequence[RequestRows]) -> Targets:
+    def _descend_together(self, model: LanguageModel, built: Sequence[RequestRows], layer: int | None) -> Targets:
         site = self.site or model.site
-        rows = PackedRows.build(model, built, site, self.max_tokens, bool(self.beside))
+        layer = model.target_layer if layer is None else layer
+        rows = PackedRows.build(model, built, layer, site, self.max_tokens, bool(self.beside))
         bare, size = rows.bare, model.architecture.hidden_size
         starts = rows.initial
         initial = starts[:, 0]
@@ -262,7 +289,7 @@ class TargetOptimization(StageOne):
         essence_before: Tensor | None = None
         check_every = self.check_every or (1 if device.type == "cpu" else 4)
         team = Team.of(model.network)
-        updates = UpdateHistory(model.weight(model.target_layer).delta)
+        updates = UpdateHistory(model.weight(layer).delta)
         seen = {name: torch.stack([request.seen[name] for request in built]) for name in built[0].seen}
         state = self.space.start(initial[:, :size], seen, updates)
 
@@ -281,7 +308,8 @@ class TargetOptimization(StageOne):
             # a request that stopped on one process only would leave the others waiting in a sharded network
             reason = team.alike(self._reasons(view, loss, is_last=step == self.max_steps))
             stopped = going & (reason >= 0) & (step > self.space.first_pass or step == self.max_steps)
-            outcome.record(active, stopped, aimed, most_probable[:, bare], step, loss, reason)
+            own = nll[:, : rows.contexts - rows.others].mean(1)
+            outcome.record(active, stopped, aimed, most_probable[:, bare], step, loss, own, reason)
             going = going & ~stopped
             if step == self.max_steps:
                 break
@@ -343,20 +371,32 @@ class _Outcome:
     reasons: Tensor
     losses: Tensor
     first_losses: Tensor
+    nlls: Tensor
+    first_nlls: Tensor
 
-    DTYPES: ClassVar = (torch.long, torch.long, torch.float64, torch.float64)
+    DTYPES: ClassVar = (torch.long, torch.long, *[torch.float64] * 4)
 
     @torch.no_grad()
     def record(
-        self, active: Tensor, stopped: Tensor, change: Tensor, said: Tensor, step: int, loss: Tensor, reason: Tensor
+        self,
+        active: Tensor,
+        stopped: Tensor,
+        change: Tensor,
+        said: Tensor,
+        step: int,
+        loss: Tensor,
+        nll: Tensor,
+        reason: Tensor,
     ) -> None:
         """Freeze requests that just stopped at the vector that passed; all tensors are (active requests, ...)."""
         if step == 1:
             self.first_losses.copy_(loss)
+            self.first_nlls.copy_(nll)
         self.changes[active] = torch.where(stopped.unsqueeze(1), change, self.changes[active])
         self.reached[active] = torch.where(stopped.unsqueeze(1), said, self.reached[active])
         self.steps[active] = torch.where(stopped, step, self.steps[active])
         self.losses[active] = torch.where(stopped, loss.to(self.losses), self.losses[active])
+        self.nlls[active] = torch.where(stopped, nll.to(self.nlls), self.nlls[active])
         self.reasons[active] = torch.where(stopped, reason, self.reasons[active])
 
     def targets(self, starts: Tensor, names: Sequence[str], site: Site) -> Targets:
@@ -369,8 +409,11 @@ class _Outcome:
         """
         members = starts.shape[1]
         groups = range(len(starts))
-        lists = (self.steps, self.losses, self.first_losses, self.reasons, self.changes.norm(dim=1))
-        steps, losses, first_losses, reasons, distances = (part.repeat_interleave(members).tolist() for part in lists)
+        norms, nlls = self.changes.norm(dim=1), torch.stack([self.first_nlls, self.nlls], dim=1)
+        lists = (self.steps, self.losses, self.first_losses, self.reasons, norms, nlls)
+        steps, losses, first_losses, reasons, distances, nlls = (
+            part.repeat_interleave(members, dim=0).tolist() for part in lists
+        )
         return Targets(
             (starts + self.changes.unsqueeze(1)).flatten(0, 1),
             steps,
@@ -381,4 +424,5 @@ class _Outcome:
             [group for group in groups for _ in range(members)],
             distances,
             self.reached.flatten().tolist(),
+            nlls=[(first, last) for first, last in nlls],
         )

@@ -36,7 +36,13 @@ class PackedRows:
 
     @classmethod
     def build(
-        cls, model: LanguageModel, built: Sequence[RequestRows], site: Site, max_tokens: int, attention: bool = False
+        cls,
+        model: LanguageModel,
+        built: Sequence[RequestRows],
+        layer: int,
+        site: Site,
+        max_tokens: int,
+        attention: bool = False,
     ) -> PackedRows:
         """Compute what is the same at every step; arguments are those of `Replay.record`."""
         rows, row_requests, reads, labels, cells, essence_reads, essences = [], [], [], [], [], [], []
@@ -57,7 +63,7 @@ class PackedRows:
                 essences.append(i)
                 rows.append(request.essence)
             row_requests += [i] * (len(rows) - len(row_requests))
-        replay = Replay.record(model, rows, reads + essence_reads, site, max_tokens, held, attention)
+        replay = Replay.record(model, rows, reads + essence_reads, layer, site, max_tokens, held, attention)
         numbers = (torch.tensor(part, dtype=torch.long) for part in (row_requests, labels, cells, essences))
         return cls(replay, contexts, built[0].members, others, *(part.to(model.device) for part in numbers))
 

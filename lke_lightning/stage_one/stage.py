@@ -34,6 +34,11 @@ class StageOne(Callback, ABC):
     """Whether stage two reads the requests' texts anew, layer by layer, as they are written."""
 
     @property
+    def at_all_layers(self) -> bool:
+        """Whether what it finds is for all edited layers together, and cannot be asked of some of them."""
+        return False
+
+    @property
     def pilot(self) -> int:
         """How many of the run's first requests it looks at before the first batch, at the cost of editing them."""
         return 0
@@ -45,7 +50,8 @@ class StageOne(Callback, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the contexts and the parts' memory."""
-        return {"contexts": self.contexts, "memory": self.memory}
+        memory = {"memory": self.memory} if self.memory else {}  # checkpoints of earlier versions have none
+        return {"contexts": self.contexts, **memory}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the contexts and the memory of the interrupted run."""
@@ -59,7 +65,7 @@ class StageOne(Callback, ABC):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
         """Begin the step: find what the batch asks."""
         with pl_module.working("stage_one"):
-            pl_module.step = self.aim(pl_module.language_model, batch)
+            pl_module.step = pl_module.stages.aim(pl_module.language_model, batch)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Remember the batch, before the guard may roll it back."""
@@ -74,8 +80,14 @@ class StageOne(Callback, ABC):
         """
 
     @abstractmethod
-    def aim(self, model: LanguageModel, batch: EditBatch) -> EditStep:
-        """Find what a batch asks, under the present weights; requests without finite numbers are left out of it."""
+    def aim(self, model: LanguageModel, batch: EditBatch, layer: int | None = None) -> EditStep:
+        """Find what a batch asks, under the present weights; requests without finite numbers are left out of it.
+
+        Args:
+            model: the language model, possibly edited before.
+            batch: the edits.
+            layer: where targets live, if they live at one; `None`: the last edited layer.
+        """
 
     def settle(self, step: EditStep) -> None:
         """Remember a batch, unless stage two took it back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -84,9 +85,9 @@ def arrival(model: LanguageModel, step: EditStep) -> Arrival:
 
 def _outcomes(model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Text]]) -> list[tuple[float, bool]]:
     """Return for each request, by its place in the batch, which part of the way was gone and whether it is said."""
-    target = model.target_layer
     architecture = model.architecture
-    module = architecture.blocks[target] if step.targets.site == "block" else architecture.matrix(target)
+    module = architecture.blocks.__getitem__ if step.targets.site == "block" else architecture.matrix
+    target_layers = [layers[-1] for layers in step.layers(model.layers)]
     weights = {layer: model.weight(layer) for layer in model.layers}
     found: dict[int, tuple[float, bool]] = {}
     for members in by_length([len(text.ids) for _, text in part], MAX_TOKENS, model.device):
@@ -98,13 +99,14 @@ def _outcomes(model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Te
             for j, label in enumerate(text.answer)
         ]
         places, positions, labels = torch.tensor(reads, device=model.device).T
-        with capture(module) as seen:
+        with ExitStack() as stack:
+            seen = {i: stack.enter_context(capture(module(i))) for i in {target_layers[n] for n, _ in chosen}}
             states = model.states(batch, places, positions)
-        outputs = in_rows(seen.output, len(batch))
+        by_layer = {layer: in_rows(tap.output, len(batch)) for layer, tap in seen.items()}
         wrong = torch.zeros(len(batch), dtype=torch.long, device=model.device)
         wrong.index_add_(0, places, (model.head(states).argmax(1) != labels).long())
-        outputs_at = [outputs[i, list(text.slots)] for i, (_, text) in enumerate(chosen)]
-        written = step.targets.written([number for number, _ in chosen], outputs_at, weights)
+        outputs = [by_layer[target_layers[n]][i, list(text.slots)] for i, (n, text) in enumerate(chosen)]
+        written = step.targets.written([number for number, _ in chosen], outputs, weights)
         for (number, _), gone, mistakes in zip(chosen, written, wrong.tolist(), strict=True):
             found[number] = gone, mistakes == 0
     return [found[number] for number, _ in part]
@@ -128,7 +130,7 @@ def _diagnosis(
     what += f"stage one reached {sum(reached)} of them, "
     if step.targets.site == "block" and model.site == "matrix":
         return "site", f"{what}a norm behind the MLP changed what was written; set stage_one.site to matrix"
-    if _solved(model, systems) >= ENOUGH:
+    if _solved(model, step, systems) >= ENOUGH:
         weights = [model.weight(layer) for layer in model.layers]
         lost = math.hypot(*(weight.lost() for weight in weights))
         whole = math.hypot(*(weight.delta.norm().item() for weight in weights))
@@ -141,9 +143,11 @@ def _diagnosis(
     )
 
 
-def _solved(model: LanguageModel, systems: Mapping[int, EditSystem]) -> float:
-    """Return which part of what was asked of the last layer its solve has given, before any rounding (median)."""
-    system = systems[model.target_layer]
-    given = system.keys @ model.weight(model.target_layer).delta.T - system.changes
-    left = (system.residuals - given).norm(dim=1) / system.residuals.norm(dim=1)
-    return 1 - left.nanmedian().item()
+def _solved(model: LanguageModel, step: EditStep, systems: Mapping[int, EditSystem]) -> float:
+    """Return which part of what target layers were asked their solves have given, before any rounding (median)."""
+    shares = []
+    for layer in {layers[-1] for layers in step.layers(model.layers)}:
+        system = systems[layer]
+        given = system.keys @ model.weight(layer).delta.T - system.changes
+        shares.append(1 - (system.residuals - given).norm(dim=1) / system.residuals.norm(dim=1))
+    return torch.cat(shares).nanmedian().item()

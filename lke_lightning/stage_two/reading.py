@@ -80,9 +80,15 @@ class SlotReader:
             self.rest = self._team.gather_rows(torch.cat(others) if others else None, self.model.device)
         return [self._average(self._parts, at_slots, weights) for weights in averages]
 
-    def outputs(self, site: Site, weights: Tensor) -> Tensor:
-        """Return the current output at the target layer's site, averaged over contexts, (units, hidden size)."""
-        target = self.model.target_layer
+    def outputs(self, site: Site, weights: Tensor, layer: int | None = None) -> Tensor:
+        """Return the current output at a layer's site, averaged over contexts, (units, hidden size).
+
+        Args:
+            site: where in the layer.
+            weights: of the contexts, (contexts,).
+            layer: its number, none below the layer whose keys were read last; `None`: the last edited layer.
+        """
+        target = self.model.target_layer if layer is None else layer
         module = self.model.architecture.blocks[target] if site == "block" else self.model.architecture.matrix(target)
         used = (weights > 0).to(self.model.device).repeat(self._rows // self.contexts)
         parts = [part.select(used[part.rows]) for part in self._parts if used[part.rows].any()]
@@ -113,11 +119,14 @@ class Spread(AtSlots):
     """Of the contexts in a key, (contexts,)."""
     anchor_weights: Tensor
     """Of the contexts in an anchor, and in the output that the target is compared with, (contexts,)."""
+    target_layer: int
+    """Where the targets live."""
 
     def asked(self, layer: int, share: float, vectors: Tensor, site: Site) -> Asked:
         """Read the layer, and the output at the site."""
         keys, anchors = self.reader.keys(layer, [self.key_weights, self.anchor_weights])
-        return Asked(keys, anchors, (vectors - self.reader.outputs(site, self.anchor_weights)) * share)
+        present = self.reader.outputs(site, self.anchor_weights, self.target_layer)
+        return Asked(keys, anchors, (vectors - present) * share)
 
 
 def _reads(found: Sequence[Text], contexts: int, rest: int | None) -> list[list[tuple[int, int]]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -16,13 +16,16 @@ from lke_lightning.checkpoints import understood
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.targets import Asked
 from lke_lightning.model.units import Expansion
 from lke_lightning.stage_two.arrival import Watch
 from lke_lightning.stage_two.key_filter import SharedDirections, own_part
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
+from lke_lightning.stage_two.placement import AllLayers, LayerPolicy
 from lke_lightning.stage_two.preservation import MOST, BaseStatistics, NormPenalty, PastEdits
 from lke_lightning.stage_two.reading import SlotReader, Spread
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
+from lke_lightning.stage_two.repeat import Repeat
 from lke_lightning.stage_two.solvers import Downdatable, EditSystem, LeastSquares, Memory, Solver
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.strength import first_keys, tell, warn_of_weights
@@ -30,8 +33,11 @@ from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
 from lke_lightning.stage_two.writing import Writing
 from lke_lightning.step import EditStep
 
-SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left)}
+SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left), "direct": lambda _: 1.0}
 """The share of the residual that a layer takes, by the number of remaining layers including it."""
+
+Again = Callable[[LanguageModel, EditStep], bool]
+"""Finds the targets that a batch is written with next, once it was written; returns whether there are any."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,20 @@ class Mark:
     """What transforms had kept, of all layers."""
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """A batch that is being written."""
+
+    before: Mark
+    """Where it returns to if it exceeds the limit of norms."""
+    start: Mark
+    """Each layer before it was written first; later rounds begin there."""
+    norms: dict[int, float]
+    """By layer, the norm of the weight before the batch."""
+    systems: dict[int, EditSystem] = field(default_factory=dict)
+    """By layer, what was solved last."""
+
+
 class WeightUpdate(Callback):
     """Spread the residuals of the targets over the edited layers and solve for each layer's update.
 
@@ -62,7 +82,10 @@ class WeightUpdate(Callback):
         solver: turns keys and residuals into an update. Default: ENCORE's least squares.
         keys: how keys are averaged over contexts. Default: `ContextMean`.
         statistics: second moments of keys on ordinary text. Default: `KeyStatistics`.
-        spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which puts more on early layers.
+        placement: which layers a batch is written into. Default: all (`AllLayers`).
+        spread: `even`: share 1 / (m - i) (MEMIT); `root`: 1 / sqrt(m - i) (PMET), which puts more on early layers;
+            `direct`: each layer is asked for all that is missing still.
+        repeat: when a batch is edited once more (UnderEdit). Default: never.
         transform: applied to each update before it is written (RECT).
         compensate: make up, in later updates, for what the transform leaves out (OTE-SE, `Writing`).
         readout: applied to the total change when the model is scored or exported; editing never sees it (PRUNE).
@@ -81,7 +104,9 @@ class WeightUpdate(Callback):
         solver: Solver | None = None,
         keys: KeyPolicy | None = None,
         statistics: Statistics | None = None,
-        spread: Literal["even", "root"] = "even",
+        placement: LayerPolicy | None = None,
+        spread: Literal["even", "root", "direct"] = "even",
+        repeat: Repeat | None = None,
         transform: UpdateTransform | None = None,
         compensate: bool = False,
         readout: ReadoutTransform | None = None,
@@ -109,6 +134,7 @@ class WeightUpdate(Callback):
                 "stage_two.compensate makes up for what a transform leaves out, and there is none: give "
                 "stage_two.transform one, or leave compensate out"
             )
+        self.placement, self.repeat = placement or AllLayers(), repeat
         self.spread, self.readout = spread, readout
         self.writing = Writing(transform, compensate)
         """What is written of the solver's updates."""
@@ -156,8 +182,7 @@ class WeightUpdate(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
         """Write the batch into the weights."""
-        with pl_module.working("stage_two"):
-            self.carry_out(pl_module.language_model, pl_module.step, pl_module.register)
+        pl_module.carry_out(pl_module.stages)
 
     def prepare(
         self,
@@ -210,13 +235,13 @@ class WeightUpdate(Callback):
             warn_of_weights(self.strengths)
         self._fingerprints, self._is_ready = fingerprints, True
 
-    def carry_out(self, model: LanguageModel, step: EditStep, register: Register) -> None:
+    def carry_out(self, model: LanguageModel, step: EditStep, register: Register, again: Again | None = None) -> None:
         """Write a batch of a run, and look at what became of it; see `write` and `Watch`.
 
         Raises:
             EditError: an update is not finite, or exceeds the limit of norms in the first batch or several in a row.
         """
-        systems = self.write(model, step, register)
+        systems = self.write(model, step, register, again)
         self._watch.look(model, step, register, systems)
 
     @property
@@ -227,18 +252,24 @@ class WeightUpdate(Callback):
         return {layer: dict(zip(names, values, strict=False)) for layer, values in found.items()}
 
     @torch.no_grad()
-    def write(self, model: LanguageModel, step: EditStep, register: Register) -> dict[int, EditSystem]:
+    def write(
+        self, model: LanguageModel, step: EditStep, register: Register, again: Again | None = None
+    ) -> dict[int, EditSystem]:
         """Edit the weights so that the targets are produced, and enter the edits into the register.
 
         A batch that exceeds the limit of norms is taken back, bit for bit in the weights, and left out of the step.
+        Where it is written in several rounds and edits can be undone exactly, a later round takes the place of the
+        earlier one in a layer: it asks for all that was asked before and for what is missing still. Elsewhere its
+        update is added, as in the published code.
 
         Args:
             model: the language model; its edited weights change.
             step: the edits and their targets.
             register: the edits made so far.
+            again: see `Again`; `None`: the batch is written once.
 
         Returns:
-            The system of each layer; of none where nothing was written.
+            The system of each layer, as it was solved last; of none where nothing was written.
 
         Raises:
             EditError: an update is not finite; it is not written then.
@@ -251,42 +282,128 @@ class WeightUpdate(Callback):
         if self.why_not_exact() is None:
             older = [register.number_of(request.fact) for request in step.requests]
             out = [number for number in older if number is not None]
-            for layer in model.layers if out else ():
+            for layer in limited if out else ():
                 self._note(model, layer, before)
             self._move(model, out=register.rows(out))
-        team = Team.of(model.network)
-        reader = SlotReader(model, step.requests, step.contexts, step.expansion, self.rest_weight is not None)
-        key_weights = self.keys.key_weights(len(step.contexts), self.reference_quirks)
-        slots = Spread(reader, key_weights, self.keys.anchor_weights(len(step.contexts)))
-        weights = [r.weight for r, count in zip(step.requests, step.targets.units, strict=True) for _ in range(count)]
-        counts = torch.tensor(weights, dtype=torch.float64, device=model.device)
-        systems = {}
-        for i, layer in enumerate(model.layers):
-            share = SPREAD[self.spread](len(model.layers) - i)
-            keys, anchors, residuals = step.targets.asked(layer, share, slots)
+        batch = _Batch(before, Mark({}, {}, len(register), self.writing.mark()), norms)
+        while True:
+            for layers, places in step.by_layers(model.layers):
+                refused = self._write_into(model, step, layers, places, batch)
+                if refused:
+                    self.roll_back(model, register, before)
+                    step.take_back(refused)
+                    return {}
+            if again is None or not again(model, step):
+                break
+        for layer in model.layers:
+            if layer not in batch.systems:
+                self._skip(model, step, layer)
+        register.enter(step.requests, step.targets.groups, step.targets.units)
+        return batch.systems
+
+    def _write_into(
+        self, model: LanguageModel, step: EditStep, layers: Sequence[int], places: Sequence[int], batch: _Batch
+    ) -> str | None:
+        """Write some requests, by their places, into some layers; return why the batch is to be taken back, if it is.
+
+        A memory that edits can be taken out of has rows in each layer for each of them: those of the other requests
+        ask nothing.
+        """
+        part, rows, exact = step.chosen(places), step.targets.places(places), self.why_not_exact() is None
+        reader = self._reader(model, part)
+        for i, layer in enumerate(layers):
             weight = model.weight(layer)
-            total = self.writing.solved(layer, weight)
-            if (error := self.writing.error(layer, weight)) is not None:  # ask as if nothing had been left out
-                residuals = residuals + keys @ error.T
-            keys = self._own(layer, keys)
-            rest = None if reader.rest is None else self._own(layer, reader.rest) * self.rest_weight**0.5
-            systems[layer] = EditSystem(keys, anchors, residuals, keys @ total.T, counts, total, rest)
-            self._note(model, layer, before)
+            share = SPREAD[self.spread](len(layers) - i)
+            keys, anchors, residuals = self._asked(reader, part, layer, layers[-1], share)
+            if self.norm_limit is not None:
+                self._note(model, layer, batch.before)
+            if exact and layer in batch.systems:
+                earlier = batch.systems[layer]
+                asked = (earlier.changes + earlier.residuals)[rows] + residuals
+                weight.restore(batch.start.deltas[layer])
+                self._keep(layer, self.solver.rolled_back(self._fetch(layer, model), batch.start.memory[layer]))
+                self.writing.return_layer(layer, batch.start.writing)
+                residuals = asked - keys @ weight.delta.T
+            elif exact and self.repeat is not None:
+                self._note(model, layer, batch.start)
+            system = self._system(model, part, layer, keys, anchors, residuals, reader.rest)
             memory = self._fetch(layer, model)
-            shares = step.targets.of_requests(self.solver.fulfilment(memory, systems[layer]).cpu())
-            step.fulfilment[layer] = torch.stack([share.mean() for share in shares])
-            update, memory = self.solver.compute(memory, systems[layer])
+            shares = part.targets.of_requests(self.solver.fulfilment(memory, system).cpu())
+            step.fulfilment[layer] = torch.full((len(step),), math.nan, dtype=torch.float64)
+            step.fulfilment[layer][places] = torch.stack([share.mean() for share in shares])
+            batch.systems[layer] = system.among(rows, len(step.targets.vectors)) if exact else system
+            update, memory = self.solver.compute(memory, batch.systems[layer])
             self._keep(layer, memory)
             update = self._written(model, layer, update)
             if self.norm_limit is not None:
-                growth = team.first((weight.live().add_(update).norm() / norms[layer]).item())
+                growth = (weight.live().add_(update).norm() / batch.norms[layer]).item()
+                growth = Team.of(model.network).first(growth)
                 if not growth <= self.norm_limit:
-                    self.roll_back(model, register, before)
-                    step.take_back(_why_taken_back(model, step, layer, growth, self.norm_limit))
-                    return {}
+                    return _why_taken_back(model, step, layer, growth, self.norm_limit)
             weight.add(update)
-        register.enter(step.requests, step.targets.groups, step.targets.units)
-        return systems
+        return None
+
+    def _skip(self, model: LanguageModel, step: EditStep, layer: int) -> None:
+        """Give the requests of a batch rows in the memory of a layer that none of them was written into."""
+        step.fulfilment[layer] = torch.full((len(step),), math.nan, dtype=torch.float64)
+        if self.why_not_exact() is None:
+            count, delta = len(step.targets.vectors), model.weight(layer).delta
+            keys, outputs = delta.new_zeros(count, delta.shape[1]), delta.new_zeros(count, delta.shape[0])
+            _, memory = self.solver.compute(self._fetch(layer, model), EditSystem(keys, keys, outputs, outputs))
+            self._keep(layer, memory)
+
+    def _reader(self, model: LanguageModel, step: EditStep) -> SlotReader:
+        return SlotReader(model, step.requests, step.contexts, step.expansion, self.rest_weight is not None)
+
+    def _asked(self, reader: SlotReader, step: EditStep, layer: int, target_layer: int, share: float) -> Asked:
+        """Return what a layer is asked, with the filtered keys."""
+        anchor_weights = self.keys.anchor_weights(len(step.contexts))
+        key_weights = self.keys.key_weights(len(step.contexts), self.reference_quirks)
+        asked = step.targets.asked(layer, share, Spread(reader, key_weights, anchor_weights, target_layer))
+        return asked._replace(keys=self._own(layer, asked.keys))
+
+    def _system(
+        self,
+        model: LanguageModel,
+        step: EditStep,
+        layer: int,
+        keys: Tensor,
+        anchors: Tensor,
+        residuals: Tensor,
+        rest: Tensor | None,
+    ) -> EditSystem:
+        """Return what a layer is asked: to add residuals to the outputs for keys."""
+        weight = model.weight(layer)
+        total = self.writing.solved(layer, weight)
+        if (error := self.writing.error(layer, weight)) is not None:  # ask as if nothing had been left out
+            residuals = residuals + keys @ error.T
+        weights = [r.weight for r, count in zip(step.requests, step.targets.units, strict=True) for _ in range(count)]
+        counts = torch.tensor(weights, dtype=torch.float64, device=model.device)
+        rest = None if rest is None else self._own(layer, rest) * self.rest_weight**0.5
+        return EditSystem(keys, anchors, residuals, keys @ total.T, counts, total, rest)
+
+    @torch.no_grad()
+    def relative_changes(self, model: LanguageModel, step: EditStep, layer: int) -> list[float]:
+        """Solve for the update of one layer that each edit would have alone, and write nothing.
+
+        Args:
+            model: the language model.
+            step: the edits, with targets at this layer.
+            layer: its number.
+
+        Returns:
+            |D|_F / |W|_F of each edit, infinite where D is not finite; the same on all processes.
+        """
+        memory, size, changes = self._fetch(layer, model), model.weight(layer).norms()[1], []
+        for place in range(len(step)):
+            part, mark = step.chosen([place]), self.writing.mark()
+            reader = self._reader(model, part)
+            system = self._system(model, part, layer, *self._asked(reader, part, layer, layer, 1.0), reader.rest)
+            update = self.solver.preview(memory, system)
+            is_finite = Team.of(model.network).first(bool(update.isfinite().all()))
+            changes.append(self._written(model, layer, update).norm().item() / size if is_finite else math.inf)
+            self.writing.return_to(mark)
+        return Team.of(model.network).first(changes)
 
     def why_not_exact(self) -> str | None:
         """Return why this method has no exact undo; `None`: it has."""
@@ -405,7 +522,7 @@ class WeightUpdate(Callback):
 
     def _note(self, model: LanguageModel, layer: int, mark: Mark) -> None:
         """Keep what a layer is before a batch changes it, in host memory, so that the batch can be taken back."""
-        if self.norm_limit is not None and layer not in mark.deltas:
+        if layer not in mark.deltas:
             mark.deltas[layer] = model.weight(layer).delta.to("cpu", copy=True)
             mark.memory[layer] = self.solver.mark(self.memory[layer])
 

@@ -51,6 +51,12 @@ class Writing:
         """Return to an earlier moment."""
         self.states, self.errors = (dict(part) for part in mark)
 
+    def return_layer(self, layer: int, mark: tuple[dict[int, State], dict[int, Tensor]]) -> None:
+        """Return to an earlier moment in one layer."""
+        self.forget(layer)
+        for now, then in zip((self.states, self.errors), mark, strict=True):
+            now.update({layer: then[layer]} if layer in then else {})
+
     def forget(self, layer: int) -> None:
         """Forget the state and the error of a layer whose weight is unedited again."""
         self.states.pop(layer, None)

@@ -166,7 +166,7 @@ class FamilyConformance:
         modules += [model.architecture.attention_matrix(layer)] if attention else []
         reads = [Read(i, len(row.ids) - 1) for i, row in enumerate(ROWS)] + [Read(0, ROWS[0].slot)]
         with torch.enable_grad():
-            replay = Replay.record(model, ROWS, reads, site, max_tokens=24, attention=attention)
+            replay = Replay.record(model, ROWS, reads, layer, site, max_tokens=24, attention=attention)
             width = model.architecture.hidden_size * len(modules)
             change = 0.5 * torch.randn(len(ROWS), width, dtype=torch.float64, generator=seeded())
             change.requires_grad_()

@@ -16,6 +16,10 @@ NAMES = ["Ana", "Bob", "Cyd", "Dan", "Eve", "Fay", "Gus", "Hal"]
 REPLICATED, SHARDED = ("-c", "configs/trainer/ddp.yaml"), ("-c", "configs/trainer/fsdp2.yaml")
 METHODS = {
     "encore": ["-c", "configs/method/encore.yaml", "-c", "tests/conf/tiny.yaml"],
+    "rounds": [
+        "-c", "configs/method/encore.yaml", "-c", "tests/conf/tiny.yaml", "--stage_two.placement", "LeastChange",
+        "--stage_two.repeat.rounds", "2", "--stage_two.repeat.tolerance", "0",
+    ],
     "alphaedit": [
         "-c", "configs/method/alphaedit.yaml", "--stage_two.solver.init_args.null_space.threshold", "0.3",
         "--stage_one.max_steps", "10",

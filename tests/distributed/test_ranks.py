@@ -33,6 +33,8 @@ def end_of(folder):
         pytest.param("encore", ("--trainer.strategy", "ddp"), 2, marks=pytest.mark.slow),
         pytest.param("encore", SHARDED, 2, marks=pytest.mark.slow),
         pytest.param("encore", SHARDED, 4, marks=pytest.mark.slow),
+        pytest.param("rounds", REPLICATED, 2, marks=pytest.mark.slow),
+        pytest.param("rounds", SHARDED, 2, marks=pytest.mark.slow),
         pytest.param("alphaedit", REPLICATED, 2, marks=pytest.mark.slow),
         pytest.param("alphaedit", REPLICATED, 4, marks=pytest.mark.slow),
         pytest.param("alphaedit", SHARDED, 2, marks=pytest.mark.slow),

@@ -102,7 +102,7 @@ STAGE_TWO = [
            f"{SOUND}, null_space: {{share: 0.1}}", "ShrinkingNullSpace"),
     *(fit(f"key-filter-{value}", "SharedDirections.energy is .*above 0 and below 1",
           "stage_two.key_filter.energy", value) for value in ("0", "1", ".nan")),
-    fit("key-filter-without-file", "stage_two.key_filter.entities.*nowhere.txt", "stage_two.key_filter.entities",
+    fit("key-filter-without-file", "nowhere.txt.*stage_two.key_filter.entities", "stage_two.key_filter.entities",
         "nowhere.txt"),
     *(fit(f"rect-{value}", "TopRelativeChange.keep is .*above 0 and at most 1",
           "stage_two.transform", f"{{class_path: TopRelativeChange, init_args: {{keep: {value}}}}}")

@@ -235,7 +235,7 @@ def test_only_loud_edits_are_kept_off_earlier_ones_and_exactly_off_their_own_noi
     stage, plain = make_stage(OrthogonalTo(0.25, 0.01, trigger=NoiseTrigger(), within=BALL)), make_stage()
     before, expected = starts(model), plain.optimize(model, REQUESTS, CONTEXTS)
     noise, known = seen(model, 1, 2)
-    found = stage.optimize(model, REQUESTS, CONTEXTS, known)
+    found = stage.optimize(model, REQUESTS, CONTEXTS, seen=known)
     delta, free = found.vectors - before, expected.vectors - before
     assert torch.equal(found.vectors[0], expected.vectors[0])
     assert torch.equal(stage.optimize(model, REQUESTS, CONTEXTS).vectors, expected.vectors)
@@ -244,7 +244,7 @@ def test_only_loud_edits_are_kept_off_earlier_ones_and_exactly_off_their_own_noi
         assert (free[i] @ noise[i]).abs() > 1e-3 * free[i].norm() * noise[i].norm()
     state = stage.space.start(before, known, UpdateHistory(model.weight(1).delta))
     assert 1 < state["removed"].shape[2] <= before.shape[1] // 4
-    alone = stage.optimize(model, REQUESTS[1:2], CONTEXTS, {"noise": known["noise"][1:2]})
+    alone = stage.optimize(model, REQUESTS[1:2], CONTEXTS, seen={"noise": known["noise"][1:2]})
     torch.testing.assert_close(alone.vectors[0], found.vectors[1], rtol=1e-9, atol=1e-12)
     assert found.steps[2] < found.steps[1]  # so its rows had been dropped
 

@@ -79,7 +79,7 @@ def carried_out(model, stages, requests=None, register=None):
     """Edit a batch as a run does; return it and what was warned of."""
     register = Register() if register is None else register
     stages.prepare(model, requests or facts())
-    step = stages.one.aim(model, EditBatch.of(requests or facts()))
+    step = stages.aim(model, EditBatch.of(requests or facts()))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         stages.two.carry_out(model, step, register)
@@ -98,7 +98,7 @@ def test_what_arrived_is_what_plain_forwards_find(model_of, site):
     model = model_of()
     stages = make_stages(penalty=3.0, site=site)
     stages.prepare(model, facts())
-    step = stages.one.aim(model, EditBatch.of(facts()))
+    step = stages.aim(model, EditBatch.of(facts()))
     module = model.architecture.blocks[2] if site == "block" else model.architecture.matrix(2)
     before = bare_outputs(model, module)
     stages.two.write(model, step, Register())
@@ -152,7 +152,7 @@ def test_it_speaks_again_when_another_stage_fails(model_of):
 def test_a_change_that_is_too_small_for_the_dtype_is_said_to_be_lost_there(model_of):
     model, stages = model_of(dtype=torch.bfloat16), make_stages()
     stages.prepare(model, facts())
-    step = stages.one.aim(model, EditBatch.of(facts()))
+    step = stages.aim(model, EditBatch.of(facts()))
     whole = step.targets.distances[0]
     near = step.targets.vectors.clone()
     for i, (was, distance) in enumerate(zip(bare_outputs(model), step.targets.distances, strict=True)):
@@ -181,7 +181,7 @@ def test_a_write_that_blows_up_a_norm_is_taken_back(model_of, again):
         carried_out(model, stages, register=register)
         assert len(register) == 4
     stages.prepare(model, facts())
-    step = far(model, stages.one.aim(model, EditBatch.of(facts())))
+    step = far(model, stages.aim(model, EditBatch.of(facts())))
     live = {layer: model.weight(layer).matrix.weight.clone() for layer in model.layers}
     deltas = {layer: model.weight(layer).delta.clone() for layer in model.layers}
     inverses = {layer: memory["inverse"].clone() for layer, memory in stages.two.memory.items()}
@@ -203,7 +203,7 @@ def test_without_a_limit_it_passes(model_of):
     model, stages = model_of("gemma3"), make_stages(site="block")
     stages.prepare(model, facts())
     before = model.weight(2).norms()[0]
-    step = far(model, stages.one.aim(model, EditBatch.of(facts())))
+    step = far(model, stages.aim(model, EditBatch.of(facts())))
     stages.two.write(model, step, Register())
     assert len(step) == 4
     assert model.weight(2).norms()[1] > 1.5 * before

@@ -75,6 +75,10 @@ class EqualityConstrained(Solver):
             )
         return system.residuals.double().T @ solution, memory
 
+    def preview(self, memory: Memory, system: EditSystem) -> Tensor:
+        """Compute the update: that changes no memory."""
+        return self.compute(memory, system)[0]
+
     def mark(self, memory: Memory) -> None:
         """Copy nothing: no batch changes the memory."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -44,6 +44,21 @@ class EditSystem:
         ones = torch.ones(len(self.keys), dtype=torch.float64, device=self.keys.device)
         return (ones if self.importance is None else self.importance.to(ones)).unsqueeze(1).sqrt()
 
+    def among(self, rows: Sequence[int], count: int) -> EditSystem:
+        """Return the system of a batch of `count` rows that has these at some places; the others ask nothing.
+
+        Their keys and residuals are zero, so that they change neither the update nor what is solved later.
+        """
+        if len(rows) == count:
+            return self
+        own = {"keys": self.keys, "anchors": self.anchors, "residuals": self.residuals, "changes": self.changes}
+        wholes = {name: part.new_zeros(count, part.shape[1]) for name, part in own.items() if part is not None}
+        if self.importance is not None:
+            own["importance"], wholes["importance"] = self.importance, self.importance.new_ones(count)
+        for name, whole in wholes.items():
+            whole[list(rows)] = own[name]
+        return replace(self, **wholes)
+
 
 class Solver(ABC):
     """Turns an `EditSystem` into an update.
@@ -76,6 +91,10 @@ class Solver(ABC):
     @abstractmethod
     def compute(self, memory: Memory, system: EditSystem) -> tuple[Tensor, Memory]:
         """Return the update (d_out, d_key) and the memory for the next batch; the given one is consumed."""
+
+    def preview(self, memory: Memory, system: EditSystem) -> Tensor:
+        """Return the update of `compute`, and leave the memory as it is; default: it is computed on a copy."""
+        return self.compute({name: part.clone() for name, part in memory.items()}, system)[0]
 
     def why_not_exact(self) -> str | None:
         """Return why an edit cannot be undone exactly; `None`, from a `Downdatable` solver alone: it can."""
