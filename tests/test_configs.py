@@ -91,6 +91,24 @@ def test_plan_names_files_that_are_there_or_says_how_they_are_made(path, monkeyp
                 assert file.is_file()
 
 
+@pytest.mark.parametrize("plan", ["demo", "smollm2-200"])
+def test_every_method_has_its_row_and_its_batch_size(plan):
+    listed = yaml.safe_load((CONFIGS / "compare" / f"{plan}.yaml").read_text())
+    rows = {part.split("/")[-1]: row for row in listed["rows"] for part in row["arguments"] if "/method/" in part}
+    assert len(rows) == len(listed["rows"])
+    assert set(rows) == {f"{name}.yaml" for name in METHODS}
+    for name, row in rows.items():
+        given = yaml.safe_load((CONFIGS / "method" / name).read_text())
+        assert row["name"] == given["model"]["method"]
+        if "data" in given and any("batch_size" in argument for argument in listed["arguments"]):
+            assert f"--data.batch_size={given['data']['init_args']['batch_size']}" in row["arguments"]
+
+
+def test_two_names_of_one_method_are_one_method():
+    one, other = (yaml.safe_load((CONFIGS / "method" / f"{n}.yaml").read_text()) for n in ("rlsedit", "norm-penalty"))
+    assert {**one, "model": None} == {**other, "model": None}
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("method/*.yaml")))
 def test_a_method_says_where_it_comes_from(name):
     header = [line for line in (CONFIGS / "method" / name).read_text().splitlines() if line.startswith("#")]

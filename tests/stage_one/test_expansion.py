@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lke_lightning.edits import EditError, EditRequest, Probe
+from lke_lightning.edits import EditBatch, EditError, EditRequest, Probe
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row
 from lke_lightning.model.units import Whole
@@ -14,8 +14,14 @@ from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_one.rows import build_rows
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable
 from lke_lightning.stage_one.target_space import NormBall
+from lke_lightning.stage_two.preservation import BaseStatistics
+from lke_lightning.stage_two.register import Register
+from lke_lightning.stage_two.solvers import LeastSquares
+from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.stages import Stages
 from lke_lightning.testing import tiny_network, tiny_tokenizer
 from tests.reference.stage_one import descend
+from tests.stage_two.test_update import Unit
 
 SETTINGS = {"lr": 0.3, "max_steps": 5, "clamp": 3.0, "decay": 0.1, "loss_threshold": 0.01}
 LONG = [
@@ -126,14 +132,14 @@ def said(model, prompt):
     )
 
 
-def knowing(prompt):
+def knowing(prompt, how_well=2.0, layers=(0, 1)):
     """A model whose first choice after a prompt is a word, and that word."""
-    model = make_model()
+    model = make_model(layers=layers)
     token, text = said(model, prompt)
     with torch.no_grad():
         [ids] = model.text.prompts([prompt])
         hidden = model.network.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
-        model.network.lm_head.weight[token] += 2 * hidden
+        model.network.lm_head.weight[token] += how_well * hidden
     return model, text.strip()
 
 
@@ -163,6 +169,33 @@ def test_a_neighbour_is_alike_and_known_and_gets_the_same_change():
     without = make_stage(None, kl=0.05, stopping=stop).optimize(model, [plain, request], CONTEXTS)
     torch.testing.assert_close(without.vectors[0], found.vectors[0], rtol=1e-9, atol=1e-12)
     assert not torch.allclose(without.vectors[1], found.vectors[1])
+
+
+def test_a_neighbours_answer_is_kept_better_than_without_it():
+    """In the weights, by MEMIT on one layer: how far the loss of the neighbour's answer rises."""
+    prompt, rises = "the mother tongue of Ana is in", []
+    for expansion in (Neighbours(), None):
+        model, word = knowing(prompt, 0.15, layers=(0,))
+        request = EditRequest(
+            id="0", prompt="the mother tongue of {} is in", subject="Bob Smith", target="the capital",
+            neighbours=(Probe(prompt, word),),
+        )  # fmt: skip
+        contexts = ContextTemplates(templates=CONTEXTS[1:])
+        one = TargetOptimization([NegativeLogLikelihood()], [], NormBall(8.0), contexts, lr=0.5, expansion=expansion)
+        solver = LeastSquares([BaseStatistics(0.1)])
+        stages, before = Stages(one, WeightUpdate(solver, statistics=Unit(), norm_limit=None)), nll(model, prompt, word)
+        stages.prepare(model, [request])
+        [(first, last)] = stages.edit(model, EditBatch.of([request]), Register()).targets.nlls
+        assert last < first
+        rises.append(nll(model, prompt, word) - before)
+    assert 0 < rises[0] < rises[1] / 2
+
+
+def nll(model, prompt, answer):
+    """Of an answer, by one forward."""
+    [(ids, wanted)] = model.text.continuations([(prompt, answer)])
+    read = model.network(torch.tensor([ids + wanted]), use_cache=False).logits[0, len(ids) - 1 : -1]
+    return -read.log_softmax(1)[range(len(wanted)), list(wanted)].mean().item()
 
 
 def test_neighbours_that_are_scored_or_missing_are_told():

@@ -167,6 +167,14 @@ def test_a_trigger_averages_what_is_usual():
     assert NoiseTrigger(1.5)([math.nan], [30.0, 2.0, 1.0]) == ([False], [31.0, 2.0, 1.0])
 
 
+def test_the_first_edit_that_can_be_loud_is_the_twenty_first():
+    usual = [2.0 + 0.5 * math.sin(3 * i) for i in range(24)]
+    for place in range(24):
+        unusual, _ = NoiseTrigger()([*usual[:place], 90.0, *usual[place + 1 :]], [0.0, 0.0, 0.0])
+        assert unusual[place] == (place + 1 >= 21)
+        assert not any(unusual[:20])
+
+
 def test_the_directions_of_a_change_are_its_left_singular_vectors(model):
     edit_before(model)
     change = model.weight(1).delta
@@ -247,6 +255,28 @@ def test_only_loud_edits_are_kept_off_earlier_ones_and_exactly_off_their_own_noi
     alone = stage.optimize(model, REQUESTS[1:2], CONTEXTS, seen={"noise": known["noise"][1:2]})
     torch.testing.assert_close(alone.vectors[0], found.vectors[1], rtol=1e-9, atol=1e-12)
     assert found.steps[2] < found.steps[1]  # so its rows had been dropped
+
+
+def test_a_loud_edit_gives_up_a_quarter_of_all_directions_at_most(model):
+    """Where earlier edits fill the space: its own noise, and the strongest of what they write beside it."""
+    change = model.weight(1).delta
+    random = torch.Generator().manual_seed(3)
+    model.weight(1).add(0.01 * torch.randn(change.shape, generator=random, dtype=change.dtype))
+    noise, known = seen(model, 1)
+    own, quarter = (noise[1] / noise[1].norm()).unsqueeze(1), len(change) // 4
+    beside = torch.linalg.svd(change - own @ (own.T @ change)).U
+    basis = torch.cat([own, beside[:, : quarter - 1]], 1)
+    stage = make_stage(OrthogonalTo(0.25, 0.01, trigger=NoiseTrigger(), within=BALL))
+    removed = stage.space.start(starts(model), known, UpdateHistory(change))["removed"]
+    assert removed.shape == (ROWS, len(change), quarter)
+    assert not removed[[0, 2]].any()
+    found = stage.optimize(model, REQUESTS, CONTEXTS, seen=known)
+    built = build_rows(REQUESTS, CONTEXTS, model.text)[1]
+    expected, steps, _ = descend(
+        model, built, max_steps=12, hold=lambda delta: delta - basis @ (basis.T @ delta), **PLAIN
+    )
+    assert found.steps[1] == steps
+    assert (found.vectors[1] - expected).norm() < 1e-6 * expected.norm()
 
 
 def test_noise_is_judged_edit_by_edit_and_remembered_with_the_batch(model):

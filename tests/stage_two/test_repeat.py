@@ -57,6 +57,20 @@ def test_what_the_rule_is_told_is_the_perplexity_before_and_after():
         assert last < first
 
 
+def test_a_batch_is_edited_until_the_rule_is_met_and_no_further():
+    """By hand: how far the mean perplexity stays from what was reached, after one round and after two."""
+    gaps = []
+    for rounds in (1, 2):
+        model, _, steps = edited(memit(), [BATCH] * rounds)
+        reached = [math.exp(last) for _, last in steps[-1].targets.nlls]
+        present = [math.exp(plain_nll(model, one)) for one in BATCH]
+        gaps.append(abs(sum(reached) - sum(present)) / len(BATCH))
+    assert gaps[0] > 1.01 * gaps[1]
+    for tolerance, rounds in ((gaps[0] * 1.001, 1), (gaps[0] * 0.999, 2), (gaps[1] * 1.001, 2), (gaps[1] * 0.999, 3)):
+        _, _, [step] = edited(memit(repeat=Repeat(3, tolerance)), [BATCH])
+        assert step.rounds == rounds
+
+
 def plain_nll(model, one):
     """Of an edit's target, by one forward."""
     [(prompt, target)] = model.text.continuations([(one.text, one.target)])

@@ -25,13 +25,14 @@ FACTS = [
     EditRequest(id="c", prompt="{} plays the sport", subject="Ana", target="guitar in the city"),
 ]
 WIDTH = 3
+CHUNKS = Chunks(WIDTH)
 
 
-def edited(batches, layers=(1,), past=None, **options):
+def edited(batches, layers=(1,), past=None, expansion=CHUNKS, **options):
     """Edit a tiny float64 model; return it, the stages, the register and the last batch's step."""
     model, register = LanguageModel(tiny_network("llama"), tiny_tokenizer(), list(layers)), Register()
     one = TargetOptimization(
-        [NegativeLogLikelihood()], [], NormBall(2.0), ContextTemplates(seeds=[]), max_steps=3, expansion=Chunks(WIDTH)
+        [NegativeLogLikelihood()], [], NormBall(2.0), ContextTemplates(seeds=[]), max_steps=3, expansion=expansion
     )
     two = WeightUpdate(LeastSquares([NormPenalty(0.3)], past), statistics=Unit(), norm_limit=None, **options)
     stages = Stages(one, two)
@@ -82,6 +83,15 @@ def test_a_batch_is_solved_beside_the_rest_of_its_texts(weight):
         wanted = step.targets.of_requests(step.targets.vectors)[i]
         left = (wanted - now[slots]).norm() / (wanted - outputs[slots]).norm()
         assert found.written[i] == pytest.approx(1 - left.item(), abs=1e-9)
+
+
+def test_one_window_is_written_as_a_whole_edit_at_the_prompts_last_token():
+    model, _, _, _ = edited([FACTS], layers=(0, 1), expansion=Chunks(1000))
+    at_the_end = [EditRequest(id=f.id, prompt=f.text, target=f.target, weight=f.weight) for f in FACTS]
+    whole, _, _, _ = edited([at_the_end], layers=(0, 1), expansion=None)
+    for layer in model.layers:
+        assert model.weight(layer).delta.norm() > 0.1
+        assert torch.equal(model.weight(layer).delta, whole.weight(layer).delta)
 
 
 @pytest.mark.parametrize("count", [5, 40])

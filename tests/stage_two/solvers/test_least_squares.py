@@ -38,6 +38,22 @@ def test_a_sequence_equals_solving_once():
     close(weight, start + (values - keys @ start.T).T @ keys @ torch.linalg.inv(gram), 1e-8)
 
 
+def test_it_is_the_published_recursion():
+    """RLSEdit: Q = (lambda^2 I + mu^2 C0)^-1; F = Q K, Q <- Q - F (I + K' F)^-1 F', W <- W + (V - W K) (Q K)'."""
+    solver, c0 = LeastSquares([BaseStatistics(2.0), NormPenalty(0.3)], PastEdits()), moment()
+    memory, weight = solver.init(c0), randn(D_OUT, D_KEY, seed=7)
+    one, published = torch.eye(D_KEY, dtype=torch.float64), weight.clone()
+    q = torch.linalg.inv(0.3 * one + 2.0 * c0)
+    for batch in range(12):
+        keys, values = randn(5, D_KEY, seed=batch), randn(5, D_OUT, seed=500 + batch)
+        f = q @ keys.T
+        q = q - f @ torch.linalg.inv(one[:5, :5] + keys @ f) @ f.T
+        published = published + (values - keys @ published.T).T @ (q @ keys.T).T
+        update, memory = solver.compute(memory, EditSystem(keys, keys, values - keys @ weight.T))
+        weight = weight + update
+        close(weight, published)
+
+
 def test_past_edits_weigh_as_told():
     solver = LeastSquares([NormPenalty(1.0)], PastEdits(weight=4.0))
     first, second = system(3, 1), system(3, 2)
