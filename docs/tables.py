@@ -1,4 +1,4 @@
-"""Writes the tables of the README, docs/export.md and docs/models.md: `python docs/tables.py`."""
+"""Writes the tables of the README and of pages of docs: `python docs/tables.py`."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _method(path: Path) -> list[str]:
     terms += [f"`{name}={two[name]}`" for name in ("spread", "compensate", "rest_weight") if name in two]
     terms += [f"`repeat({_arguments(two['repeat'])})`"] if "repeat" in two else []
     return [
-        f"[{config['model']['method']}](configs/method/{path.name})",
+        f"[{config['model']['method']}](../configs/method/{path.name})",
         f"[{paper}](https://arxiv.org/abs/{paper})",
         _part(one) if "class_path" in one else _optimization(one),
         f"`{two['solver']['class_path']}`: " + ", ".join(terms),
@@ -195,5 +195,5 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    for file in (ROOT / "README.md", ROOT / "docs" / "export.md", ROOT / "docs" / "models.md"):
+    for file in (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("export", "methods", "models"))):
         file.write_text(rewritten(file.read_text()))

@@ -13,6 +13,7 @@ from lke_lightning.shapes import fits
 from lke_lightning.stage_two.transforms import ReadoutTransform
 from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.stages import SLOTS, Stages
+from lke_lightning.suggestions import suggest
 
 OURS = ("lke_lightning.stage_one.", "lke_lightning.stage_two.", "lke_lightning.model.units.")
 """Where the parts of the stages are: modules that may be imported whatever a file says."""
@@ -43,7 +44,8 @@ def compose(configuration: Mapping[str, Any]) -> tuple[Stages, dict[str, Any]]:
         made = parser.instantiate(parsed)
     except (ArgumentError, TypeError, ValueError) as error:
         own = EditError.behind(error)
-        raise EditError(str(own or f"no stages can be made of the configuration: {error}")) from error
+        why = str(own) if own else f"no stages can be made of the configuration: {suggest(str(error), ())}"
+        raise EditError(why) from error
     return Stages(made.stage_one, made.stage_two), plainly(parsed.as_dict())
 
 

@@ -19,10 +19,13 @@ def suggest(message: str, options: Sequence[str], classes: Sequence[str] = ()) -
     lines = [line.strip() for line in message.splitlines()]
     message = " ".join(line for line in lines if not line.startswith(NOISE) and "NestedArg(" not in line)
     message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
-    unknown = UNKNOWN.findall(message)
+    section = re.match(r"--([\w.]+):", message)
+    within = f"{section[1]}." if section and any(option.startswith(f"{section[1]}.") for option in options) else ""
+    unknown = {next(filter(None, groups)) for groups in UNKNOWN.findall(message)} - ({section[1]} if within else set())
+    unknown = {name if "." in name else within + name for name in unknown}
     last = {option.rsplit(".", 1)[-1]: option for option in options}
     close: list[str] = []
-    for name in {next(filter(None, groups)) for groups in unknown}.difference(options):
+    for name in unknown.difference(options):
         found = difflib.get_close_matches(name, options, 3, 0.6)
         found += [last[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 3, 0.7)]
         close += ["--" + option for option in found if option != name]

@@ -68,7 +68,7 @@ class OutputGradients(StageOne):
 
     def __init__(
         self,
-        relative_step: float = 0.03,
+        relative_step: float = 0.7,
         step: float | None = None,
         whiten: bool = False,
         warm_up: int = 0,

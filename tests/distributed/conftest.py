@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = ["Ana", "Bob", "Cyd", "Dan", "Eve", "Fay", "Gus", "Hal"]
 REPLICATED, SHARDED = ("-c", "configs/trainer/ddp.yaml"), ("-c", "configs/trainer/fsdp2.yaml")
 METHODS = {
+    "ultraedit": ["-c", "configs/method/ultraedit.yaml", "--stage_one.warm_up", "3"],
     "encore": ["-c", "configs/method/encore.yaml", "-c", "tests/conf/tiny.yaml"],
     "rounds": [
         "-c", "configs/method/encore.yaml", "-c", "tests/conf/tiny.yaml", "--stage_two.placement", "LeastChange",

@@ -28,6 +28,8 @@ def end_of(folder):
     ("method", "strategy", "ranks"),
     [
         ("encore", REPLICATED, 2),
+        ("ultraedit", REPLICATED, 2),
+        pytest.param("ultraedit", SHARDED, 2, marks=pytest.mark.slow),
         ("anyedit", REPLICATED, 2),
         pytest.param("encore", REPLICATED, 4, marks=pytest.mark.slow),
         pytest.param("encore", ("--trainer.strategy", "ddp"), 2, marks=pytest.mark.slow),

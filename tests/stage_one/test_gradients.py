@@ -194,7 +194,7 @@ def test_a_batch_that_is_taken_back_leaves_no_trace_in_the_statistics():
     step = stages.edit(model, EditBatch(REQUESTS[2:4]), register)
     assert step.taken_back
     assert stages.one.memory is kept
-    stages.one.relative_step, stages.two.norm_limit = 0.03, None
+    stages.one.relative_step, stages.two.norm_limit = 0.7, None
     stages.edit(model, EditBatch(REQUESTS[2:]), register)
     assert stages.one.memory["32x64.rows"] > kept["32x64.rows"]
     stages.roll_back(model, register, mark)
