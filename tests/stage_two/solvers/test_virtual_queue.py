@@ -66,20 +66,25 @@ def test_the_first_batch_is_memits():
 
 
 def test_the_multiplier_rises_exactly_when_the_loss_exceeds_its_budget():
+    """First edits that harm text more and more, then such as take all changes back; it falls to 1 and stays."""
     c0, budget = moment(), 1.5
-    solver, before, directions = VirtualQueue([BaseStatistics(LAMBDA)], budget), 1.0, set()
-    quiet = [(keys, 0 * residuals) for keys, residuals in batches(40)[20:]]
-    allowed = None
-    for memory, change in edited(solver, solver.init(c0), batches(15) + quiet):
+    solver, before, allowed, directions = VirtualQueue([BaseStatistics(LAMBDA)], budget), 1.0, None, []
+    everything = 100 * torch.eye(D_KEY, dtype=torch.float64)
+    memory, change = solver.init(c0), torch.zeros(D_OUT, D_KEY, dtype=torch.float64)
+    for keys, residuals in [*batches(4), *[(everything, None)] * 20]:
+        asked = -(keys @ change.T) if residuals is None else residuals
+        *_, (memory, change) = edited(solver, memory, [(keys, asked)], change)
         loss = (change @ c0 @ change.T).trace().item()
         allowed = allowed or budget * loss
         now = memory["multiplier"].item()
         assert now >= 1
         assert (now > before) == (loss > allowed)
-        directions.add((now > before) - (now < before))
+        assert now == pytest.approx(max(before + loss / allowed - 1, 1))
+        directions.append((now > before) - (now < before))
         close(memory["inverse"], torch.linalg.inv(now * memory["gram"] + memory["past"]))
         before = now
-    assert directions >= {1, 0}
+    assert set(directions) == {1, 0, -1}
+    assert (before, directions[-1]) == (1, 0)
 
 
 def test_it_can_be_wanted_by_fulfilment():
