@@ -7,6 +7,7 @@ from lke_lightning.cli import main
 from lke_lightning.composition import compose
 from lke_lightning.edits import EditError
 from lke_lightning.published import Published, combinations
+from lke_lightning.stage_one.gradients import OutputGradients
 
 OURS = "tests/conf/cf-llama-9m.yaml"
 
@@ -20,8 +21,9 @@ def test_every_combination_makes_two_stages(names, table):
     found = Published.compose(*names, table=table)
     made, _ = compose(found.config)
     assert found.config["model"]["layers"]
-    assert made.one.lr is not None  # in the units of the activations, as published
-    assert made.two.statistics.corpus != "demo"
+    by_gradients = isinstance(made.one, OutputGradients)
+    assert (made.one.step if by_gradients else made.one.lr) is not None  # in the units of the activations, as published
+    assert by_gradients or made.two.statistics.corpus != "demo"
     assert made.two.norm_limit is None  # a collapse is to be seen
     if table != OURS:
         assert "arXiv" in found.header[0]
@@ -44,6 +46,8 @@ def test_some_numbers_as_the_papers_print_them():
     assert weights("alphaedit", "llama3-8b") == ({"NormPenalty": 10}, [], 0.1, 25, 0.75)
     assert weights("rome", "llama2-7b") == ({"NormPenalty": 1}, [], 0.5, 25, 4)
     assert weights("pmet", "gpt-j-6b") == ({"BaseStatistics": 6000}, [], 0.2, 30, 0.75)
+    stable, _ = compose(Published.compose("stableedit", "llama3-8b").config)
+    assert (stable.one.step, stable.one.warm_up, stable.two.solver.preservation[0].weight) == (1e-6, 2000, 10)
     nas, _ = compose(Published.compose("nas", "llama3-8b").config)
     assert (nas.one.lr, nas.one.transform.sample, nas.one.transform.gate) == (0.1, 1000, 2.0)
     assert Published.compose("emmet", "gpt2-xl").config["model"]["layers"] == [17]

@@ -25,6 +25,10 @@ from lke_lightning.stage_one.rows import check_requests
 from lke_lightning.stage_one.stage import StageOne, warn_of_left_out
 from lke_lightning.step import EditStep
 
+TYPICAL = 0.6745
+"""The median magnitude of standard normal numbers. Magnitudes of a model's activations are measured by their median in
+units of it, because a few entries that are a hundred times as large as all others would rule their mean square."""
+
 
 class AnswerTokens(Expansion):
     """A unit for each token of the answer, at the token before it, whose prediction it is."""
@@ -45,15 +49,15 @@ class OutputGradients(StageOne):
 
         r = -lr |h^|^2 g^,   lr = relative_step x / d_key
 
-    with x the root mean square of the residual stream behind the layer, so that a row of ordinary length is asked to
-    move by about `relative_step` of it. All layers see the model as it was before the batch: nothing is spread, and
-    nothing read again. Solved with `NormPenalty` alone, this is the published D = R H' (H H' + I)^-1.
+    with x the size of an ordinary entry of the residual stream behind the layer (`TYPICAL`), so that a row of ordinary
+    length is asked to move by about `relative_step` of it. All layers see the model as it was before the batch: nothing
+    is spread, and nothing read again. Solved with `NormPenalty` alone, this is the published D = R H' (H H' + I)^-1.
 
     The gradient is that of the sum over tokens, not of the mean over those that share a pass: a factor common to all
     rows is normalised away, and so an edit does not depend on which others are beside it in a pass.
 
     Args:
-        relative_step: see above; x is that of the median row of the run's first batch. More edits and harms more.
+        relative_step: see above; x is that of the median row of the run's first requests. More edits and harms more.
         step: lr itself, as published (1e-6 for keys of 4,096 to 14,336 entries); it counts where it is given.
         whiten: normalise gradients by their whole covariance, once there are more rows than outputs, and not each
             coordinate alone (StableEdit, arXiv 2605.11836).
@@ -163,7 +167,7 @@ class _Passed:
     """What a forward and a backward pass found."""
 
     rows: Tensor
-    """Keys, gradients and the root mean square of the block's output, of all layers side by side, (rows, columns)."""
+    """Keys, gradients and the size of the block's output, of all layers side by side, (rows, columns)."""
     units: list[int]
     """How many rows each request has; requests are in order."""
     losses: list[float]
@@ -172,7 +176,7 @@ class _Passed:
     """Whether each target was the model's first choice already."""
 
     def by_layer(self, model: LanguageModel) -> dict[int, tuple[Tensor, Tensor]]:
-        """Return keys and gradients of each layer, (rows, d_key + d_out), and the root mean squares, (rows,)."""
+        """Return keys and gradients of each layer, (rows, d_key + d_out), and the sizes, (rows,)."""
         widths = [sum(model.weight(layer).delta.shape) + 1 for layer in model.layers]
         parts = self.rows.split(widths, 1)
         return {layer: (part[:, :-1], part[:, -1]) for layer, part in zip(model.layers, parts, strict=True)}
@@ -205,7 +209,7 @@ def _run(model: LanguageModel, asked: Sequence[Text]) -> list[tuple[Tensor, floa
     sides = [
         side[places, positions].detach().to(model.wide_dtype)
         for tap, gradient, block in zip(taps, gradients, behind, strict=False)
-        for side in (in_rows(tap.input, len(batch)), gradient, block.square().mean(2, keepdim=True).sqrt())
+        for side in (in_rows(tap.input, len(batch)), gradient, block.abs().median(2, keepdim=True).values / TYPICAL)
     ]
     counts = [len(text.answer) for text in asked]
     first = (logits.argmax(1) == labels).split(counts)

@@ -59,7 +59,7 @@ def plain_rows(model, request):
     loss.backward()
     rows = slice(first, first + len(target))
     parts = {layer: (seen[layer][0, rows], added[layer].grad[0, rows]) for layer in LAYERS}
-    levels = {layer: seen[f"block {layer}"][0, rows].square().mean(1).sqrt() for layer in LAYERS}
+    levels = {layer: seen[f"block {layer}"][0, rows].abs().median(1).values / 0.6745 for layer in LAYERS}
     return parts, levels, loss.item() / len(target)
 
 
