@@ -272,7 +272,7 @@ class TargetOptimization(StageOne):
         bare, size = rows.bare, model.architecture.hidden_size
         starts = rows.initial
         initial = starts[:, 0]
-        norms = initial.unflatten(1, (-1, size)).norm(dim=2)  # of the target's site, and of the attention's output
+        norms = rows.norms(size)  # of the target's site, and of the attention's output
         device = initial.device
         unit = torch.ones_like(norms) if self.lr is not None else norms / size**0.5
         unit = unit.clamp_min(torch.finfo(unit.dtype).tiny).repeat_interleave(size, dim=1)  # Adam's steps in it

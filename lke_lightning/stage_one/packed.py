@@ -14,6 +14,9 @@ from lke_lightning.model.replay import Read, Replay, renumber
 from lke_lightning.model.targets import Site
 from lke_lightning.stage_one.rows import RequestRows
 
+MASSIVE = 4.0
+"""How many times its median over contexts the norm of an activation may count."""
+
 
 @dataclass(frozen=True)
 class PackedRows:
@@ -73,6 +76,20 @@ class PackedRows:
         is_first = torch.ones_like(self.row_requests, dtype=torch.bool)
         is_first[1:] = self.row_requests[1:] != self.row_requests[:-1]
         return self.replay.initial[is_first.nonzero() + self.bare]
+
+    def norms(self, size: int) -> Tensor:
+        """Return the norm of each request's unchanged activation on the first bare prompt, (requests, changes).
+
+        It counts no more than `MASSIVE` times its median over the request's rows: the first tokens of a text may have
+        activations a hundred times the usual ones from some layer on, and where the subject stands there, on the bare
+        prompt alone, they are no measure of a change that all contexts share.
+
+        Args:
+            size: of a change; two of them stand side by side where the attention's output is changed, too.
+        """
+        of_rows = self.replay.initial.unflatten(1, (-1, size)).norm(dim=2)
+        usual = [of_rows[self.row_requests == request].median(0).values for request in range(len(self.initial))]
+        return torch.minimum(self.initial[:, 0].unflatten(1, (-1, size)).norm(dim=2), MASSIVE * torch.stack(usual))
 
     @property
     def bare(self) -> Tensor:

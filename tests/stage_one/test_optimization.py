@@ -1,5 +1,7 @@
 """Stage one against a plain oracle, for several architectures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
@@ -8,6 +10,7 @@ from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, TargetNorm
 from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_one.packed import MASSIVE, PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows, grouped
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable
 from lke_lightning.stage_one.target_space import NormBall
@@ -318,3 +321,17 @@ def test_a_relative_rate_finds_the_targets_of_the_same_rate_in_units():
         )
         assert (found.vectors - expected.vectors).norm() < 1e-4 * expected.vectors.norm()  # Adam's eps has a scale
         assert found.steps == expected.steps
+
+
+def test_a_massive_activation_on_the_bare_prompt_is_no_measure_of_the_change():
+    model = make_model("llama")
+    size = model.architecture.hidden_size
+    rows = PackedRows.build(model, build_rows(REQUESTS, CONTEXTS, model.text), model.target_layer, "block", 4096)
+    usual = rows.norms(size)[:, 0]
+    torch.testing.assert_close(usual, rows.initial[:, 0].norm(dim=1))
+    initial = rows.replay.initial.clone()
+    initial[0] *= 1000
+    massive = replace(rows, replay=replace(rows.replay, initial=initial)).norms(size)[:, 0]
+    of_rows = initial[rows.row_requests == 0].norm(dim=1)
+    torch.testing.assert_close(massive[0], MASSIVE * of_rows.median())
+    assert torch.equal(massive[1:], usual[1:])
