@@ -85,10 +85,11 @@ class Stages:
         Raises:
             EditError: a layer is chosen twice.
         """
-        first, *later = self._passes(model, batch.requests)
-        step = self._aim(model, batch, first)
+        passes = self._passes(model, batch.requests)
+        step = self._aim(model, batch, passes[0])
         places = [batch.requests.index(request) for request in step.requests]
-        step.later = [[placement[place] for place in places] for placement in later]
+        step.passes = [[placement[place] for place in places] for placement in passes]
+        step.later = step.passes[1:]
         return step
 
     def again(self, model: LanguageModel, step: EditStep) -> bool:
@@ -111,7 +112,7 @@ class Stages:
             return False
         if repeat.is_settled([nll for _, nll in step.targets.nlls], self.one.present_nlls(model, step)):
             return False
-        step.rounds, step.later = step.rounds + 1, self._passes(model, step.requests)
+        step.rounds, step.later = step.rounds + 1, list(step.passes)
         return True
 
     def _passes(self, model: LanguageModel, requests: Sequence[EditRequest]) -> list[Placement]:

@@ -50,6 +50,8 @@ class EditStep:
     (requests,) float64; NaN where it is not written into the layer."""
     later: list[Placement] = field(default_factory=list)
     """Where it is still to be written, after what `targets` say: the targets for it are found when that is done."""
+    passes: list[Placement] = field(default_factory=list)
+    """Where it is written in a round; every round writes where the first did."""
     rounds: int = 1
     """How often the whole batch was edited."""
     scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)

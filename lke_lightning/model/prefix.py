@@ -23,8 +23,8 @@ from lke_lightning.model.targets import Site
 Ids = tuple[int, ...]
 
 Held = tuple[tuple[int, Tensor], ...]
-"""Tokens of a text, by position and ascending, and the output (hidden size,) that each has at the target layer's site,
-whatever the weights make of it."""
+"""Tokens of a text, by position and ascending, and the output (hidden size,) that each has where targets live, whatever
+the weights make of it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Prefixes:
         max_tokens: int = 32768,
         held: Mapping[Ids, Held] | None = None,
         site: Site = "block",
+        layer: int | None = None,
     ) -> Prefixes:
         """Run sequences; beginnings shared by neighbors in sorted order run once.
 
@@ -54,6 +55,7 @@ class Prefixes:
             max_tokens: how many tokens run at once.
             held: outputs that stand in some of them.
             site: where.
+            layer: in which layer; `None`: the last edited one.
         """
         distinct = sorted(set(sequences))
         held = held or {}
@@ -64,7 +66,7 @@ class Prefixes:
         nothing = cls._unknown(model, [()])
         stems = nothing._extended(model, {ids: ((), ids) for ids in dict.fromkeys(shared)}, max_tokens)
         wholes = {ids: (stem, ids[len(stem) :]) for ids, stem in zip(distinct, shared, strict=True)}
-        return stems._extended(model, wholes, max_tokens, held, site)
+        return stems._extended(model, wholes, max_tokens, held, site, layer)
 
     def followed_by(self, model: LanguageModel, prefixes: Sequence[Ids], continuations: Sequence[Ids]) -> Padded:
         """Make a batch of continuations, each after its prefix; the first token of each is its slot."""
@@ -94,6 +96,7 @@ class Prefixes:
         max_tokens: int,
         held: Mapping[Ids, Held] | None = None,
         site: Site = "block",
+        layer: int | None = None,
     ) -> Prefixes:
         """Continue these prefixes into whole sequences, each given as one of these and the rest."""
         sequences = list(wholes)
@@ -108,7 +111,7 @@ class Prefixes:
                 for position, output in (held or {}).get(sequences[i], ())
             ]
             if batch.ids.shape[1]:
-                with _standing(model, site, standing, len(batch)):
+                with _standing(model, site, layer, standing, len(batch)):
                     model.states(batch, no_reads, no_reads)
             found._take(torch.tensor(members, device=model.device), batch)
         return found
@@ -136,12 +139,12 @@ class Prefixes:
 
 
 def _standing(
-    model: LanguageModel, site: Site, places: Sequence[tuple[int, int, Tensor]], rows: int
+    model: LanguageModel, site: Site, layer: int | None, places: Sequence[tuple[int, int, Tensor]], rows: int
 ) -> AbstractContextManager[None]:
-    """Put outputs in the place of those at (row, column) of the target layer's site."""
+    """Put outputs in the place of those at (row, column) of a layer's site."""
     if not places:
         return nullcontext()
-    target, architecture = model.target_layer, model.architecture
+    target, architecture = model.target_layer if layer is None else layer, model.architecture
     module = architecture.blocks[target] if site == "block" else architecture.matrix(target)
 
     def put(hidden: Tensor) -> Tensor:

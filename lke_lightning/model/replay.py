@@ -114,7 +114,7 @@ class Replay:
         device = model.device
         start = layer + 1 if site == "block" else layer
         standing = {rows[i].ids[: rows[i].slot]: part for i, part in (held or {}).items() if part}
-        prefixes = Prefixes.run(model, [row.ids[: row.slot] for row in rows], max_tokens, standing, site)
+        prefixes = Prefixes.run(model, [row.ids[: row.slot] for row in rows], max_tokens, standing, site, layer)
         block, inside = model.architecture.blocks[layer], ()
         if site == "matrix":
             beside = (model.architecture.attention_matrix(layer),) if attention else ()

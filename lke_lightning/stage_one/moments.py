@@ -31,7 +31,7 @@ class RunningMoments:
 
     def update(self, memory: Memory, rows: Tensor) -> Memory:
         """Return the memory with further rows (rows, columns), all finite; an empty memory is that of no rows."""
-        rows = rows.double()
+        rows, memory = rows.double(), _beside(memory, rows)
         count, columns = len(rows), rows.shape[1]
         before = memory.get("rows", rows.new_zeros(()))
         total = (before + count).clamp_min(1)
@@ -52,6 +52,7 @@ class RunningMoments:
 
     def normalised(self, memory: Memory, rows: Tensor) -> Tensor:
         """Return rows (rows, columns), less the mean, in units of the spread so far, float64."""
+        memory = _beside(memory, rows)
         centred = rows.double() - memory["mean"]
         spread = (memory["squares"] / (memory["rows"] - 1).clamp_min(1)).sqrt()
         scaled = torch.where(spread > 0, centred / spread, 0 * centred)  # what is not finite stays so
@@ -61,3 +62,8 @@ class RunningMoments:
             values = values.clamp_min(FLOOR * values[-1].clamp_min(torch.finfo(values.dtype).tiny))
             scaled[:, -self.whitened :] = centred[:, -self.whitened :] @ (vectors / values.sqrt()) @ vectors.T
         return scaled
+
+
+def _beside(memory: Memory, rows: Tensor) -> Memory:
+    """Return a memory on the device of rows: one from a checkpoint is elsewhere."""
+    return {name: part.to(rows.device) for name, part in memory.items()}

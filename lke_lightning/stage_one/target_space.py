@@ -181,7 +181,8 @@ class NoiseTrigger:
         """Judge edits one after the other.
 
         Args:
-            noises: of each edit; 0 where there is no earlier one.
+            noises: of each edit; 0 where there is no earlier one. What is not finite is not unusual: its edit will be
+                left out.
             past: how many edits there were, and the mean and variance of their noise; mean 0: none had any.
 
         Returns:
@@ -192,7 +193,7 @@ class NoiseTrigger:
         for noise in noises:
             edits += 1
             distance = abs(noise - mean)
-            fires = edits > self.after and variance > 0 and distance > self.deviation * math.sqrt(variance)
+            fires = edits > self.after and variance > 0 and math.inf > distance > self.deviation * math.sqrt(variance)
             unusual.append(fires)
             if fires or not 0 < noise < math.inf:
                 continue
@@ -246,7 +247,7 @@ class OrthogonalTo(TargetSpace):
         noise = keys() @ history.change.T
         past = memory["noise"].tolist() if "noise" in memory else [0.0, 0.0, 0.0]
         unusual, past = self.trigger(noise.norm(dim=1).tolist(), past)
-        loud = noise * torch.tensor(unusual, device=noise.device).unsqueeze(1)
+        loud = torch.where(torch.tensor(unusual, device=noise.device).unsqueeze(1), noise, 0)  # not a product with NaN
         return seen | {"noise": loud}, memory | {"noise": torch.tensor(past, dtype=torch.float64)}
 
     def start(self, initial: Tensor, seen: State, history: UpdateHistory) -> State:

@@ -82,6 +82,14 @@ def test_each_window_is_found_with_the_earlier_targets_in_their_places(family, s
     torch.testing.assert_close(together.vectors, vectors[0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("site", ["block", "matrix"])
+def test_earlier_targets_stand_in_the_layer_that_the_targets_are_for(site):
+    """A policy may ask for targets at any edited layer, not at the last one alone."""
+    below = make_stage(Chunks(3), site).optimize(make_model(layers=(0, 1)), LONG, ["{}"], layer=0)
+    alone = make_stage(Chunks(3), site).optimize(make_model(layers=(0,)), LONG, ["{}"])
+    assert torch.equal(below.vectors, alone.vectors)
+
+
 def test_one_window_is_an_edit_at_the_prompts_last_token():
     model = make_model()
     at_the_end = [LONG[0], EditRequest(id="1", prompt=LONG[1].text, target=LONG[1].target), LONG[2]]

@@ -61,3 +61,10 @@ def test_whitening_begins_once_there_are_more_rows_than_columns_and_bounds_what_
     assert values[0].abs() < 1e-6
     symmetric = torch.linalg.lstsq(mixed - mixed.mean(0), scaled[:, 2:]).solution  # ZCA, not a rotation of it
     torch.testing.assert_close(symmetric, symmetric.T, rtol=1e-6, atol=1e-8)
+
+
+def test_a_memory_that_was_loaded_elsewhere_goes_to_its_rows():
+    """A checkpoint's tensors are on the CPU; `meta` stands for a device where there is none."""
+    moments, rows = RunningMoments(2), torch.randn(5, 6, device="meta")
+    memory = moments.update(streamed(RunningMoments(2), torch.randn(4, 6), [4]), rows)
+    assert {part.device.type for part in memory.values()} == {"meta"}

@@ -301,6 +301,16 @@ def test_noise_is_judged_edit_by_edit_and_remembered_with_the_batch(model):
     assert stage.memory["noise"].tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_noise_that_is_not_finite_is_that_of_an_edit_to_leave_out(broken):
+    history, space = UpdateHistory(torch.eye(3, 4)), OrthogonalTo(trigger=NoiseTrigger(after=0))
+    keys = torch.tensor([[1.0, 0.0, 0.0, 0.0], [broken] * 4, [0.0, 9.0, 0.0, 0.0]])
+    found, memory = space.look(history, lambda: keys, {"noise": torch.tensor([3.0, 1.0, 0.5])})
+    assert found["noise"].tolist() == [[0.0] * 3, [0.0] * 3, [0.0, 9.0, 0.0]]
+    assert memory["noise"].isfinite().all()
+    assert space.start(torch.ones(3, 3), found, history)["removed"].isfinite().all()
+
+
 def test_overlap_is_the_mean_cosine_with_what_earlier_edits_write(model):
     """Against the oracle; before the first edit there is nothing to overlap with."""
     plain = make_stage().optimize(model, REQUESTS, CONTEXTS)

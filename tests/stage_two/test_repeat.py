@@ -10,7 +10,7 @@ from lke_lightning.stage_two.preservation import PastEdits
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.repeat import Repeat
 from lke_lightning.stage_two.solvers import LeastSquares
-from tests.stage_two.test_placement import edited, make_stages
+from tests.stage_two.test_placement import Alternate, edited, make_stages
 from tests.stage_two.test_undo import PRESERVATION, from_scratch, relative, request
 
 BATCH = [request(0), request(1)]
@@ -103,6 +103,28 @@ def test_where_edits_can_be_undone_a_round_takes_the_place_of_the_one_before(lay
 
 def stages_again():
     return make_stages(solver=LeastSquares(PRESERVATION, PastEdits()), repeat=Repeat(3, tolerance=0))
+
+
+class Restless(Alternate):
+    """Chooses the other layers each time that it is asked."""
+
+    asked = 0
+
+    def choose(self, layers, requests, dry_run):
+        self.asked += 1
+        return super().choose(layers[:: 1 if self.asked % 2 else -1], requests, dry_run)
+
+
+def test_later_rounds_write_where_the_first_did():
+    """Elsewhere they would take the place of what other edits of the batch have asked of a layer."""
+    policy = Restless()
+    stages = make_stages(policy, LeastSquares(PRESERVATION, PastEdits()), repeat=Repeat(2, tolerance=0))
+    model, register, [step] = edited(stages, [BATCH])
+    assert (policy.asked, step.rounds, step.targets.layers) == (1, 2, [(2,), (0,)])
+    for layer, holds in ((0, "1"), (2, "0")):
+        assert stages.two.memory[layer]["keys"].any(1).tolist() == [name == holds for name in register.ids]
+        expected = from_scratch(stages.two, register, layer, model, {"0", "1"})
+        assert relative(model.weight(layer).delta, expected) < 1e-8
 
 
 def test_a_later_round_that_is_refused_takes_the_whole_batch_back():
