@@ -130,6 +130,9 @@ def _diagnosis(
     what += f"stage one reached {sum(reached)} of them, "
     if step.targets.site == "block" and model.site == "matrix":
         return "site", f"{what}a norm behind the MLP changed what was written; set stage_one.site to matrix"
+    if written < 0:
+        advice = "edit lower layers, or lower stage_one.relative_lr (or lr, where it is given)"
+        return "too much", f"{what}what was written leads away from the targets: it was too much; {advice}"
     if _solved(model, step, systems) >= ENOUGH:
         weights = [model.weight(layer) for layer in model.layers]
         lost = math.hypot(*(weight.lost() for weight in weights))

@@ -121,6 +121,17 @@ def test_a_batch_that_arrives_is_not_spoken_of(model_of):
     assert min(step.arrival.written) > 0.5
 
 
+def test_what_leads_away_from_the_targets_was_too_much(model_of):
+    model, stages, register = model_of(), make_stages(), Register()
+    stages.prepare(model, facts())
+    step = stages.aim(model, EditBatch.of(facts()))
+    systems = stages.two.write(model, step, register)
+    for layer in model.layers:
+        model.weight(layer).add(30 * model.weight(layer).delta)
+    with pytest.warns(UserWarning, match="leads away from the targets: it was too much; edit lower layers"):
+        Watch().look(model, step, register, systems)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
