@@ -160,5 +160,6 @@ class Overlap(Objective):
         basis = step.history.directions(self.rank).to(step.change)
         if not basis.shape[1]:
             return torch.zeros_like(step.initial_norm)
-        length = step.change.norm(dim=1).clamp_min(torch.finfo(step.change.dtype).tiny)
+        length = step.change.norm(dim=1)
+        length = torch.where(length > 0, length, 1)  # not a tiny one: its inverse, times a weight, is infinite
         return self.weight * (step.change @ basis).abs().mean(1) / length

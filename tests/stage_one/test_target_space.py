@@ -9,7 +9,7 @@ from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.history import UpdateHistory
-from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Overlap, ScoredL1, TargetNorm
+from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Overlap, ScoredL1, StepView, TargetNorm
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_one.rows import build_rows
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable
@@ -309,6 +309,15 @@ def test_noise_that_is_not_finite_is_that_of_an_edit_to_leave_out(broken):
     assert found["noise"].tolist() == [[0.0] * 3, [0.0] * 3, [0.0, 9.0, 0.0]]
     assert memory["noise"].isfinite().all()
     assert space.start(torch.ones(3, 3), found, history)["removed"].isfinite().all()
+
+
+@pytest.mark.parametrize("weight", [1.0, 50.0, 1e6])
+def test_overlap_begins_with_no_gradient_whatever_its_weight(weight):
+    change = torch.zeros(2, 3, requires_grad=True)
+    norms, nothing = torch.ones(2), torch.zeros(2, 1)
+    view = StepView(nothing, nothing, change, norms, nothing, nothing, history=UpdateHistory(torch.eye(3, 4)))
+    Overlap(weight)(view).sum().backward()
+    assert torch.equal(change.grad, torch.zeros(2, 3))
 
 
 def test_overlap_is_the_mean_cosine_with_what_earlier_edits_write(model):
