@@ -142,8 +142,8 @@ class TargetOptimization(StageOne):
 
     @property
     def at_all_layers(self) -> bool:
-        """A transform knows the unedited targets of the last layer alone."""
-        return self.transform is not None
+        """A transform knows the unedited targets of the last layer alone, and a space may compare with earlier ones."""
+        return self.transform is not None or self.space.remembers
 
     @property
     def pilot(self) -> int:

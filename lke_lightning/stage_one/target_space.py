@@ -49,6 +49,8 @@ class TargetSpace(ABC):
     then nobody is done."""
     keeps: ClassVar[tuple[str, ...]] = ()
     """Parts of the state that objectives may read."""
+    remembers: bool = False
+    """Whether it compares a batch with earlier ones, all of them with targets at the last edited layer."""
 
     def look(self, history: UpdateHistory, keys: Callable[[], Tensor], memory: State) -> tuple[State, State]:
         """Look at a batch before its descents: return what `start` wants to know of each request, and the memory.
@@ -126,7 +128,7 @@ class ScoredCoordinates(TargetSpace):
         check_number("ScoredCoordinates.share", share, above=0, at_most=1)
         check_number("ScoredCoordinates.dense_steps", dense_steps, at_least=1)
         self.share, self.from_dense, self.within = share, from_dense, within or NormBall()
-        self.first_pass = dense_steps
+        self.first_pass, self.remembers = dense_steps, self.within.remembers
 
     def look(self, history: UpdateHistory, keys: Callable[[], Tensor], memory: State) -> tuple[State, State]:
         """Let the space around this one look."""
@@ -238,6 +240,7 @@ class OrthogonalTo(TargetSpace):
         self.at_most, self.relative_threshold, self.threshold = at_most, relative_threshold, threshold
         self.trigger, self.within = trigger, within or NormBall()
         self.first_pass, self.keeps = self.within.first_pass, self.within.keeps
+        self.remembers = trigger is not None or self.within.remembers
 
     def look(self, history: UpdateHistory, keys: Callable[[], Tensor], memory: State) -> tuple[State, State]:
         """Judge the noise of each edit; the memory gets it as `noise`: edits, mean and variance, (3,) float64."""

@@ -5,9 +5,11 @@ import torch
 
 from lke_lightning.edits import EditBatch, EditError
 from lke_lightning.stage_one.contexts import ContextTemplates
+from lke_lightning.stage_one.gradients import OutputGradients
 from lke_lightning.stage_one.objectives import NegativeLogLikelihood
 from lke_lightning.stage_one.optimization import TargetOptimization
-from lke_lightning.stage_one.target_space import NormBall
+from lke_lightning.stage_one.target_space import NoiseTrigger, NormBall, OrthogonalTo
+from lke_lightning.stage_one.transforms import NormAnchor
 from lke_lightning.stage_two.arrival import arrival
 from lke_lightning.stage_two.keys import MixedKeys
 from lke_lightning.stage_two.placement import AllLayers, BoundaryLayers, LayerPolicy, LeastChange, MiddleLayer
@@ -175,3 +177,17 @@ def test_spread_direct_asks_each_layer_for_all_that_is_missing():
     stage.prepare(model)
     systems = stage.write(model, EditStep((request(0),), targets(1, 0), ["{}"]), Register())
     torch.testing.assert_close(systems[0].residuals, systems[2].residuals, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        TargetOptimization(transform=NormAnchor()),
+        TargetOptimization(space=OrthogonalTo(trigger=NoiseTrigger())),
+        OutputGradients(),
+    ],
+    ids=["an anchor", "a trigger", "gradients"],
+)
+def test_what_is_known_of_the_last_layer_alone_cannot_be_asked_of_others(one):
+    with pytest.raises(EditError, match=r"stage_two.placement needs targets at any layer"):
+        Stages(one, WeightUpdate(placement=BoundaryLayers()))
