@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub.constants
 import pytest
 import torch
 import yaml
@@ -241,7 +242,8 @@ def test_unknown_names_are_named_with_the_close_ones(command, message, capsys):
         (["--stage_two.statistics.tokens", "10"], "fewer than the 64 entries"),
     ],
 )
-def test_wrong_input_stops_before_any_work(options, message, world, tmp_path):
+def test_wrong_input_stops_before_any_work(options, message, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # no retries for a model that is nowhere
     with pytest.raises(SystemExit, match=message):
         main(arguments(world, tmp_path / "out", *options))
     assert not (tmp_path / "out" / "scorecard.json").exists()
