@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.prefix import Held
@@ -88,8 +90,10 @@ class PackedRows:
             size: of a change; two of them stand side by side where the attention's output is changed, too.
         """
         of_rows = self.replay.initial.unflatten(1, (-1, size)).norm(dim=2)
-        usual = [of_rows[self.row_requests == request].median(0).values for request in range(len(self.initial))]
-        return torch.minimum(self.initial[:, 0].unflatten(1, (-1, size)).norm(dim=2), MASSIVE * torch.stack(usual))
+        initial = self.initial[:, 0].unflatten(1, (-1, size)).norm(dim=2)
+        counts = self.row_requests.bincount().tolist()  # rows of a request stand together
+        usual = pad_sequence(of_rows.split(counts), batch_first=True, padding_value=math.nan).nanmedian(1).values
+        return torch.minimum(initial, MASSIVE * usual)
 
     @property
     def bare(self) -> Tensor:
