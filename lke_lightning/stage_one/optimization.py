@@ -20,15 +20,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lke_lightning.distributed import Team
-from lke_lightning.edits import EditBatch, EditError, EditRequest, check_number
+from lke_lightning.edits import SLOT, EditBatch, EditError, EditRequest, check_number
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.reading import SlotReader
 from lke_lightning.model.targets import Site, Targets
 from lke_lightning.model.units import Expansion, Whole
 from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.expansion import cut, in_turn
 from lke_lightning.stage_one.history import UpdateHistory
-from lke_lightning.stage_one.keys import bare_keys
 from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Objective, StepView, TargetNorm
 from lke_lightning.stage_one.packed import PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows, check_requests, grouped
@@ -181,7 +181,7 @@ class TargetOptimization(StageOne):
         """
         layer = model.target_layer if layer is None else layer
         history = UpdateHistory(model.weight(layer).delta)
-        seen, memory = self.space.look(history, lambda: bare_keys(model, batch.requests, layer), self.memory)
+        seen, memory = self.space.look(history, partial(_bare_keys, model, batch.requests, layer), self.memory)
         step = EditStep.of(batch, self.optimize(model, batch.requests, self.contexts, layer, seen), self.contexts)
         step.memory, step.expansion = memory, self.expansion
         if self.transform is not None and step.requests:
@@ -342,6 +342,12 @@ class TargetOptimization(StageOne):
         for i, rule in reversed(list(enumerate(self.stopping))):
             reason = torch.where(rule(view, loss), i, reason)
         return reason
+
+
+@torch.no_grad()
+def _bare_keys(model: LanguageModel, requests: Sequence[EditRequest], layer: int) -> Tensor:
+    """Return the keys of a layer at the slots of bare prompts, (requests, d_key)."""
+    return SlotReader(model, requests, [SLOT]).keys(layer, [torch.ones(1)])[0]
 
 
 def _check_together(space: TargetSpace, objectives: Sequence[Objective], max_steps: int) -> None:

@@ -10,15 +10,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lke_lightning.distributed import Team
 from lke_lightning.edits import SLOT, EditError, EditRequest, check_number
-from lke_lightning.model.batching import by_length
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.reading import SlotReader
 from lke_lightning.model.targets import Site, Targets
-from lke_lightning.model.tokens import Row
-
-MAX_TOKENS = 16384
-"""How many tokens run at once."""
 
 ENOUGH = 20
 """Fewer norms than this are a poor mean, of which the largest 5 % cannot be left out."""
@@ -39,18 +34,10 @@ class Found:
     @torch.no_grad()
     def of(cls, model: LanguageModel, requests: Sequence[EditRequest], targets: Targets) -> Found:
         """Read what the targets of some requests were before any change, under the model's present weights."""
-        rows = model.text.rows([request.in_context(SLOT) for request in requests])
-        rows = [Row(row.ids[: row.slot + 1], row.slot) for row in rows]
-        layer, is_block = model.target_layer, targets.site == "block"
-        modules = [model.architecture.blocks[layer], model.architecture.matrix(layer)]
-        outputs = torch.empty(2, *targets.vectors.shape, dtype=model.wide_dtype, device=model.device)
-        for members in by_length([len(row.ids) for row in rows], MAX_TOKENS, model.device):
-            batch = model.text.pad([rows[i] for i in members], model.device)
-            for place, (_, output) in enumerate(model.observe(batch, modules, stop=layer + 1)):
-                at_slots = output[torch.arange(len(members), device=model.device), batch.slots]
-                outputs[place, members] = at_slots.to(outputs.dtype)
-        block, matrix = Team.of(model.network).first_tensor(outputs)  # processes must not differ in what they drop
-        initial = block if is_block else matrix
+        reader, bare = SlotReader(model, requests, [SLOT]), torch.ones(1)
+        reader.keys(model.target_layer, [bare])  # what follows runs the target layer alone
+        matrix = reader.outputs("matrix", bare)
+        initial = matrix if targets.site == "matrix" else reader.outputs("block", bare)
         return cls(targets.vectors - initial, initial, matrix)
 
     @classmethod

@@ -13,7 +13,7 @@ from lke_lightning.data.corpus import TextCorpus
 from lke_lightning.distributed import Team
 from lke_lightning.edits import SLOT, EditError, EditRequest, check_number
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.stage_two.reading import SlotReader
+from lke_lightning.model.reading import SlotReader
 
 OPTION = "stage_two.key_filter.entities"
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lke_lightning.edits import EditRequest
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.reading import SlotReader
 from lke_lightning.model.units import Expansion
-from lke_lightning.stage_two.reading import SlotReader
 
 FIRST = 100
 """A fulfilment is the median over so many of the edits to come."""

@@ -16,6 +16,7 @@ from lke_lightning.checkpoints import understood
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.reading import SlotReader, Spread
 from lke_lightning.model.targets import Asked
 from lke_lightning.model.units import Expansion
 from lke_lightning.stage_two.arrival import Watch
@@ -23,7 +24,6 @@ from lke_lightning.stage_two.key_filter import SharedDirections, own_part
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.placement import AllLayers, LayerPolicy
 from lke_lightning.stage_two.preservation import MOST, BaseStatistics, NormPenalty, PastEdits
-from lke_lightning.stage_two.reading import SlotReader, Spread
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
 from lke_lightning.stage_two.repeat import Repeat
 from lke_lightning.stage_two.solvers import Downdatable, EditSystem, LeastSquares, Memory, Solver

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.model.reading import SlotReader
 from lke_lightning.stage_two.key_filter import SharedDirections, own_part
 from lke_lightning.stage_two.keys import ContextMean
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
-from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.solvers import LeastSquares
 from lke_lightning.stage_two.strength import first_keys

@@ -7,10 +7,10 @@ import torch
 
 from lke_lightning.edits import EditRequest
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.reading import SlotReader
 from lke_lightning.model.targets import Targets
 from lke_lightning.stage_two.keys import ConsistentKeys, ContextMean, MixedKeys
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, PastEdits
-from lke_lightning.stage_two.reading import SlotReader
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.solvers import LeastSquares
 from lke_lightning.stage_two.statistics import Statistics
