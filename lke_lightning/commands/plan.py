@@ -13,7 +13,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.stage_two.writing import Writing
 from lke_lightning.stages import Stages
 from lke_lightning.trainer import SETTINGS
+
+SMALL_OUT, SMALL_KEY = 10, 24
+"""The size of a weight at which parts are run to see the shapes of what they keep."""
 
 INVERTING = 6
 """How many float64 matrices of d_key^2 entries the first inverse of a layer holds at its peak, about."""
@@ -212,23 +216,30 @@ def skeleton(editor: Editor, policy: LayerPolicy) -> tuple[nn.Module, list[tuple
     return network, [matrix_shape(architecture.matrix(layer)) for layer in layers]
 
 
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Run a block without what parts say, which means nothing about made-up numbers."""
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def solver_bytes(solver: Solver, d_out: int, d_key: int, edits: int) -> tuple[int, int, int]:
     """Return the bytes of a solver's memory for one layer: on the device, on the host, in a checkpoint.
 
     The solver is run at a small size, and the shapes of its memory are scaled. A length that is neither d_key, d_out
     nor the number of edits is the rank of something: it counts as d_key, its upper bound.
     """
-    small_key, small_out, count = 24, 10, 7
-    lengths = {small_key: d_key, small_out: d_out, count: edits, 1: 1, 2: 2}
-    moment, draw = torch.eye(small_key), torch.Generator().manual_seed(0)
-    half_unused = torch.tensor([0.0, math.inf]).repeat_interleave(small_key // 2)
-    keys, nothing = torch.randn(count, small_key, generator=draw), torch.zeros(count, small_out)
-    logging.disable(logging.INFO)  # a solver's warnings about these statistics mean nothing
-    try:
+    count = 7
+    lengths = {SMALL_KEY: d_key, SMALL_OUT: d_out, count: edits, 1: 1, 2: 2}
+    moment, draw = torch.eye(SMALL_KEY), torch.Generator().manual_seed(0)
+    half_unused = torch.tensor([0.0, math.inf]).repeat_interleave(SMALL_KEY // 2)
+    keys, nothing = torch.randn(count, SMALL_KEY, generator=draw), torch.zeros(count, SMALL_OUT)
+    with _silently():
         memory = solver.init(moment, keys, lambda _: (half_unused, moment))
         _, memory = solver.compute(memory, EditSystem(keys, keys, nothing, nothing))
-    finally:
-        logging.disable(logging.NOTSET)
 
     def scaled(parts: dict[str, Tensor]) -> int:
         return sum(p.itemsize * math.prod(lengths.get(length, d_key) for length in p.shape) for p in parts.values())
@@ -241,14 +252,10 @@ def transform_bytes(writing: Writing, d_out: int, d_key: int, wide: int) -> int:
     """Return the bytes of what a transform keeps of one layer; it is started at a small size, as in `solver_bytes`."""
     if writing.transform is None:
         return 0
-    small_out, small_key = 10, 24
-    lengths = {small_out: d_out, small_key: d_key}
-    base = torch.randn(small_out, small_key, generator=torch.Generator().manual_seed(0))
-    logging.disable(logging.INFO)
-    try:
+    lengths = {SMALL_OUT: d_out, SMALL_KEY: d_key}
+    base = torch.randn(SMALL_OUT, SMALL_KEY, generator=torch.Generator().manual_seed(0))
+    with _silently():
         state = writing.transform.start(base)
-    finally:
-        logging.disable(logging.NOTSET)
     shapes = [[lengths.get(length, min(d_out, d_key)) for length in part.shape] for part in state.values()]
     return wide * (sum(map(math.prod, shapes)) + d_out * d_key * writing.compensate)
 
