@@ -11,7 +11,6 @@ from typing import Any, get_type_hints
 from lke_lightning.edits import EditError
 from lke_lightning.shapes import fits
 from lke_lightning.stage_two.transforms import ReadoutTransform
-from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.stages import SLOTS, Stages
 from lke_lightning.suggestions import suggest
 
@@ -35,7 +34,6 @@ def compose(configuration: Mapping[str, Any]) -> tuple[Stages, dict[str, Any]]:
     parser = ArgumentParser(exit_on_error=False)
     for section, (kind, _) in SLOTS.items():
         parser.add_subclass_arguments(kind, section, required=False)
-    parser.add_class_arguments(WeightUpdate, "stage_two")
     complete(parser)
     # a copy, because parsing replaces parts of what it is given
     given = {name: copy.deepcopy(configuration.get(name) or {}) for name in ("stage_one", "stage_two")}
@@ -53,7 +51,7 @@ def complete(parser: Any) -> None:
     """Give the sections in `SLOTS` of a parser the classes that they are of where none is named, and link stages."""
     for section, (_, default) in SLOTS.items():
         parser.set_defaults({section: {"class_path": _path(default)}})
-    parser.link_arguments("stage_one", "stage_two.reference_quirks", compute_fn=_quirks)
+    parser.link_arguments("stage_one", "stage_two.init_args.reference_quirks", compute_fn=_quirks)
 
 
 def _quirks(stage_one: Mapping[str, Any]) -> bool:
@@ -92,12 +90,13 @@ def rebuild(configuration: Mapping[str, Any], trust: Sequence[str] = ()) -> Stag
             "the checkpoint does not say how its stages were made, because they came from Python: use "
             "lke_lightning.resume(folder, stage_one=..., stage_two=...)"
         )
-    one, two = (_rebuilt(configuration.get(name) or {}, trust) for name in ("stage_one", "stage_two"))
-    kind, default = SLOTS["stage_one"]
-    one = _made(default, one) if isinstance(one, dict) else one
-    if not isinstance(one, kind):
-        raise EditError(f"the checkpoint's stage_one is of type {type(one).__name__}: use another checkpoint")
-    return Stages(one, _made(WeightUpdate, two))
+    made = {}
+    for section, (kind, default) in SLOTS.items():
+        found = _rebuilt(configuration.get(section) or {}, trust)
+        made[section] = _made(default, found) if isinstance(found, dict) else found
+        if not isinstance(made[section], kind):
+            raise EditError(f"the checkpoint's {section} is of type {type(found).__name__}: use another checkpoint")
+    return Stages(made["stage_one"], made["stage_two"])
 
 
 def rebuild_readout(configuration: Mapping[str, Any], trust: Sequence[str] = ()) -> ReadoutTransform | None:
@@ -109,6 +108,23 @@ def rebuild_readout(configuration: Mapping[str, Any], trust: Sequence[str] = ())
     if not isinstance(readout, ReadoutTransform | None):
         raise EditError(f"the checkpoint's readout is of type {type(readout).__name__}: use another checkpoint")
     return readout
+
+
+def described(part: Any) -> dict[str, Any]:
+    """Return a part with `settings` as plain values, from which `remade` makes it again."""
+    return {"class_path": _path(type(part)), "init_args": dict(part.settings)}
+
+
+def remade(description: Mapping[str, Any], kind: type) -> Any:
+    """Make a part that a checkpoint describes, of a kind; nothing but parts of this package are imported.
+
+    Raises:
+        EditError: it is of another kind, or does not fit this version.
+    """
+    part = _rebuilt(dict(description), ())
+    if not isinstance(part, kind):
+        raise EditError(f"the checkpoint has a {type(part).__name__} in place of a {kind.__name__}: use another one")
+    return part
 
 
 def _rebuilt(tree: Any, trust: Sequence[str]) -> Any:

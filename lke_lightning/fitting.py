@@ -42,6 +42,7 @@ from lke_lightning.stage_two.keys import KeyPolicy
 from lke_lightning.stage_two.placement import LayerPolicy
 from lke_lightning.stage_two.preservation import Preservation
 from lke_lightning.stage_two.solvers import Solver
+from lke_lightning.stage_two.stage import StageTwo
 from lke_lightning.stage_two.statistics import Statistics
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
 from lke_lightning.stages import SLOTS
@@ -50,7 +51,7 @@ from lke_lightning.trainer import CALLBACKS, SETTINGS, check_order, check_settin
 
 # What is imported can be named in YAML without its path.
 BASES = (
-    EditStream, StageOne, Objective, StopRule, TargetSpace, TargetTransform, Expansion,
+    EditStream, StageOne, StageTwo, Objective, StopRule, TargetSpace, TargetTransform, Expansion,
     Solver, Preservation, KeyPolicy, LayerPolicy, Statistics, UpdateTransform, ReadoutTransform, Task,
 )  # fmt: skip
 
