@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from inspect import signature
 from pathlib import Path
@@ -68,6 +69,11 @@ class EditParser(LightningArgumentParser):
         """Refuse what holds no sections before it is parsed."""
         read(path)
         return super().parse_path(path, *args, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
+        """Take None for null: with that word options of a part's parts come back from jsonargparse's own parsing."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_args([re.sub("=None$", "=null", one) for one in given], *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Add suggestions to the message."""
