@@ -1,8 +1,9 @@
-"""Take the edits away: as the whole edited model, as their change alone, or as a LoRA adapter."""
+"""Take the edits away: as the whole edited model, as their change alone, as a LoRA adapter, or as a memory beside."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,14 +37,15 @@ def export(
     trust: list[str] | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write the edits of a checkpoint as a plain transformers folder, as their change alone, or as a LoRA adapter.
+    """Write the edits of a checkpoint as a plain transformers folder, their change, a LoRA adapter or a memory.
 
     Args:
         ckpt_path: a checkpoint that `fit` wrote, or the folder of its run, whose newest is taken.
-        output: the folder to write (merged, lora), which must not exist or be empty, or the file to write (delta),
-            which must not exist.
+        output: the folder to write (merged, lora, module), which must not exist or be empty, or the file to write
+            (delta), which must not exist.
         format: `merged`: the edited model; `delta`: one safetensors file with the change of the edited matrices;
-            `lora`: an adapter that peft loads.
+            `lora`: an adapter that peft loads; `module`: the memory beside the network, for methods that change no
+            weight, and a Python file that attaches it to the unedited model without this package.
         rank: of the change of each matrix, for delta and lora: a lower one makes a smaller file with a larger error,
             which is printed. Default: the whole change for delta; for lora what `tolerance` asks.
         tolerance: for lora, the relative Frobenius error that each matrix may have; the rank follows from it. 1e-3 by
@@ -242,17 +244,49 @@ def write_lora(
     return low
 
 
+def write_module(editor: Editor, folder: Path) -> dict[str, LowRank]:
+    """Write the memory that stands beside the network as a folder, complete or not at all; docs/export.md.
+
+    Raises:
+        EditError: edits are in the weights, the memory has no such form, or the folder is not empty or cannot be
+            written.
+    """
+    check_free(folder, is_folder=True)
+    model = editor.language_model
+    if len(model.beside) != 1 or any(weight.delta.any() for weight in model.edited.values()):
+        raise EditError("--format module is for edits that stand beside the weights: use merged, delta or lora")
+    [module] = model.beside.values()
+    tensors, about, hook = module.exported()
+    about |= {
+        "base_model": Path(editor.pretrained).name if Path(editor.pretrained).exists() else editor.pretrained,
+        "base_hash": model.base_hash,
+        "sample": _sample(model.weight(model.target_layer).base),
+        "method": editor.method,
+        "edits": len(editor.edited),
+    }
+
+    def write(unfinished: Path) -> None:
+        (unfinished / "memory.json").write_text(json.dumps(about, indent=2) + "\n")
+        with (unfinished / "memory.safetensors").open("wb") as file:
+            write_tensors(file, tensors, {"format": "pt"})
+        shutil.copyfile(hook, unfinished / "attach.py")
+
+    replace_folder(folder, write)
+    return {}
+
+
 def _writer(format: str, rank: int | None, tolerance: float | None) -> Callable[[Editor, Path], dict[str, LowRank]]:
     """Return what writes a format, after the options were checked against it."""
     writers = {
         "merged": write_merged,
         "delta": partial(write_delta, rank=rank),
         "lora": partial(write_lora, rank=rank, tolerance=TOLERANCE if tolerance is None else tolerance),
+        "module": write_module,
     }
     if format not in writers:
         raise EditError(f"unknown --format {format!r}: there are {', '.join(writers)}")
-    if rank is not None and format == "merged":
-        raise EditError("--rank is for --format delta and lora: a merged model holds the whole change")
+    if rank is not None and format in ("merged", "module"):
+        raise EditError("--rank is for --format delta and lora: the others hold the whole change")
     if rank is not None and rank < 1:
         raise EditError(f"--rank is {rank}: it must be at least 1")
     if tolerance is not None and (format != "lora" or rank is not None):
@@ -267,7 +301,7 @@ def _check_in_weights(editor: Editor) -> None:
     for module in editor.language_model.beside.values():
         raise EditError(
             f"the edits are not in the weights but beside them, in a {type(module).__name__}, for which merged, delta "
-            "and lora have no place"
+            "and lora have no place: use --format module"
         )
     for layer in editor.language_model.layers:
         if not editor.language_model.weight(layer).delta.isfinite().all():

@@ -237,6 +237,7 @@ class Scorecard(Callback):
         """Assemble the scorecard."""
         data, done = trainer.datamodule, [name for batch in self.batches for name in batch]
         norms = {layer: editor.language_model.weight(layer).norms() for layer in editor.language_model.layers}
+        sizes = {name: module.size for name, module in editor.language_model.beside.items()}
         return {
             "method": editor.method,
             "model": editor.pretrained,
@@ -259,6 +260,7 @@ class Scorecard(Callback):
                 for layer, (before, after) in norms.items()
             },
             "strengths": {str(layer): found for layer, found in editor.stages.two.strengths.items()},
+            **({"bytes_beside": sizes} if sizes else {}),
             "seconds": {
                 **{name: round(spent, 2) for name, spent in (dict.fromkeys(ACTIVITIES, 0.0) | editor.seconds).items()},
                 "total": round(self._total_seconds(), 2),

@@ -1,4 +1,4 @@
-"""Read and change the activations of a network: the only file that registers hooks or replaces modules.
+"""Read and change the activations of a network: beside `Beside.install`, the only place that registers hooks.
 
 Everything is undone when its `with` block ends, whatever happened inside.
 """

@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
+
+from lke_lightning.edits import EditError
 
 if TYPE_CHECKING:
     from lke_lightning.model.language_model import LanguageModel
@@ -38,6 +41,19 @@ class Beside(nn.Module, ABC):
     @abstractmethod
     def clear(self) -> None:
         """Forget all edits: what the network does is what it did without it, bit for bit."""
+
+    def exported(self) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
+        """Return what `export --format module` writes: tensors, plain values, and a Python file that reads both.
+
+        Raises:
+            EditError: there is no such form of it.
+        """
+        raise EditError(f"a {type(self).__name__} cannot be exported: there is no form of it without this package")
+
+    @property
+    def size(self) -> int:
+        """Bytes of what it holds."""
+        return sum(buffer.nbytes for buffer in self.buffers())
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Expansions beside `Whole`: a long answer in chunks, and a neighbour; and how units are found one after the other."""
+"""Expansions beside `Whole`: chunks of a long answer, the last token, a neighbour; and how units are found in turn."""
 
 from __future__ import annotations
 
@@ -45,6 +45,16 @@ class Chunks(Expansion):
         """Cut the answer into windows; the last one may be short."""
         starts = range(0, max(1, answer - self.overlap), self.width - self.overlap)
         return [Unit(len(prompt.ids) - 1 + start, start, min(start + self.width, answer)) for start in starts]
+
+
+class LastToken(Expansion):
+    """One change at the last token of the prompt, wherever the subject ends (GRACE, arXiv 2211.11031)."""
+
+    in_contexts: ClassVar[bool] = False
+
+    def units(self, prompt: Row, answer: int) -> list[Unit]:
+        """Ask for the whole answer there."""
+        return [Unit(len(prompt.ids) - 1, 0, answer)]
 
 
 class Neighbours(Whole):

@@ -138,6 +138,8 @@ def _diagnosis(
     if written < 0:
         advice = "edit lower layers, or lower stage_one.relative_lr (or lr, where it is given)"
         return "too much", f"{what}what was written leads away from the targets: it was too much; {advice}"
+    if not systems:
+        return "stage two", f"{what}what stage two stored is not what the model reads there; see its options"
     if _solved(model, step, systems) >= ENOUGH:
         weights = [model.weight(layer) for layer in model.layers]
         lost = math.hypot(*(weight.lost() for weight in weights))

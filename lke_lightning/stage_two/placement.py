@@ -46,6 +46,14 @@ class MiddleLayer(AllLayers):
         return list(layers)[len(layers) // 2 : len(layers) // 2 + 1]
 
 
+class LastLayer(AllLayers):
+    """The last one of the configured layers: for memories beside the network."""
+
+    def among(self, layers: Sequence[int]) -> list[int]:
+        """Return the last."""
+        return list(layers)[-1:]
+
+
 class BoundaryLayers(LayerPolicy):
     """BLUE (arXiv 2502.03748): first the lowest layer, then the highest, each with targets of its own, in full.
 

@@ -1,0 +1,1 @@
+"""What side memories read: each file serves the package and, copied as it is, goes with an exported memory."""
