@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -256,7 +255,7 @@ def write_module(editor: Editor, folder: Path) -> dict[str, LowRank]:
     if len(model.beside) != 1 or any(weight.delta.any() for weight in model.edited.values()):
         raise EditError("--format module is for edits that stand beside the weights: use merged, delta or lora")
     [module] = model.beside.values()
-    tensors, about, hook = module.exported()
+    tensors, about, program = module.exported()
     about |= {
         "base_model": Path(editor.pretrained).name if Path(editor.pretrained).exists() else editor.pretrained,
         "base_hash": model.base_hash,
@@ -269,7 +268,7 @@ def write_module(editor: Editor, folder: Path) -> dict[str, LowRank]:
         (unfinished / "memory.json").write_text(json.dumps(about, indent=2) + "\n")
         with (unfinished / "memory.safetensors").open("wb") as file:
             write_tensors(file, tensors, {"format": "pt"})
-        shutil.copyfile(hook, unfinished / "attach.py")
+        (unfinished / "attach.py").write_text(program)
 
     replace_folder(folder, write)
     return {}

@@ -15,7 +15,8 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_one.gradients import OutputGradients  # noqa: F401 - its name is known where this is imported
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_one.stage import StageOne
-from lke_lightning.stage_two.memories import Grace  # noqa: F401 - so are those of its module
+from lke_lightning.stage_one.texts_alone import TextsAlone  # noqa: F401 - so is its own
+from lke_lightning.stage_two.memories import Grace  # noqa: F401 - so are theirs
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.stage import StageTwo
 from lke_lightning.stage_two.update import WeightUpdate

@@ -215,12 +215,14 @@ def decode(
 
 
 def _next(batch: Padded, chosen: Tensor, going: list[int]) -> Padded:
-    """Append the chosen tokens to the rows that continue; earlier tokens are in the cache."""
+    """Append the chosen tokens to the rows that continue; earlier tokens are in the cache, or before them."""
+    rows = torch.tensor(going, dtype=torch.long, device=chosen.device)
     past = batch.past
+    if past is None:
+        return batch.continued(chosen, rows)
     for layer in past.layers:
         layer.length += 1
     past = PrefixCache(past.layers, torch.cat([past.mask, past.mask.new_ones(len(chosen), 1)], 1))
-    rows = torch.tensor(going, dtype=torch.long, device=chosen.device)
     if len(going) < len(chosen):
         past = past.select(rows)
     ids = chosen[rows].unsqueeze(1)

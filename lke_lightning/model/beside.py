@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -28,7 +27,9 @@ class Beside(nn.Module, ABC):
     is_on: bool = True
     """Whether it has any effect; `LanguageModel.unedited` switches it off."""
     token_wise: ClassVar[bool] = True
-    """Whether what it does at a token depends on that token's own activations alone, and not on tokens before it."""
+    """Whether what it does at a token depends on that token's own activations alone, and not on tokens before it.
+
+    Where it does, it is shown whole texts: nothing is run once for several of them (`Prefixes`)."""
 
     @abstractmethod
     def install(self, model: LanguageModel) -> None:
@@ -42,8 +43,8 @@ class Beside(nn.Module, ABC):
     def clear(self) -> None:
         """Forget all edits: what the network does is what it did without it, bit for bit."""
 
-    def exported(self) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
-        """Return what `export --format module` writes: tensors, plain values, and a Python file that reads both.
+    def exported(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+        """Return what `export --format module` writes: tensors, plain values, and the text of a Python file for them.
 
         Raises:
             EditError: there is no such form of it.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicLayer
 
 
@@ -100,6 +101,8 @@ class Padded:
     """Position of every token, (rows, length), int64; `None`: counted from 0."""
     past: PrefixCache | None = None
     """Keys and values of the prefixes."""
+    offsets: Tensor | None = None
+    """Where the prefixes are in `ids` instead: how many tokens of each row they take, (rows,), int64."""
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -114,4 +117,18 @@ class Padded:
             self.slots[rows],
             None if self.positions is None else self.positions[rows, :width],
             None if self.past is None else self.past.select(rows),
+            None if self.offsets is None else self.offsets[rows],
         )
+
+    def continued(self, tokens: Tensor, rows: Tensor) -> Padded:
+        """Keep some rows, without a cache, and put the token that follows its one behind each; then that is its one.
+
+        Args:
+            tokens: what follows each of all rows, (rows before,) int64.
+            rows: which are kept.
+        """
+        offsets = self.offsets[rows] + 1
+        place = offsets.unsqueeze(1)
+        ids = pad(self.ids[rows], (0, 1)).scatter(1, place, tokens[rows].unsqueeze(1))
+        mask = pad(self.mask[rows], (0, 1)).scatter(1, place, torch.ones_like(place))
+        return Padded(ids, mask, torch.zeros_like(offsets), offsets=offsets)

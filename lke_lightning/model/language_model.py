@@ -241,11 +241,13 @@ class LanguageModel(nn.Module):
         Args:
             batch: the rows.
             rows: (reads,) int64, which row.
-            positions: (reads,) int64, which position in it; the head predicts the next token there.
+            positions: (reads,) int64, which position in it, behind its prefix; the head predicts the next token there.
             start: first block to run; `hidden` (rows, length, hidden size) is its input where it is above 0.
             hidden: see `start`.
         """
         count = len(self.architecture.blocks)
+        if batch.offsets is not None:
+            positions = positions + batch.offsets[rows]
         with (
             only_blocks(self.network, self.architecture, start, count, hidden),
             before_head(self.network, rows, positions) as seen,

@@ -2,6 +2,9 @@
 
 Tokens before a slot cannot see it, so nothing written at the slot changes them. A beginning that several prefixes share
 (a context template, the words of a relation) is computed once for all of them.
+
+Where a module beside the network looks at earlier tokens too (`LanguageModel.is_token_wise`), nothing is computed here:
+every text runs whole.
 """
 
 from __future__ import annotations
@@ -58,6 +61,8 @@ class Prefixes:
             layer: in which layer; `None`: the last edited one.
         """
         distinct = sorted(set(sequences))
+        if not model.is_token_wise:
+            return cls._unknown(model, distinct)
         held = held or {}
         shared = [  # what is held is no part of a shared beginning
             stem[: held[ids][0][0]] if ids in held else stem
@@ -71,6 +76,10 @@ class Prefixes:
     def followed_by(self, model: LanguageModel, prefixes: Sequence[Ids], continuations: Sequence[Ids]) -> Padded:
         """Make a batch of continuations, each after its prefix; the first token of each is its slot."""
         chosen = torch.tensor([self.numbers[ids] for ids in prefixes], device=model.device)
+        if not model.is_token_wise:
+            wholes = model.text.align([one + other for one, other in zip(prefixes, continuations, strict=True)])
+            ids, mask = (part.to(model.device) for part in wholes)
+            return Padded(ids, mask, torch.zeros_like(chosen), offsets=self.lengths[chosen])
         ids, mask = (part.to(model.device) for part in model.text.align(continuations))
         lengths = self.lengths[chosen]
         positions = lengths.unsqueeze(1) + torch.arange(ids.shape[1], device=ids.device)

@@ -10,11 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lke_lightning.distributed import Team
 from lke_lightning.edits import SLOT, EditBatch, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.targets import Targets
 from lke_lightning.model.units import Whole
 from lke_lightning.model.weights import EditedWeight
+from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.rows import check_requests
 from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.step import EditStep
@@ -41,18 +43,25 @@ class NoTargets(Targets):
 
 
 class TextsAlone(StageOne):
-    """Finds no targets; stage two has prompts and answers, and tells in the targets what learning them took."""
+    """Finds no targets; stage two has prompts and answers, and tells in the targets what learning them took.
+
+    Args:
+        contexts: texts in front of the prompts, for a stage two that learns in them too. Default: none.
+    """
 
     expansion = Whole()
     has_targets = False
 
-    def __init__(self) -> None:
+    def __init__(self, contexts: ContextTemplates | None = None) -> None:
+        self.context_templates = contexts
         self.contexts, self.memory = [], {}
 
     def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
-        """Check that every request can be encoded."""
-        check_requests(requests, [SLOT], model.text)
-        self.contexts = [SLOT]
+        """Sample the contexts, unless they came from a checkpoint; check that every request can be encoded in them."""
+        if not self.contexts:
+            templates = self.context_templates
+            self.contexts = [SLOT] if templates is None else Team.of(model.network).first(templates.sample(model))
+        check_requests(requests, self.contexts, model.text)
 
     def aim(self, model: LanguageModel, batch: EditBatch, layer: int | None = None) -> EditStep:
         """Begin the step."""

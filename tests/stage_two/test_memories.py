@@ -14,7 +14,7 @@ from lke_lightning.edits import EditError
 from lke_lightning.evaluation.teacher_forced import continuation_nll
 from tests.conftest import NAMES
 
-METHODS = ["grace", "neuraldb"]
+METHODS = ["grace", "neuraldb", "wise", "memoir"]
 EXACT = ["grace", "neuraldb"]
 FACTS = [
     {"id": name, "prompt": f"{name} was born in the", "subject": name, "target": target}
@@ -28,6 +28,7 @@ FREELY = {
     "max_steps": 8,
 }
 """A random model has to be pushed hard."""
+QUICKLY = {"relative_lr": 0.5, "max_steps": 8}
 PAIRS = [(fact["prompt"], fact["target"]) for fact in FACTS] + [("Ana plays the guitar in the", "city")]
 
 
@@ -40,6 +41,9 @@ def small(small_world, tmp_path_factory):
         settings = yaml.safe_load(Path(f"configs/method/{method}.yaml").read_text())
         if "objectives" in settings["stage_one"]:
             settings["stage_one"] |= FREELY
+        else:
+            settings["stage_one"] = {"class_path": "TextsAlone"}
+            settings["stage_two"]["init_args"] |= QUICKLY | {"corpus": str(small_world / "text.txt")}
         (config := folder / f"{method}.yaml").write_text(yaml.safe_dump(settings))
         network = AutoModelForCausalLM.from_pretrained(small_world / "model")
         tokenizer = AutoTokenizer.from_pretrained(small_world / "model")
@@ -166,7 +170,7 @@ def test_an_exported_memory_serves_transformers_alone(method, remembered, small_
         result.export(tmp_path / "merged")
     result.export(tmp_path / "memory", format="module")
     hook = (tmp_path / "memory" / "attach.py").read_text()
-    assert len(hook.splitlines()) <= 40
+    assert sum(bool(line.strip()) for line in hook.splitlines()) <= 52
     assert "lke_lightning" not in hook
     spec = importlib.util.spec_from_file_location("exported_memory", tmp_path / "memory" / "attach.py")
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from lke_lightning.edits import check_number
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.stage_two.memories.hooks import grace
 from lke_lightning.stage_two.memories.store import Store, StoreMemory
 
 SAME = 1e-3
 """The share of its radius within which a key is at the place of another."""
 APART = 1 - 1e-4
 """The share of the half distance of two keys to which the older one's ball shrinks; published: less 1e-5."""
+
+
+def read(memory: dict, keys: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Return the value of the nearest stored key where a key (..., d_key) lies in its ball, elsewhere the output."""
+    asked = keys.flatten(0, -2).to(memory["keys"])
+    distances = torch.cdist(asked, memory["keys"], compute_mode="use_mm_for_euclid_dist")
+    distance, nearest = distances.masked_fill(memory["radii"] < 0, torch.inf).min(1)
+    inside = (distance <= memory["radii"][nearest]).view(*keys.shape[:-1], 1)
+    values = memory["values"][memory["returned"][nearest]].view(output.shape).to(output.dtype)
+    return torch.where(inside, values, output)
 
 
 class Codebook(Store):
@@ -29,7 +36,7 @@ class Codebook(Store):
         layer: number of the layer.
     """
 
-    hook = Path(grace.__file__)
+    reader = staticmethod(read)
     labels: Tensor
     """Equal where the same is to be said, (rows,) int64."""
     first: Tensor
@@ -45,10 +52,10 @@ class Codebook(Store):
         radius = none["keys"].new_zeros(0)
         return {**none, "labels": number, "first": radius, "radii": radius, "returned": number}
 
-    def read(self, keys: Tensor, output: Tensor) -> Tensor:
+    def answer(self, keys: Tensor, output: Tensor) -> Tensor:
         """Replace outputs."""
         memory = {"keys": self.keys, "values": self.values, "radii": self.radii, "returned": self.returned}
-        return grace.read(memory, keys, output)
+        return read(memory, keys, output)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the balls alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 
 from lke_lightning.edits import check_number
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.stage_two.memories.hooks import neuraldb
 from lke_lightning.stage_two.memories.store import Store, StoreMemory
 
 ALIKE = 1e-6
@@ -18,6 +17,15 @@ ALIKE = 1e-6
 
 AT_ONCE = 512
 """How many keys are compared with all others at once."""
+
+
+def read(memory: dict, keys: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Add the residual of the stored key of the highest cosine to the output where that passes gamma."""
+    asked = torch.nn.functional.normalize(keys.flatten(0, -2).to(memory["keys"]), dim=1)
+    cosine, nearest = (asked @ memory["keys"].T).masked_fill(~memory["open"], -1.0).max(1)
+    passes = (cosine > memory["gamma"]).view(*keys.shape[:-1], 1)
+    values = memory["values"][nearest].view(output.shape)
+    return torch.where(passes, (output.to(values.dtype) + values).to(output.dtype), output)
 
 
 class GatedStore(Store):
@@ -28,7 +36,7 @@ class GatedStore(Store):
         gamma: the gate.
     """
 
-    hook = Path(neuraldb.__file__)
+    reader = staticmethod(read)
     open: Tensor
     """Which live rows have no newer one of the same key, (rows,) bool."""
 
@@ -41,15 +49,19 @@ class GatedStore(Store):
         """Return no rows."""
         return {**super().begin(model), "open": torch.zeros(0, dtype=torch.bool)}
 
-    def read(self, keys: Tensor, output: Tensor) -> Tensor:
+    def answer(self, keys: Tensor, output: Tensor) -> Tensor:
         """Add residuals."""
         memory = {"keys": self.keys, "values": self.values, "open": self.open, "gamma": self.gamma}
-        return neuraldb.read(memory, keys, output)
+        return read(memory, keys, output)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the open rows alone."""
-        rows = {"keys": self.keys[self.open], "values": self.values[self.open], "open": self.open[self.open]}
-        return {**rows, "gamma": torch.tensor(self.gamma, dtype=torch.float64)}
+        return {"keys": self.keys[self.open], "values": self.values[self.open], "open": self.open[self.open]}
+
+    def exported(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+        """Return the gate, too."""
+        tensors, about, program = super().exported()
+        return tensors, {**about, "gamma": self.gamma}, program
 
     def settle(self, first: int) -> None:
         """Let newer rows shut older ones of the same key."""

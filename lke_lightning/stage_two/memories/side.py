@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from lke_lightning.edits import EditRequest
 from lke_lightning.model.beside import Beside
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.units import Expansion
+from lke_lightning.stage_two.memories.hooks import each_token
 from lke_lightning.stage_two.placement import LastLayer
 from lke_lightning.stage_two.register import UNDONE, Register
 from lke_lightning.stage_two.stage import StageTwo
@@ -34,8 +36,10 @@ class SideModule(Beside):
         layer: number of the layer.
     """
 
-    hook: Path
-    """The Python file whose `read` it is read with, and that goes with it where it is exported."""
+    attachment: ClassVar[ModuleType] = each_token
+    """Attaches it to a model of transformers, with `reader`, where it is exported."""
+    reader: ClassVar[Callable[..., Tensor]]
+    """Reads it: a function that needs torch and transformers alone."""
 
     def __init__(self, layer: int) -> None:
         super().__init__()
@@ -54,16 +58,17 @@ class SideModule(Beside):
         """Return its buffers as they are without edits."""
 
     @abstractmethod
-    def read(self, keys: Tensor, output: Tensor) -> Tensor:
+    def answer(self, keys: Tensor, output: Tensor) -> Tensor:
         """Return what the matrix is to return; see `Rule`."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """Return what its hook file reads, without what is not needed for that."""
+        """Return what `reader` needs, and no more."""
 
-    def exported(self) -> tuple[dict[str, Tensor], dict[str, Any], Path]:
-        """Return its tensors, the matrix's name in the network, and its hook file."""
-        return self.tensors(), {"matrix": self.path}, self.hook
+    def exported(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+        """Return its tensors, the matrix's name in the network, and how it is attached and read."""
+        program = f"{inspect.getsource(self.attachment)}\n\n{inspect.getsource(self.reader)}"
+        return self.tensors(), {"matrix": self.path}, program
 
     @property
     @abstractmethod
@@ -72,7 +77,7 @@ class SideModule(Beside):
 
     @contextmanager
     def read_by(self, rule: Rule) -> Iterator[None]:
-        """Let another rule stand in the place of `read`, also while it is empty."""
+        """Let another rule stand in the place of `answer`, also while it is empty."""
         self._rule = rule
         try:
             yield
@@ -83,7 +88,7 @@ class SideModule(Beside):
         rule: Rule | None = getattr(self, "_rule", None)
         if not self.is_on or (rule is None and self.is_empty):
             return output
-        return (rule or self.read)(args[0], output)
+        return (rule or self.answer)(args[0], output)
 
     def clear(self) -> None:
         """Forget all edits."""

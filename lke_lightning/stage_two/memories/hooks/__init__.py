@@ -1,1 +1,1 @@
-"""What side memories read: each file serves the package and, copied as it is, goes with an exported memory."""
+"""How memories are attached to a model of transformers: with the `read` of a kind behind it, a file is exported."""
