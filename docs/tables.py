@@ -147,6 +147,13 @@ def _method(path: Path) -> list[str]:
     config = yaml.safe_load(text)
     paper = re.search(r"arXiv (\d{4}\.\d{5})", text).group(1)
     one, two = config["stage_one"], config["stage_two"]
+    first = [
+        f"[{config['model']['method']}](../configs/method/{path.name})",
+        f"[{paper}](https://arxiv.org/abs/{paper})",
+        _part(one) if "class_path" in one else _optimization(one),
+    ]
+    if "solver" not in two:
+        return [*first, _part(two)]
     parts = two["solver"]["init_args"].copy()
     terms = [_part(term) for term in parts.pop("preservation")]
     named = {name: value for name, value in parts.items() if value is not None}
@@ -158,9 +165,7 @@ def _method(path: Path) -> list[str]:
     terms += [f"`{name}={two[name]}`" for name in ("spread", "compensate", "rest_weight") if name in two]
     terms += [f"`repeat({_arguments(two['repeat'])})`"] if "repeat" in two else []
     return [
-        f"[{config['model']['method']}](../configs/method/{path.name})",
-        f"[{paper}](https://arxiv.org/abs/{paper})",
-        _part(one) if "class_path" in one else _optimization(one),
+        *first,
         f"`{two['solver']['class_path']}`: " + ", ".join(terms),
     ]
 

@@ -131,9 +131,9 @@ class Wise(TrainedMemory):
 
     def __init__(
         self,
-        relative_lr: float = 0.1,
+        relative_lr: float = 0.4,
         lr: float | None = None,
-        max_steps: int = 50,
+        max_steps: int = 30,
         enough: float = 0.05,
         margins: Sequence[float] = (0.25, 1.0, 0.5),
         absolute_margins: Sequence[float] | None = None,
