@@ -330,6 +330,7 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
     loaded = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         update.statistics, scorecard.report = Sample(update.statistics, folder), False
+        scorecard.cache = None  # that of the first batch says nothing of the others
         scorecard.measurement = copy.copy(scorecard.measurement)
         scorecard.measurement.text = None  # its cost does not grow with the edits
         short = _short_trainer(trainer, [update, scorecard], folder)

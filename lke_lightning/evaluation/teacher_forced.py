@@ -66,6 +66,17 @@ def questions(request: EditRequest) -> dict[str, list[Question]]:
     return asked | {kind: [_about(probe, None) for probe in probes] for kind, probes in further.items() if probes}
 
 
+def asked_pairs(request: EditRequest) -> list[tuple[str, str]]:
+    """List what is scored about one edit, (prompt, continuation), in the order of its questions."""
+    return [
+        (question.prompt, continuation)
+        for part in questions(request).values()
+        for question in part
+        for continuation in (question.wanted, question.other)
+        if continuation is not None
+    ]
+
+
 def _about_the_edit(request: EditRequest, prompt: str) -> Question:
     return Question(prompt, request.target, request.original, request.aliases)
 
@@ -84,15 +95,7 @@ def score(model: LanguageModel, requests: Sequence[EditRequest], max_tokens: int
         max_tokens: how many tokens are run at once.
     """
     asked = [questions(request) for request in requests]
-    pairs = [
-        (question.prompt, continuation)
-        for by_kind in asked
-        for part in by_kind.values()
-        for question in part
-        for continuation in (question.wanted, question.other)
-        if continuation is not None
-    ]
-    found = continuations(model, pairs, max_tokens)
+    found = continuations(model, [pair for request in requests for pair in asked_pairs(request)], max_tokens)
     nll, right, tokens = found.nll.tolist(), found.right.tolist(), found.tokens.tolist()
     top = found.top.int().split(tokens)
     scored: list[Scores] = []
