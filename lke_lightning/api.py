@@ -24,7 +24,7 @@ from lke_lightning.ledger import Entry, locked
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.run_folder import BATCH_SIZE, Run
 from lke_lightning.stage_one.stage import StageOne
-from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.stage_two.stage import StageTwo
 from lke_lightning.stages import Stages
 
 Fact = EditRequest | dict[str, Any]
@@ -37,7 +37,7 @@ def edit(
     facts: Sequence[Fact],
     layers: list[int] | None = None,
     stage_one: StageOne | None = None,
-    stage_two: WeightUpdate | None = None,
+    stage_two: StageTwo | None = None,
     batch_size: int = BATCH_SIZE,
     config: str | Path = "method/encore.yaml",
 ) -> EditedModel:
@@ -77,7 +77,7 @@ def edit(
 def resume(
     folder: str | Path | Run,
     stage_one: StageOne | None = None,
-    stage_two: WeightUpdate | None = None,
+    stage_two: StageTwo | None = None,
     pretrained: str | None = None,
     trust: Sequence[str] = (),
     trust_remote_code: bool = False,
@@ -104,7 +104,7 @@ def resume(
         one, two = one or made.one, two or made.two
     with checkpoints.understood("the state of the stages"):
         one.load_state_dict(run.checkpoint["callbacks"][one.state_key])
-        two.load_state_dict(run.checkpoint["callbacks"]["WeightUpdate"])
+        two.load_state_dict(run.checkpoint["callbacks"][two.state_key])
     moved = {} if pretrained is None else {"pretrained": pretrained}
     editor = Editor.restored(run.checkpoint, trust_remote_code=trust_remote_code, **moved)
     if stage_one or stage_two:
@@ -292,6 +292,7 @@ class EditedModel:
         """Bring the change of the weights to where the model is, which its owner may have moved."""
         for weight in self.editor.language_model.edited.values():
             weight.to(weight.matrix.weight.device)
+        self.editor.language_model.beside.to(self.model.device)
 
 
 def _read(facts: Sequence[Fact], used: Sequence[str] = ()) -> list[EditRequest]:

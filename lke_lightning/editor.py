@@ -20,7 +20,9 @@ from lke_lightning import checkpoints
 from lke_lightning.configuration import OUTRANKED
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditBatch, EditError
+from lke_lightning.model.beside import Beside
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
+from lke_lightning.parts import described, remade
 from lke_lightning.results import replace_folder
 from lke_lightning.shapes import fits, lacking, types_of
 from lke_lightning.stage_one.optimization import TargetOptimization
@@ -164,7 +166,8 @@ class Editor(lightning.LightningModule):
         """Log how much of the batch arrived, how the edited matrices grow, and how much room they had for it."""
         arrived = self.step.arrival
         if arrived is not None:
-            self.log("arrival/written", statistics.median(arrived.written), batch_size=len(self.step))
+            if arrived.written is not None:
+                self.log("arrival/written", statistics.median(arrived.written), batch_size=len(self.step))
             self.log("arrival/first_choice", statistics.fmean(arrived.first_choice), batch_size=len(self.step))
         for layer in self.language_model.layers:
             before, now = self.language_model.weight(layer).norms()
@@ -225,9 +228,11 @@ class Editor(lightning.LightningModule):
             yield
 
     def revert(self) -> None:
-        """Give the model its unedited weights back, bit for bit."""
+        """Give the model its unedited weights back, bit for bit, and empty what stands beside them."""
         for weight in self.language_model.edited.values():
             weight.revert()
+        for module in self.language_model.beside.values():
+            module.clear()
 
     @contextmanager
     def as_unedited(self) -> Iterator[None]:
@@ -264,6 +269,7 @@ class Editor(lightning.LightningModule):
             "base_hash": self.language_model.base_hash,
             "layers": list(self.language_model.layers),
             "chat": {"chat": self.chat, "system": self.system},
+            "beside": {name: described(module) for name, module in self.language_model.beside.items()},
             "register": self.register.state_dict(),
             "seconds": dict(self.seconds),
             "configuration": self.configuration,
@@ -284,6 +290,9 @@ class Editor(lightning.LightningModule):
                 self._check_run(checkpoint)
             checkpoint["loops"] = checkpoint["loops"] or None  # Lightning looks into them if there are any
             self.register.load_state_dict(checkpoint["editing"]["register"])
+            for name, description in checkpoint["editing"].get("beside", {}).items():
+                if name not in self.language_model.beside:
+                    self.language_model.attach(name, remade(description, Beside))
         self.seconds, self._random = dict(checkpoint["editing"]["seconds"]), checkpoint["editing"]["random"]
 
     def _check_model(self, saved: Mapping[str, Any]) -> None:

@@ -126,7 +126,7 @@ def changes(editor: Editor) -> dict[str, Change]:
     Raises:
         EditError: a change is not finite.
     """
-    _check_finite(editor)
+    _check_in_weights(editor)
     model = editor.language_model
     names = {id(parameter): name for name, parameter in model.network.named_parameters()}
     with editor.as_read():
@@ -140,7 +140,7 @@ def write_merged(editor: Editor, folder: Path) -> dict[str, LowRank]:
     Raises:
         EditError: a change is not finite, or the folder is not empty or cannot be written.
     """
-    _check_finite(editor)
+    _check_in_weights(editor)
     editor.save_pretrained(folder)
     return {}
 
@@ -262,7 +262,13 @@ def _writer(format: str, rank: int | None, tolerance: float | None) -> Callable[
     return writers[format]
 
 
-def _check_finite(editor: Editor) -> None:
+def _check_in_weights(editor: Editor) -> None:
+    """Raise `EditError` unless the edits are finite changes of the weights, which is all that these formats hold."""
+    for module in editor.language_model.beside.values():
+        raise EditError(
+            f"the edits are not in the weights but beside them, in a {type(module).__name__}, for which merged, delta "
+            "and lora have no place"
+        )
     for layer in editor.language_model.layers:
         if not editor.language_model.weight(layer).delta.isfinite().all():
             raise EditError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from inspect import signature
 from pathlib import Path
@@ -42,6 +43,7 @@ from lke_lightning.stage_two.keys import KeyPolicy
 from lke_lightning.stage_two.placement import LayerPolicy
 from lke_lightning.stage_two.preservation import Preservation
 from lke_lightning.stage_two.solvers import Solver
+from lke_lightning.stage_two.stage import StageTwo
 from lke_lightning.stage_two.statistics import Statistics
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
 from lke_lightning.stages import SLOTS
@@ -50,7 +52,7 @@ from lke_lightning.trainer import CALLBACKS, SETTINGS, check_order, check_settin
 
 # What is imported can be named in YAML without its path.
 BASES = (
-    EditStream, StageOne, Objective, StopRule, TargetSpace, TargetTransform, Expansion,
+    EditStream, StageOne, StageTwo, Objective, StopRule, TargetSpace, TargetTransform, Expansion,
     Solver, Preservation, KeyPolicy, LayerPolicy, Statistics, UpdateTransform, ReadoutTransform, Task,
 )  # fmt: skip
 
@@ -67,6 +69,11 @@ class EditParser(LightningArgumentParser):
         """Refuse what holds no sections before it is parsed."""
         read(path)
         return super().parse_path(path, *args, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
+        """Take None for null: with that word options of a part's parts come back from jsonargparse's own parsing."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_args([re.sub("=None$", "=null", one) for one in given], *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Add suggestions to the message."""
@@ -198,9 +205,6 @@ def run(args: list[str], instead: Instead | None = None) -> None:
     own.setLevel(logging.INFO)
     if not own.hasHandlers():
         own.addHandler(logging.StreamHandler())
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
     set_loader("yaml", load, (yaml.YAMLError,))
     set_dumper("yaml", _dump)
     defaults = [str(configs() / name) for name in (METHOD, "model/demo.yaml", "data/demo.yaml")]

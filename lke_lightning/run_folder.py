@@ -133,7 +133,7 @@ def write(
         "callbacks": {
             **before.get("callbacks", {}),
             stages.one.state_key: stages.one.state_dict(),
-            "WeightUpdate": stages.two.state_dict(),
+            stages.two.state_key: stages.two.state_dict(),
             "Recorder": {"size": ledger.size},
         },
         "editing": {

@@ -15,12 +15,15 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_one.gradients import OutputGradients  # noqa: F401 - its name is known where this is imported
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_one.stage import StageOne
-from lke_lightning.stage_two.placement import AllLayers
 from lke_lightning.stage_two.register import Register
-from lke_lightning.stage_two.update import Mark, WeightUpdate
+from lke_lightning.stage_two.stage import StageTwo
+from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.step import SUPERSEDED, EditStep, Placement
 
-SLOTS: dict[str, tuple[type[Callback], type[Callback]]] = {"stage_one": (StageOne, TargetOptimization)}
+SLOTS: dict[str, tuple[type[Callback], type[Callback]]] = {
+    "stage_one": (StageOne, TargetOptimization),
+    "stage_two": (StageTwo, WeightUpdate),
+}
 """The sections of a configuration whose class can be chosen: what it derives from, and which it is where none is named;
 the options of the latter may stand in the section itself."""
 
@@ -34,21 +37,11 @@ class Stages:
     """
 
     one: StageOne
-    two: WeightUpdate
+    two: StageTwo
 
     def __post_init__(self) -> None:
         """Check that stage two has what it needs of stage one."""
-        moved = not isinstance(self.two.placement, AllLayers) or (self.two.repeat and not self.one.reads_texts)
-        if moved and self.one.at_all_layers:
-            raise EditError(
-                f"stage_two.{'repeat' if isinstance(self.two.placement, AllLayers) else 'placement'} needs targets at "
-                "any layer, as often as asked, and this stage one knows those of the edited layers alone: leave it out"
-            )
-        if self.two.rest_weight is not None and not self.one.reads_texts:
-            raise EditError(
-                f"stage_two.rest_weight needs the texts of a batch read, and {type(self.one).__name__} has read them "
-                "before: leave it out"
-            )
+        self.two.check(self.one)
 
     @classmethod
     def among(cls, callbacks: Sequence[Any]) -> Stages:
@@ -57,10 +50,10 @@ class Stages:
         Raises:
             EditError: one of them is missing, is there twice, or stage two acts first.
         """
-        found = [part for part in callbacks if isinstance(part, (StageOne, WeightUpdate))]
+        found = [part for part in callbacks if isinstance(part, (StageOne, StageTwo))]
         if [isinstance(part, StageOne) for part in found] != [True, False]:
             names = ", ".join(type(part).__name__ for part in found) or "neither"
-            raise EditError(f"a trainer needs one stage one and, behind it, one WeightUpdate; it has {names}")
+            raise EditError(f"a trainer needs one stage one and, behind it, one stage two; it has {names}")
         return cls(*found)
 
     def prepare(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
@@ -145,12 +138,12 @@ class Stages:
         step.memory = parts[-1].memory
         return step.chosen(sorted(range(len(step)), key=lambda i: batch.requests.index(step.requests[i])))
 
-    def mark(self, model: LanguageModel, register: Register) -> tuple[dict[str, Any], Mark]:
+    def mark(self, model: LanguageModel, register: Register) -> tuple[dict[str, Any], Any]:
         """Mark the present state of both stages and of the weights, so that `roll_back` can return to it."""
         return self.one.state_dict(), self.two.mark(model, register)
 
-    def roll_back(self, model: LanguageModel, register: Register, mark: tuple[dict[str, Any], Mark]) -> None:
-        """Return to a moment of the run: weights bit for bit, memory to rounding; later edits are forgotten."""
+    def roll_back(self, model: LanguageModel, register: Register, mark: tuple[dict[str, Any], Any]) -> None:
+        """Return to a moment of the run: the model bit for bit, memory to rounding; later edits are forgotten."""
         one, two = mark
         self.two.roll_back(model, register, two)
         self.one.load_state_dict(one)

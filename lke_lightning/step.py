@@ -26,9 +26,9 @@ found at the last."""
 class Arrival:
     """How much of a batch is in the weights after it was written, one entry per request, on the bare prompts."""
 
-    written: list[float]
+    written: list[float] | None
     """Which part of the way from the output before to the target the output at the target's site has gone; 1: all.
-    Also 0 where the output is not finite."""
+    Also 0 where the output is not finite. `None`: there were no targets."""
     first_choice: list[bool]
     """Whether each token of the target is the model's first choice, given those before it."""
 

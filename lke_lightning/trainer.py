@@ -15,12 +15,12 @@ from lke_lightning.callbacks.recording import Recorder
 from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.edits import EditError
 from lke_lightning.stage_one.stage import StageOne
-from lke_lightning.stage_two.update import WeightUpdate
+from lke_lightning.stage_two.stage import StageTwo
 from lke_lightning.stages import SLOTS
 
 CALLBACKS: dict[str, type[Callback]] = {
     "stage_one": StageOne,
-    "stage_two": WeightUpdate,
+    "stage_two": StageTwo,
     "guard": Guard,  # before anything looks at a batch that it may roll back
     "scorecard": Scorecard,
     "downstream": Downstream,

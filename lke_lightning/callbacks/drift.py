@@ -13,7 +13,6 @@ from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch, check_number
 from lke_lightning.evaluation.drift import contributions, key_drift, matrix_norms, spectrum
 from lke_lightning.results import write
-from lke_lightning.stage_two.update import WeightUpdate
 
 NAME = "drift.json"
 
@@ -26,7 +25,7 @@ class Drift(Callback):
     - `norms`: for the unedited model and after every batch, `edits` made and the Frobenius norm of each edited matrix;
     - `matrix_norms`: at the end, that norm for the MLP output matrix of every block, `before` and `after`;
     - `snapshots`: `edits` made, and by layer the `spectrum` of the change and its `key_drift`
-      (`lke_lightning.evaluation.drift`);
+      (`lke_lightning.evaluation.drift`), where stage two has statistics of keys;
     - `unedited`: the spectrum of each unedited matrix, to compare with;
     - `contributions`: `before` and `after`, what each sub-module adds to the residual stream on `text`.
 
@@ -111,9 +110,10 @@ class Drift(Callback):
         self.norms.append({"edits": edits, "norms": norms})
 
     def _take_snapshot(self, trainer: Trainer, editor: Editor) -> None:
-        stage_two = next(part for part in trainer.callbacks if isinstance(part, WeightUpdate))
-        with editor.as_unedited():  # statistics without a cache are computed from the model as it is
-            moments = stage_two.statistics.second_moments(editor.language_model)
+        statistics, moments = editor.stages.two.statistics, {}
+        if statistics is not None:
+            with editor.as_unedited():  # those without a cache are computed from the model as it is
+                moments = statistics.second_moments(editor.language_model)
         weights = {str(layer): editor.language_model.weight(layer) for layer in editor.language_model.layers}
         self.snapshots.append(
             {

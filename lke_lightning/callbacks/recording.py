@@ -116,7 +116,9 @@ def _edit(editor: Editor, batch: int, i: int, sharing: list[str]) -> Entry:
         "reached": targets.reached[i],
     }
     if step.arrival is not None:
-        entry |= {"written": step.arrival.written[i], "first_choice_just_after": step.arrival.first_choice[i]}
+        entry["first_choice_just_after"] = step.arrival.first_choice[i]
+        if step.arrival.written is not None:
+            entry["written"] = step.arrival.written[i]
     if scores is not None:
         wanted, other, correct = scores["efficacy"][0].tolist()
         entry |= {"accurate_just_after": bool(correct), "nll_just_after": wanted}

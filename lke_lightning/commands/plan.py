@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import logging
 import math
 import os
 import resource
@@ -13,8 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,19 +34,11 @@ from lke_lightning.model.language_model import LanguageModel, located
 from lke_lightning.results import write
 from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_two.placement import LayerPolicy
-from lke_lightning.stage_two.solvers import EditSystem, Solver
-from lke_lightning.stage_two.solvers.growing import ROOM
+from lke_lightning.stage_two.room import Space
+from lke_lightning.stage_two.stage import StageTwo
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
-from lke_lightning.stage_two.update import WeightUpdate
-from lke_lightning.stage_two.writing import Writing
 from lke_lightning.stages import Stages
 from lke_lightning.trainer import SETTINGS
-
-SMALL_OUT, SMALL_KEY = 10, 24
-"""The size of a weight at which parts are run to see the shapes of what they keep."""
-
-INVERTING = 6
-"""How many float64 matrices of d_key^2 entries the first inverse of a layer holds at its peak, about."""
 
 SAMPLE = 10
 """Tokens for each entry of a key that are read to time the statistics: enough for a matrix that can be inverted."""
@@ -58,16 +48,6 @@ SCORING = frozenset({"evaluation", "generation", "fluency"})
 
 Fit = Callable[[list[str], Callable[[Trainer, Editor, EditStream], None]], None]
 """Parses arguments of `fit` and calls the function with trainer, editor and stream in its place."""
-
-
-@dataclass(frozen=True)
-class Space:
-    """Bytes that a part of a run needs; on a CPU, `device` is 0."""
-
-    what: str
-    device: int = 0
-    host: int = 0
-    disk: int = 0
 
 
 @dataclass(frozen=True)
@@ -157,36 +137,24 @@ def spaces(trainer: Trainer, editor: Editor, stream: EditStream) -> list[Space]:
     Raises:
         EditError: there is no configuration, or such a network cannot be edited.
     """
-    update, checkpoint, edits = _part(trainer, WeightUpdate), _part(trainer, RunCheckpoint), len(stream.requests)
+    update, checkpoint, edits = _part(trainer, StageTwo), _part(trainer, RunCheckpoint), len(stream.requests)
     network, shapes = skeleton(editor, update.placement)
     dtype = trainer.precision_plugin.convert_module(nn.Linear(1, 1, dtype=network.dtype)).weight.dtype
     wide, on_gpu = torch.promote_types(dtype, torch.float32).itemsize, trainer.strategy.root_device.type != "cpu"
     weights = sum(weight.numel() for weight in network.parameters()) * dtype.itemsize
-    entries, squares = sum(d_out * d_key for d_out, d_key in shapes), [d_key**2 for _, d_key in shapes]
-    first = [solver_bytes(update.solver, *shape, 0) for shape in shapes]
-    last = [solver_bytes(update.solver, *shape, edits) for shape in shapes]
-    near, far, grown = sum(s[0] for s in first), sum(s[1] for s in first), sum(s[1] for s in last)
-    at_once = max(s[0] for s in first) if update.keep_on_host and on_gpu else near
-    left = sum(transform_bytes(update.writing, *shape, wide) for shape in shapes)
-    saved = wide * entries + sum(s[2] for s in last) + left
+    entries = sum(d_out * d_key for d_out, d_key in shapes)
+    own = update.spaces(shapes, edits, wide, on_gpu)
+    saved = wide * entries + sum(space.saved for space in own)
     batches, every = math.ceil(edits / stream.batch_size), checkpoint.every_n_train_steps
     written = min(batches, 2 + (batches // every if every else 0))
-    copies = (update.norm_limit is not None) + (update.repeat is not None)
     kept = written if checkpoint.keep < 0 else min(checkpoint.keep, written)
     found = [
         Space("Python and its libraries", host=_peak_of_host()),
         Space("weights of the model", weights, weights if on_gpu else 0),  # loaded through the host's memory
         Space("edited matrices: unedited copy and change", entries * (dtype.itemsize + wide)),
-        Space("their change before a batch, to take it back", host=entries * wide * copies),
-        Space(f"solver, {len(shapes)} layers", at_once, far + near - at_once),
-        Space(f"solver, memory of {edits:,} edits", host=math.ceil(ROOM * (grown - far))),
-        Space("first inverse, at its peak", 4 * sum(squares) + 8 * INVERTING * max(squares)),
+        *own,
         Space(f"checkpoints: {kept}, and one being written", disk=saved * (kept + (kept > 0))),
     ]
-    if left:
-        found.append(Space("what the transform keeps", left))
-    if isinstance(update.statistics, KeyStatistics):
-        found.append(Space("key statistics, unless cached", disk=4 * sum(squares)))
     return found if on_gpu else [Space(s.what, 0, s.host + s.device, s.disk) for s in found]
 
 
@@ -216,50 +184,6 @@ def skeleton(editor: Editor, policy: LayerPolicy) -> tuple[nn.Module, list[tuple
     return network, [matrix_shape(architecture.matrix(layer)) for layer in layers]
 
 
-@contextmanager
-def _silently() -> Iterator[None]:
-    """Run a block without what parts say, which means nothing about made-up numbers."""
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def solver_bytes(solver: Solver, d_out: int, d_key: int, edits: int) -> tuple[int, int, int]:
-    """Return the bytes of a solver's memory for one layer: on the device, on the host, in a checkpoint.
-
-    The solver is run at a small size, and the shapes of its memory are scaled. A length that is neither d_key, d_out
-    nor the number of edits is the rank of something: it counts as d_key, its upper bound.
-    """
-    count = 7
-    lengths = {SMALL_KEY: d_key, SMALL_OUT: d_out, count: edits, 1: 1, 2: 2}
-    moment, draw = torch.eye(SMALL_KEY), torch.Generator().manual_seed(0)
-    half_unused = torch.tensor([0.0, math.inf]).repeat_interleave(SMALL_KEY // 2)
-    keys, nothing = torch.randn(count, SMALL_KEY, generator=draw), torch.zeros(count, SMALL_OUT)
-    with _silently():
-        memory = solver.init(moment, keys, lambda _: (half_unused, moment))
-        _, memory = solver.compute(memory, EditSystem(keys, keys, nothing, nothing))
-
-    def scaled(parts: dict[str, Tensor]) -> int:
-        return sum(p.itemsize * math.prod(lengths.get(length, d_key) for length in p.shape) for p in parts.values())
-
-    near = {name: part for name, part in memory.items() if name in solver.on_device}
-    return scaled(near), scaled(memory) - scaled(near), scaled(solver.saved(memory))
-
-
-def transform_bytes(writing: Writing, d_out: int, d_key: int, wide: int) -> int:
-    """Return the bytes of what a transform keeps of one layer; it is started at a small size, as in `solver_bytes`."""
-    if writing.transform is None:
-        return 0
-    lengths = {SMALL_OUT: d_out, SMALL_KEY: d_key}
-    base = torch.randn(SMALL_OUT, SMALL_KEY, generator=torch.Generator().manual_seed(0))
-    with _silently():
-        state = writing.transform.start(base)
-    shapes = [[lengths.get(length, min(d_out, d_key)) for length in part.shape] for part in state.values()]
-    return wide * (sum(map(math.prod, shapes)) + d_out * d_key * writing.compensate)
-
-
 def too_small(found: Plan, trainer: Trainer) -> str | None:
     """Return a sentence that names the resource that is too small for a plan, or `None`."""
     total, device = found.total, trainer.strategy.root_device
@@ -282,14 +206,14 @@ class Sample(Statistics):
     """Key statistics of the beginning of a text, timed; cached ones are loaded.
 
     Args:
-        given: the statistics of the run.
+        given: the statistics of the run, if it uses any.
         folder: where the sample is kept, so that it does not enter the cache.
     """
 
-    def __init__(self, given: Statistics, folder: str) -> None:
+    def __init__(self, given: Statistics | None, folder: str) -> None:
         self.given, self.folder = given, folder
         self.seconds, self.times = 0.0, 1.0
-        self.note = "Key statistics are cached: they are loaded, not computed."
+        self.note = "Key statistics are cached: they are loaded, not computed." if given else "No key statistics."
 
     def second_moments(self, model: LanguageModel) -> dict[int, Tensor]:
         """Read the sample, or the cached statistics."""
@@ -323,13 +247,15 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
         EditError: `fit` would refuse these arguments, or one batch does not fit into memory.
     """
     edits, together = len(stream.requests), min(stream.batch_size, len(stream.requests))
-    update, scorecard = copy.copy(_part(trainer, WeightUpdate)), copy.copy(_part(trainer, Scorecard))
+    update, scorecard = copy.copy(_part(trainer, StageTwo)), copy.copy(_part(trainer, Scorecard))
     importing, start = time.process_time(), time.perf_counter()
     editor.stages = Stages.among(trainer.callbacks)  # which may edit some of the layers only
     editor.configure_model()
     loaded = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        update.statistics, scorecard.report = Sample(update.statistics, folder), False
+        sample, scorecard.report = Sample(update.statistics, folder), False
+        if update.statistics is not None:
+            update.statistics = sample
         scorecard.cache = None  # that of the first batch says nothing of the others
         scorecard.measurement = copy.copy(scorecard.measurement)
         scorecard.measurement.text = None  # its cost does not grow with the edits
@@ -338,7 +264,7 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
             short.fit(editor, datamodule=RequestList(stream.requests[:together], together))
         except torch.OutOfMemoryError as error:
             raise EditError("one batch does not fit into the device's memory: try a smaller data.batch_size") from error
-    sample, seconds = update.statistics, dict(editor.seconds)
+    seconds = dict(editor.seconds)
     once = time.perf_counter() - loaded - sum(seconds.values()) - sample.seconds
     found.durations = [
         Duration("starting Python", importing, 1),

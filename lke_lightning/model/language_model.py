@@ -22,6 +22,7 @@ from lke_lightning.model.activations import (
     only_blocks,
 )
 from lke_lightning.model.architecture import Architecture
+from lke_lightning.model.beside import Beside
 from lke_lightning.model.cache import Padded
 from lke_lightning.model.refusals import check_complete, check_numbers, check_vocabulary, check_whole, why
 from lke_lightning.model.targets import Site
@@ -54,7 +55,9 @@ def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = Fals
         EditError: there is no such model, it cannot be read, or some of its weights are not there.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     where, file = located(pretrained)
     options = {"trust_remote_code": trust_remote_code, **file}
     whole = {"dtype": getattr(torch, dtype), "output_loading_info": True, **(gguf.dequantised() if file else {})}
@@ -152,6 +155,8 @@ class LanguageModel(nn.Module):
         self._architecture = (architecture,)  # holds modules of the network: not to be registered a second time
         self.layers = list(layers)
         self.edited = nn.ModuleDict({str(layer): EditedWeight(architecture.matrix(layer)) for layer in layers})
+        self.beside = nn.ModuleDict()
+        """Modules that change what the network does without changing its weights, by name."""
 
     @property
     def architecture(self) -> Architecture:
@@ -196,6 +201,21 @@ class LanguageModel(nn.Module):
         """Return the edited weight of a layer."""
         return self.edited[str(layer)]
 
+    def attach(self, name: str, module: Beside) -> None:
+        """Let a module stand beside the network.
+
+        Raises:
+            EditError: it cannot stand beside this model.
+        """
+        module.to(self.device)
+        module.install(self)
+        self.beside[name] = module
+
+    @property
+    def is_token_wise(self) -> bool:
+        """Whether the beginnings of texts can be run once and followed by others: all modules beside it allow that."""
+        return all(module.token_wise for module in self.beside.values())
+
     @contextmanager
     def unedited(self) -> Iterator[None]:
         """Let the model be what it was before the first edit, bit for bit; afterwards it is edited as it was."""
@@ -203,6 +223,8 @@ class LanguageModel(nn.Module):
             for weight in self.edited.values():
                 if weight.delta.any():
                     stack.enter_context(weight.unedited())
+            for module in self.beside.values():
+                stack.enter_context(module.switched_off())
             yield
 
     def train(self, mode: bool = True) -> LanguageModel:

@@ -46,6 +46,9 @@ class Targets:
     )
     """What to do where targets do not make the model say what they should."""
 
+    are_known: ClassVar[bool] = True
+    """Whether there are target activations at all."""
+
     vectors: Tensor
     """Target activations: initial + delta, (units, hidden size), those of a request one after the other."""
     steps: list[int]

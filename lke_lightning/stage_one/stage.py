@@ -30,6 +30,8 @@ class StageOne(Callback, ABC):
     """What parts remember of the batches that were kept; never changed in place."""
     expansion: Expansion
     """Which units each request has."""
+    has_targets: ClassVar[bool] = True
+    """Whether it says what layers are asked, and not only which texts are to be learnt."""
     reads_texts: ClassVar[bool] = True
     """Whether stage two reads the requests' texts anew, layer by layer, as they are written."""
 

@@ -80,7 +80,8 @@ def arrival(model: LanguageModel, step: EditStep) -> Arrival:
         MAX_TOKENS,
     )
     found = team.gather([outcome for part in parts for outcome in part])
-    return Arrival([written for written, _ in found], [is_first for _, is_first in found])
+    written = [written for written, _ in found] if step.targets.are_known else None
+    return Arrival(written, [is_first for _, is_first in found])
 
 
 def _outcomes(model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Text]]) -> list[tuple[float, bool]]:
@@ -116,7 +117,11 @@ def _diagnosis(
     model: LanguageModel, step: EditStep, found: Arrival, systems: Mapping[int, EditSystem]
 ) -> tuple[str, str]:
     """Return where a batch was lost and what to do, in one sentence; twice nothing where enough of it arrived."""
-    said, written = sum(found.first_choice), statistics.median(found.written)
+    said = sum(found.first_choice)
+    if found.written is None:
+        what = f"{said} of {len(step)} targets are the model's first choice: {step.targets.ADVICE}"
+        return ("", "") if said >= ENOUGH * len(step) else ("stage two", what)
+    written = statistics.median(found.written)
     if said >= ENOUGH * len(step) and written >= ENOUGH:
         return "", ""
     what = (

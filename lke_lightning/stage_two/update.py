@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lke_lightning.checkpoints import understood
@@ -19,14 +19,16 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.reading import SlotReader, Spread
 from lke_lightning.model.targets import Asked
 from lke_lightning.model.units import Expansion
-from lke_lightning.stage_two.arrival import Watch
 from lke_lightning.stage_two.key_filter import SharedDirections, own_part
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.placement import AllLayers, LayerPolicy
 from lke_lightning.stage_two.preservation import MOST, BaseStatistics, NormPenalty, PastEdits
-from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
+from lke_lightning.stage_two.register import UNDONE, Register
 from lke_lightning.stage_two.repeat import Repeat
+from lke_lightning.stage_two.room import Space, solver_bytes, transform_bytes
 from lke_lightning.stage_two.solvers import Downdatable, EditSystem, LeastSquares, Memory, Solver
+from lke_lightning.stage_two.solvers.growing import ROOM
+from lke_lightning.stage_two.stage import Again, Finds, StageTwo
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.strength import first_keys, tell, warn_of_weights
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
@@ -36,8 +38,8 @@ from lke_lightning.step import EditStep
 SPREAD = {"even": lambda left: 1 / left, "root": lambda left: 1 / math.sqrt(left), "direct": lambda _: 1.0}
 """The share of the residual that a layer takes, by the number of remaining layers including it."""
 
-Again = Callable[[LanguageModel, EditStep], bool]
-"""Finds the targets that a batch is written with next, once it was written; returns whether there are any."""
+INVERTING = 6
+"""How many float64 matrices of d_key^2 entries the first inverse of a layer holds at its peak, about."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class _Batch:
     """By layer, what was solved last."""
 
 
-class WeightUpdate(Callback):
+class WeightUpdate(StageTwo):
     """Spread the residuals of the targets over the edited layers and solve for each layer's update.
 
     Implements stage two of ENCORE and of the MEMIT family (arXiv 2502.01636): for layer i of m, keys are read with
@@ -147,7 +149,6 @@ class WeightUpdate(Callback):
         """By layer, the directions that the filter takes out of keys, (d_key, directions); of this run."""
         self._fingerprints: dict[str, str] = {}
         self._is_ready = False
-        self._watch = Watch()
         reason = self.why_not_exact()
         if compensate and reason:
             raise EditError(
@@ -170,19 +171,45 @@ class WeightUpdate(Callback):
         with understood("what transforms had kept"):
             self.writing.restore(state_dict)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Set the editor's readout."""
-        pl_module.readout = self.readout
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare each layer's solve, or complete the memory of a checkpoint; say to which share edits are written."""
-        one = pl_module.stages.one
-        self.prepare(pl_module.language_model, trainer.datamodule.requests, one.contexts, one.expansion)
+        super().on_fit_start(trainer, pl_module)
         tell(self.strengths)
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
-        """Write the batch into the weights."""
-        pl_module.carry_out(pl_module.stages)
+    def check(self, one: Finds) -> None:
+        """Raise `EditError` unless stage one finds what is asked for."""
+        moved = not isinstance(self.placement, AllLayers) or (self.repeat and not one.reads_texts)
+        if moved and one.at_all_layers:
+            raise EditError(
+                f"stage_two.{'repeat' if isinstance(self.placement, AllLayers) else 'placement'} needs targets at "
+                "any layer, as often as asked, and this stage one knows those of the edited layers alone: leave it out"
+            )
+        if not one.has_targets:
+            raise EditError(f"WeightUpdate solves for targets, and {type(one).__name__} finds none: take another one")
+        if self.rest_weight is not None and not one.reads_texts:
+            raise EditError(
+                f"stage_two.rest_weight needs the texts of a batch read, and {type(one).__name__} has read them "
+                "before: leave it out"
+            )
+
+    def spaces(self, shapes: Sequence[tuple[int, int]], edits: int, wide: int, on_gpu: bool) -> list[Space]:
+        """Return what solver, transform and statistics hold."""
+        entries, squares = sum(d_out * d_key for d_out, d_key in shapes), [d_key**2 for _, d_key in shapes]
+        first = [solver_bytes(self.solver, *shape, 0) for shape in shapes]
+        last = [solver_bytes(self.solver, *shape, edits) for shape in shapes]
+        near, far, grown = sum(s[0] for s in first), sum(s[1] for s in first), sum(s[1] for s in last)
+        at_once = max(s[0] for s in first) if self.keep_on_host and on_gpu else near
+        left = sum(transform_bytes(self.writing, *shape, wide) for shape in shapes)
+        copies = (self.norm_limit is not None) + (self.repeat is not None)
+        is_computed = isinstance(self.statistics, KeyStatistics)
+        return [
+            Space("their change before a batch, to take it back", host=entries * wide * copies),
+            Space(f"solver, {len(shapes)} layers", at_once, far + near - at_once, saved=sum(s[2] for s in last)),
+            Space(f"solver, memory of {edits:,} edits", host=math.ceil(ROOM * (grown - far))),
+            Space("first inverse, at its peak", 4 * sum(squares) + 8 * INVERTING * max(squares)),
+            *([Space("what the transform keeps", left, saved=left)] if left else []),
+            *([Space("key statistics, unless cached", disk=4 * sum(squares))] if is_computed else []),
+        ]
 
     def prepare(
         self,
@@ -235,15 +262,6 @@ class WeightUpdate(Callback):
             warn_of_weights(self.strengths)
         self._fingerprints, self._is_ready = fingerprints, True
 
-    def carry_out(self, model: LanguageModel, step: EditStep, register: Register, again: Again | None = None) -> None:
-        """Write a batch of a run, and look at what became of it; see `write` and `Watch`.
-
-        Raises:
-            EditError: an update is not finite, or exceeds the limit of norms in the first batch or several in a row.
-        """
-        systems = self.write(model, step, register, again)
-        self._watch.look(model, step, register, systems)
-
     @property
     def strengths(self) -> dict[int, dict[str, float]]:
         """By layer, the `factor` of the preservation terms and the `fulfilment` of the run's first edits."""
@@ -284,7 +302,7 @@ class WeightUpdate(Callback):
             out = [number for number in older if number is not None]
             for layer in limited if out else ():
                 self._note(model, layer, before)
-            self._move(model, out=register.rows(out))
+            self.move(model, register, out, [])
         batch = _Batch(before, Mark({}, {}, len(register), self.writing.mark()), norms)
         while True:
             for layers, places in step.by_layers(model.layers):
@@ -417,54 +435,6 @@ class WeightUpdate(Callback):
             return f"its updates are changed after they are solved for ({name}), and compensate is off"
         return reason
 
-    def check_exact_undo(self) -> None:
-        """Raise `EditError`, with the reason, unless edits can be undone exactly."""
-        reason = self.why_not_exact()
-        if reason:
-            raise EditError(f"with this method an edit cannot be undone exactly: {reason}")
-
-    @torch.no_grad()
-    def undo(self, model: LanguageModel, register: Register, ids: Sequence[str]) -> dict[str, str | None]:
-        """Undo edits, as if they had never been made: the others keep their keys and targets.
-
-        When no edit is left, the weights are the unedited ones, bit for bit.
-
-        Returns:
-            For each, the edit of the same fact that it had replaced and that is in the weights again, or `None`.
-
-        Raises:
-            EditError: one of them is not in the weights, or the method does not allow it; nothing is changed then.
-        """
-        self.check_exact_undo()
-        numbers = register.to_undo(ids)
-        older = [register.replaced_by(number) for number in numbers]
-        back = [number for number in older if number is not None]
-        self._move(model, register.rows(numbers), register.rows(back))
-        register.deactivate(numbers, UNDONE)
-        register.activate(back)
-        return {name: None if n is None else register.ids[n] for name, n in zip(ids, older, strict=True)}
-
-    @torch.no_grad()
-    def redo(self, model: LanguageModel, register: Register, ids: Sequence[str]) -> dict[str, str | None]:
-        """Write edits again that were undone or replaced.
-
-        Returns:
-            For each, the edit of the same fact that it replaces, or `None`.
-
-        Raises:
-            EditError: one of them is in the weights, or the method does not allow it; nothing is changed then.
-        """
-        self.check_exact_undo()
-        numbers = register.to_redo(ids)
-        rivals = [register.number_of(register.facts[number]) for number in numbers]
-        out = [number for number in rivals if number is not None]
-        self._move(model, register.rows(out), register.rows(numbers))
-        register.deactivate(out, REPLACED)
-        register.activate(numbers)
-        for number, rival in zip(numbers, rivals, strict=True):
-            register.replaces[number] = rival
-        return {name: None if n is None else register.ids[n] for name, n in zip(ids, rivals, strict=True)}
-
     @torch.no_grad()
     def revert(self, model: LanguageModel, register: Register) -> None:
         """Undo all edits, by any method: the weights are the unedited ones, bit for bit."""
@@ -492,13 +462,14 @@ class WeightUpdate(Callback):
         self.writing.return_to(mark.writing)
         register.shorten(mark.edits)
 
-    def _move(self, model: LanguageModel, out: Sequence[int] = (), back: Sequence[int] = ()) -> None:
+    def move(self, model: LanguageModel, register: Register, out: Sequence[int], back: Sequence[int]) -> None:
         """Remove rows of edits from memory and weights, and add others again."""
         for layer in model.layers if out or back else ():
             weight = model.weight(layer)
-            for rows, move in ((out, self.solver.retire), (back, self.solver.restore)):
-                if rows:
-                    update, memory = move(self._fetch(layer, model), rows, self.writing.solved(layer, weight))
+            for numbers, move in ((out, self.solver.retire), (back, self.solver.restore)):
+                if numbers:
+                    rows, total = register.rows(numbers), self.writing.solved(layer, weight)
+                    update, memory = move(self._fetch(layer, model), rows, total)
                     self._keep(layer, memory)
                     weight.add(self._written(model, layer, update))
 

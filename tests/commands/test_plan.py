@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lke_lightning.cli import main
-from lke_lightning.commands.plan import final_evaluations, plan, solver_bytes
+from lke_lightning.commands.plan import final_evaluations, plan
 from lke_lightning.fitting import run
 from lke_lightning.stage_two.preservation import BaseStatistics, NormPenalty, NullSpace, PastEdits
+from lke_lightning.stage_two.room import solver_bytes
 from lke_lightning.stage_two.solvers import (
     EditSystem,
     EqualityConstrained,

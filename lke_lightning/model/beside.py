@@ -1,0 +1,66 @@
+"""Modules that stand beside the network and change what it does, without changing its weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Protocol
+
+from torch import nn
+
+from lke_lightning.model.architecture import Architecture
+from lke_lightning.model.tokens import TextEncoder
+
+
+class Host(Protocol):
+    """What a module stands beside: a `LanguageModel`."""
+
+    network: nn.Module
+    text: TextEncoder
+
+    @property
+    def architecture(self) -> Architecture:
+        """The places in the network."""
+
+
+class Beside(nn.Module, ABC):
+    """A module that a stage two lets stand beside the network (`LanguageModel.attach`).
+
+    Its buffers are saved in checkpoints with the change of the weights, under whatever shape they have by then; it is
+    made again from its class and `settings` wherever a checkpoint is opened, before they are loaded.
+    """
+
+    settings: dict[str, Any]
+    """The plain values it was made with, by argument."""
+    is_on: bool = True
+    """Whether it has any effect; `LanguageModel.unedited` switches it off."""
+    token_wise: ClassVar[bool] = True
+    """Whether what it does at a token depends on that token's own activations alone, and not on tokens before it."""
+
+    @abstractmethod
+    def install(self, model: Host) -> None:
+        """Put hooks into the network; without edits, and while it is off, they change nothing, bit for bit.
+
+        Raises:
+            EditError: it cannot stand beside this model.
+        """
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget all edits: what the network does is what it did without it, bit for bit."""
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Let it have no effect."""
+        was, self.is_on = self.is_on, False
+        try:
+            yield
+        finally:
+            self.is_on = was
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, buffer in self._buffers.items():
+            if buffer is not None and prefix + name in state_dict:
+                setattr(self, name, state_dict[prefix + name].to(buffer))
+        super()._load_from_state_dict(state_dict, prefix, *args)
