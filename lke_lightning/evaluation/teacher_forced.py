@@ -23,7 +23,7 @@ ASKED = (*KINDS, "portability", "two_hop")
 
 TOKENS, SAYS = "/tokens", "neighborhood/says"
 
-SHARED_COST = 2
+SHARED_COST = 1.5
 """Cost of a token behind a prefix that was run before, in tokens of a whole row: attention with a mask, keys and values
 copied for every row, and passes of their own for the prefixes (bfloat16 and float32 on a CPU)."""
 
