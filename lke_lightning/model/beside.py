@@ -5,14 +5,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from lke_lightning.edits import EditError
 
-if TYPE_CHECKING:
-    from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.architecture import Architecture
+from lke_lightning.model.tokens import TextEncoder
+
+
+class Host(Protocol):
+    """What a module stands beside: a `LanguageModel`."""
+
+    network: nn.Module
+    text: TextEncoder
+
+    @property
+    def architecture(self) -> Architecture:
+        """The places in the network."""
 
 
 class Beside(nn.Module, ABC):
@@ -32,7 +43,7 @@ class Beside(nn.Module, ABC):
     Where it does, it is shown whole texts: nothing is run once for several of them (`Prefixes`)."""
 
     @abstractmethod
-    def install(self, model: LanguageModel) -> None:
+    def install(self, model: Host) -> None:
         """Put hooks into the network; without edits, and while it is off, they change nothing, bit for bit.
 
         Raises:
