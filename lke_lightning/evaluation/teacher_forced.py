@@ -211,7 +211,7 @@ def _states(
     first_read = [min(position for position, _, _ in reads[row]) for row in rows]
     shared = [ids[:first] for ids, first in zip(shared_beginnings(rows), first_read, strict=True)]
     apart, alike = sum(map(len, rows)), sum(map(len, shared))
-    if SHARED_COST * (apart - alike + sum(map(len, set(shared)))) > apart:
+    if not model.is_token_wise or SHARED_COST * (apart - alike + sum(map(len, set(shared)))) > apart:
         shared = [()] * len(rows)
     prefixes = Prefixes.run(model, shared, max_tokens)
     for members in by_length([len(rows[i]) - len(shared[i]) for i in range(len(rows))], max_tokens, model.device):

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from lke_lightning.edits import EditError
-
 from lke_lightning.model.architecture import Architecture
 from lke_lightning.model.tokens import TextEncoder
 
