@@ -77,6 +77,15 @@ def test_a_table_has_what_was_measured_and_the_spread_over_orders():
     assert together([*entries, entry(Outcome(Job("c", ())))], "x")["status"] == "waiting"
 
 
+def test_a_row_goes_without_common_options_that_its_stages_do_not_know(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("{arguments: [--a.b=1, --a.c=2, -c, x.yaml], rows: [{name: a, without: [--a.b]}, {name: b}]}")
+    assert [job.arguments for job in Comparison.read(str(plan)).jobs] == [
+        ("-c", "x.yaml", "--a.c=2"),
+        ("-c", "x.yaml", "--a.b=1", "--a.c=2"),
+    ]
+
+
 def test_a_row_in_several_orders_is_a_run_for_each(tmp_path):
     plan = tmp_path / "plan.yaml"
     plan.write_text("{arguments: [--data.shuffle_seed=7], rows: [{name: a, orders: [0, 1]}, {name: b}]}")
