@@ -168,7 +168,7 @@ class Wise(TrainedMemory):
         left = shards // self.merge + shards % self.merge
         learning = 4 * size
         return [
-            Space(f"{left} side matrices", left * size, saved=left * size),
+            Space(f"side matrices: {left}", left * size, saved=left * size),
             Space("learning: gradient, moments, mask", learning),
         ]
 
