@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, get_type_hints
+
+from torch.optim import Optimizer
 
 from lke_lightning.edits import EditError
 from lke_lightning.shapes import fits
@@ -14,6 +17,8 @@ from lke_lightning.stage_two.transforms import ReadoutTransform
 from lke_lightning.stages import SLOTS, Stages
 from lke_lightning.suggestions import suggest
 
+OPTIMIZERS = "torch.optim."
+"""Where optimisers are, which are made when there are parameters: of these modules nothing else may be named."""
 OURS = ("lke_lightning.stage_one.", "lke_lightning.stage_two.", "lke_lightning.model.units.")
 """Where the parts of the stages are: modules that may be imported whatever a file says."""
 
@@ -139,7 +144,7 @@ def _rebuilt(tree: Any, trust: Sequence[str]) -> Any:
 
 
 def _class(path: str, trust: Sequence[str]) -> type:
-    if not path.startswith(OURS) and path not in trust:
+    if not path.startswith((*OURS, OPTIMIZERS)) and path not in trust:
         raise EditError(
             f"the checkpoint names the class {path!r}, which is no part of lke_lightning; if you trust it, allow it "
             f"with --trust {path}, in Python trust=[{path!r}]"
@@ -149,9 +154,14 @@ def _class(path: str, trust: Sequence[str]) -> type:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise EditError(f"the checkpoint names the class {path!r}, which is not there: {error}") from error
-    if not isinstance(found, type) or not (path in trust or found.__module__.startswith(OURS)):
+    is_ours = isinstance(found, type) and (found.__module__.startswith(OURS) or _is_optimizer(found))
+    if not isinstance(found, type) or not (path in trust or is_ours):
         raise EditError(f"the checkpoint names {path!r} as a class, and it is none of lke_lightning's")
     return found
+
+
+def _is_optimizer(kind: type) -> bool:
+    return kind.__module__.startswith(OPTIMIZERS) and issubclass(kind, Optimizer)
 
 
 def _made(kind: type, arguments: Any) -> Any:
@@ -160,6 +170,6 @@ def _made(kind: type, arguments: Any) -> Any:
         wrong = [name for name, value in arguments.items() if name in hints and not fits(value, hints[name])]
         if wrong:
             raise TypeError(f"{wrong[0]} cannot be of type {type(arguments[wrong[0]]).__name__}")
-        return kind(**arguments)
+        return partial(kind, **arguments) if _is_optimizer(kind) else kind(**arguments)
     except (TypeError, AttributeError) as error:
         raise EditError(f"the checkpoint's settings of {kind.__name__} do not fit this version: {error}") from error

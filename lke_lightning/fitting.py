@@ -46,6 +46,10 @@ from lke_lightning.stage_two.solvers import Solver
 from lke_lightning.stage_two.stage import StageTwo
 from lke_lightning.stage_two.statistics import Statistics
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
+from lke_lightning.stage_two.tuning.constraints import StepConstraint
+from lke_lightning.stage_two.tuning.objectives import TuningObjective
+from lke_lightning.stage_two.tuning.order import Order
+from lke_lightning.stage_two.tuning.parameters import Parametrisation
 from lke_lightning.stages import SLOTS
 from lke_lightning.suggestions import options_of, subclasses, suggest
 from lke_lightning.trainer import CALLBACKS, SETTINGS, check_order, check_settings
@@ -54,6 +58,7 @@ from lke_lightning.trainer import CALLBACKS, SETTINGS, check_order, check_settin
 BASES = (
     EditStream, StageOne, StageTwo, Objective, StopRule, TargetSpace, TargetTransform, Expansion,
     Solver, Preservation, KeyPolicy, LayerPolicy, Statistics, UpdateTransform, ReadoutTransform, Task,
+    TuningObjective, Parametrisation, StepConstraint, Order,
 )  # fmt: skip
 
 METHOD = "method/encore.yaml"

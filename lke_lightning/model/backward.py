@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from lke_lightning.model.activations import capture, change_output, in_rows
+from lke_lightning.model.batching import within_memory
 from lke_lightning.model.cache import Padded
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.tokens import Row
+
+SAMPLED = 1024
+"""Tokens whose labels are drawn at once: each has a number for every word of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -61,3 +67,51 @@ def backward(
     gradients = torch.autograd.grad(loss(logits), outputs)
     keys = [in_rows(tap.input, len(batch)).detach() for tap in taps]
     return Passed(logits.detach(), keys, list(gradients))
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Sums over tokens for one edited matrix: factors of the Gauss-Newton matrix of the next-token loss (K-FAC)."""
+
+    keys: Tensor
+    """Of k k', (d_key, d_key) float64."""
+    gradients: Tensor
+    """Of g g', (d_out, d_out) float64, with g the gradient with respect to the output."""
+
+
+def curvature(model: LanguageModel, texts: Sequence[Row], draw: torch.Generator) -> tuple[dict[int, Curvature], int]:
+    """Sum keys and gradients over texts, with labels that the model itself draws: the expectation is the curvature.
+
+    Args:
+        model: the language model.
+        texts: token rows; the slots do not matter.
+        draw: of the labels.
+
+    Returns:
+        The sums of each edited layer, and over how many tokens they go.
+    """
+    shapes = {layer: model.weight(layer).delta.shape for layer in model.layers}
+    sums = {
+        layer: Curvature(*(torch.zeros(d, d, dtype=torch.float64, device=model.device) for d in reversed(shape)))
+        for layer, shape in shapes.items()
+    }
+
+    def add(part: list[Row]) -> int:
+        batch = model.text.pad(part, model.device)
+        rows, positions = batch.mask.nonzero().T
+
+        def loss(logits: Tensor) -> Tensor:
+            shares = logits.detach().softmax(1).cumsum(1)
+            at = torch.rand(len(logits), 1, generator=draw, dtype=torch.float64).to(shares)
+            labels = (shares < at).sum(1).clamp(max=logits.shape[1] - 1)
+            return cross_entropy(logits, labels, reduction="sum")
+
+        found = backward(model, batch, rows, positions, loss)
+        for total, keys, gradients in zip(sums.values(), found.keys, found.gradients, strict=True):
+            for whole, of in ((total.keys, keys), (total.gradients, gradients)):
+                flat = of[rows, positions].to(model.wide_dtype)  # products in the wide dtype, their sum in float64
+                whole += flat.T @ flat
+        return len(rows)
+
+    counts, _ = within_memory(add, texts, lambda row: len(row.ids), SAMPLED)
+    return sums, sum(counts)

@@ -191,9 +191,7 @@ def _run(model: LanguageModel, asked: Sequence[Text]) -> list[tuple[Tensor, floa
     places, positions, labels = torch.tensor(reads, device=model.device).T
     with ExitStack() as stack:
         blocks = [stack.enter_context(capture(model.architecture.blocks[layer])) for layer in model.layers]
-        found = backward(
-            model, batch, places, positions, lambda logits: cross_entropy(logits, labels, reduction="sum")
-        )
+        found = backward(model, batch, places, positions, lambda logits: cross_entropy(logits, labels, reduction="sum"))
     nll = cross_entropy(found.logits, labels, reduction="none")
     sides = [
         side[places, positions].detach().to(model.wide_dtype)
