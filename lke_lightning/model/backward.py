@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from lke_lightning.model.activations import capture, change_output, in_rows
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.cache import Padded
+from lke_lightning.model.draws import drawn
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row
 
@@ -79,13 +80,14 @@ class Curvature:
     """Of g g', (d_out, d_out) float64, with g the gradient with respect to the output."""
 
 
-def curvature(model: LanguageModel, texts: Sequence[Row], draw: torch.Generator) -> tuple[dict[int, Curvature], int]:
+def curvature(model: LanguageModel, texts: Sequence[Row]) -> tuple[dict[int, Curvature], int]:
     """Sum keys and gradients over texts, with labels that the model itself draws: the expectation is the curvature.
+
+    The draws follow from each text alone.
 
     Args:
         model: the language model.
         texts: token rows; the slots do not matter.
-        draw: of the labels.
 
     Returns:
         The sums of each edited layer, and over how many tokens they go.
@@ -102,8 +104,8 @@ def curvature(model: LanguageModel, texts: Sequence[Row], draw: torch.Generator)
 
         def loss(logits: Tensor) -> Tensor:
             shares = logits.detach().softmax(1).cumsum(1)
-            at = torch.rand(len(logits), 1, generator=draw, dtype=torch.float64).to(shares)
-            labels = (shares < at).sum(1).clamp(max=logits.shape[1] - 1)
+            at = [torch.rand(len(row.ids), 1, generator=drawn(row.ids), dtype=torch.float64) for row in part]
+            labels = (shares < torch.cat(at).to(shares)).sum(1).clamp(max=logits.shape[1] - 1)
             return cross_entropy(logits, labels, reduction="sum")
 
         found = backward(model, batch, rows, positions, loss)

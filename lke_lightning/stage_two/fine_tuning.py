@@ -18,6 +18,7 @@ from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError, EditRequest, check_number
 from lke_lightning.model.backward import backward
 from lke_lightning.model.batching import within_memory
+from lke_lightning.model.draws import drawn
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row
 from lke_lightning.model.units import Expansion
@@ -28,7 +29,7 @@ from lke_lightning.stage_two.solvers import EditSystem
 from lke_lightning.stage_two.stage import Again, StageTwo
 from lke_lightning.stage_two.statistics import Statistics
 from lke_lightning.stage_two.tuning.constraints import StepConstraint
-from lke_lightning.stage_two.tuning.objectives import Example, TargetTokens, TuningObjective, drawn
+from lke_lightning.stage_two.tuning.objectives import Example, TargetTokens, TuningObjective
 from lke_lightning.stage_two.tuning.order import DepthFirst, Order
 from lke_lightning.stage_two.tuning.parameters import Change, Dense, Parametrisation
 from lke_lightning.step import EditStep
@@ -226,7 +227,7 @@ class FineTuning(StageTwo):
                 return {}
             if self.constraint is not None:
                 texts = [Row(example.ids, 0) for example in examples]
-                self.memory = self.constraint.learnt(model, texts, self.memory, drawn(*key, "curvature"))
+                self.memory = self.constraint.learnt(model, texts, self.memory)
         except BaseException:
             self.roll_back(model, register, before)
             raise
@@ -304,10 +305,10 @@ class FineTuning(StageTwo):
             batch, rows, positions, labels, own = _read(model, chosen)
             counts = [len(example.labels) for example in chosen]
             shares = [lesson.weights[place] / count for place, count in zip(part, counts, strict=True)]
-            by_token = torch.tensor(shares, device=model.device)[rows]
+            by_token = torch.tensor(shares, dtype=model.wide_dtype, device=model.device)[rows]
 
             def loss(logits: Tensor) -> Tensor:
-                return (cross_entropy(logits, labels, reduction="none") * by_token.to(logits)).sum()
+                return (cross_entropy(logits, labels, reduction="none") * by_token).sum()
 
             found = backward(model, batch, rows, positions, loss)
             with torch.autocast(model.device.type, enabled=False):
@@ -386,8 +387,8 @@ def _told(logits: Tensor, labels: Tensor, counts: list[int], own: list[int]) -> 
 
 def _try(make: OptimizerOf) -> None:
     """Raise `EditError` unless an optimiser can be made and takes a step of its own."""
-    parameter = nn.Parameter(torch.zeros(1, 1))
-    parameter.grad = torch.zeros(1, 1)
+    parameter = nn.Parameter(torch.zeros(1, 1, dtype=torch.float64))
+    parameter.grad = torch.zeros_like(parameter)
     try:
         make([parameter]).step()
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -204,7 +204,7 @@ class KeyStatistics(Statistics):
         if team.first(any(part is None for part in stored.values()) if stored else None):
             mine = [row for rows in team.share(self._batches(model, tokens)) for row in rows]
             with model.unedited():
-                sums, count = curvature(model, mine, torch.Generator().manual_seed(team.rank))
+                sums, count = curvature(model, mine)
             count = int(team.sum(torch.tensor(count, device=model.device)))
             found = {layer: Curvature(team.sum(own.keys), team.sum(own.gradients)) for layer, own in sums.items()}
             for layer, own in found.items() if team.is_first else ():

@@ -42,7 +42,7 @@ class StepConstraint(ABC):
             after: the total change that the step would make, (d_out, d_key).
         """
 
-    def learnt(self, model: LanguageModel, texts: Sequence[Row], memory: Memory, draw: torch.Generator) -> Memory:
+    def learnt(self, model: LanguageModel, texts: Sequence[Row], memory: Memory) -> Memory:
         """Return the memory after a batch, whose texts these are. Default: what it was."""
         return memory
 
@@ -122,10 +122,10 @@ class LowCurvature(StepConstraint):
         step = (by_output.T @ (after - weight.delta) @ by_key) * is_free
         return weight.delta + by_output @ step @ by_key.T
 
-    def learnt(self, model: LanguageModel, texts: Sequence[Row], memory: Memory, draw: torch.Generator) -> Memory:
+    def learnt(self, model: LanguageModel, texts: Sequence[Row], memory: Memory) -> Memory:
         """Add the tokens of the batch."""
         team = Team.of(model.network)
-        sums, count = curvature(model, texts, draw)
+        sums, count = curvature(model, texts)
         sums = {layer: [team.alike(part) for part in (own.keys, own.gradients)] for layer, own in sums.items()}
         return {
             layer: {

@@ -12,6 +12,7 @@ import torch
 
 from lke_lightning.data.corpus import TextCorpus
 from lke_lightning.edits import EditError, EditRequest, check_number
+from lke_lightning.model.draws import drawn
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import TextEncoder
 from lke_lightning.stage_two.statistics import own_text
@@ -129,16 +130,10 @@ class TargetThenSentence(TargetTokens):
         if not self.sentences:
             return ()
         order = torch.randperm(len(self.sentences), generator=drawn(seed, request.id)).tolist()
-        subject = request.subject or request.text
-        sentence = next((self.sentences[i] for i in order if subject not in self.sentences[i]), "")
+        named = re.compile(rf"(?<!\w){re.escape(request.subject or request.text)}(?!\w)")
+        sentence = next((self.sentences[i] for i in order if not named.search(self.sentences[i])), "")
         ids = tuple(encoder.tokenizer(f". {sentence}", add_special_tokens=False)["input_ids"]) if sentence else ()
         return ids if encoder.longest is None else ids[: max(0, encoder.longest + 1 - length)]
-
-
-def drawn(*what: object) -> torch.Generator:
-    """Return a generator that always starts alike for the same words and numbers."""
-    digest = hashlib.blake2b(repr(what).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def _sentences(documents: Iterator[str]) -> Iterator[str]:
