@@ -282,9 +282,12 @@ class FineTuning(StageTwo):
         optimizer: Optimizer,
     ) -> None:
         """Take a step down the gradients with respect to the matrices, as far as the constraint allows it."""
+        followed = self.constraint.followed if self.constraint is not None else lambda _, gradient: gradient
         optimizer.zero_grad()
         with torch.enable_grad():
-            torch.autograd.backward([change.of(layer) for layer in weights], [gradients[layer] for layer in weights])
+            torch.autograd.backward(
+                [change.of(layer) for layer in weights], [followed(layer, gradients[layer]) for layer in weights]
+            )
         optimizer.step()
         for layer, weight in weights.items():
             after = starts[layer] + change.of(layer)

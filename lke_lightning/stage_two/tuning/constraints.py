@@ -32,6 +32,10 @@ class StepConstraint(ABC):
         """Make ready for a batch, from the memory."""
         return
 
+    def followed(self, layer: int, gradient: Tensor) -> Tensor:
+        """Return the part of a gradient, (d_out, d_key), that the optimiser is to follow. Default: all of it."""
+        return gradient
+
     @abstractmethod
     def allowed(self, layer: int, weight: EditedWeight, after: Tensor) -> Tensor:
         """Return what the total change of a matrix may become.
@@ -74,9 +78,9 @@ class LowCurvature(StepConstraint):
 
         U_B ((U_B' S U_A) o M) U_A'
 
-    where M is 0 at the largest products, the fewest that hold a share of their sum, and 1 elsewhere. It is the
-    optimiser's step that is projected, since what Adam makes of a projected gradient leaves the subspace. Tokens of
-    batches that were learnt enter A and B with the weight of any other token.
+    where M is 0 at the largest products, the fewest that hold a share of their sum, and 1 elsewhere. The gradient is
+    projected as published, and the optimiser's step again, since what Adam makes of a gradient leaves the subspace.
+    Tokens of batches that were learnt enter A and B with the weight of any other token.
 
     Args:
         share: a larger one protects more, 0: nothing.
@@ -115,12 +119,18 @@ class LowCurvature(StepConstraint):
         by_output, by_key, is_free = (team.first_tensor(part) for part in parts)
         return by_output, by_key, is_free.bool()
 
+    def followed(self, layer: int, gradient: Tensor) -> Tensor:
+        """Project the gradient."""
+        return self._projected(layer, gradient)
+
     def allowed(self, layer: int, weight: EditedWeight, after: Tensor) -> Tensor:
         """Project the step."""
-        by_output, by_key, is_free = (part.to(after.device) for part in self._bases[layer])
-        by_output, by_key = by_output.to(after), by_key.to(after)
-        step = (by_output.T @ (after - weight.delta) @ by_key) * is_free
-        return weight.delta + by_output @ step @ by_key.T
+        return weight.delta + self._projected(layer, after - weight.delta)
+
+    def _projected(self, layer: int, matrix: Tensor) -> Tensor:
+        by_output, by_key, is_free = (part.to(matrix.device) for part in self._bases[layer])
+        by_output, by_key = by_output.to(matrix), by_key.to(matrix)
+        return by_output @ ((by_output.T @ matrix @ by_key) * is_free) @ by_key.T
 
     def learnt(self, model: LanguageModel, texts: Sequence[Row], memory: Memory) -> Memory:
         """Add the tokens of the batch."""
