@@ -85,7 +85,7 @@ class FineTuning(StageTwo):
         parametrisation: which parameters make the change. Default: `Dense`.
         constraint: which steps are allowed. Default: all.
         order: in which order edits are learnt. Default: `DepthFirst`, the whole batch at once.
-        optimizer: one of torch's, by its class and its arguments beside the parameters. Default: Adam, 0.05.
+        optimizer: one of torch's, by its class and its arguments beside the parameters. Default: Adam, 0.02.
         epochs: how often each part is gone through at most.
         enough: the loss, a mean per token, below which no step is taken.
         statistics: ordinary text, for constraints that measure on it.
@@ -124,7 +124,7 @@ class FineTuning(StageTwo):
                 f"{type(constraint).__name__} constrains any step, and {type(self.parametrisation).__name__} cannot "
                 "make any: leave stage_two.constraint out, or set stage_two.parametrisation to Dense"
             )
-        self.optimizer = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=0.05))
+        self.optimizer = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=0.02))
         _try(self.optimizer)
         self.epochs, self.enough, self.statistics = epochs, enough, statistics
         self.norm_limit, self.seed, self.max_tokens = norm_limit, seed, max_tokens

@@ -59,7 +59,7 @@ class Box(StepConstraint):
         bound: in absolute numbers, as published; it counts where it is given.
     """
 
-    def __init__(self, relative_bound: float = 0.1, bound: float | None = None) -> None:
+    def __init__(self, relative_bound: float = 0.5, bound: float | None = None) -> None:
         check_number("Box.relative_bound", relative_bound, above=0)
         check_number("Box.bound", 1 if bound is None else bound, above=0)
         self.relative_bound, self.bound = relative_bound, bound
@@ -86,7 +86,7 @@ class LowCurvature(StepConstraint):
         share: a larger one protects more, 0: nothing.
     """
 
-    def __init__(self, share: float = 0.99) -> None:
+    def __init__(self, share: float = 0.5) -> None:
         check_number("LowCurvature.share", share, at_least=0, below=1)
         self.share = share
         self._bases: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
