@@ -22,11 +22,10 @@ from lke_lightning.model.draws import drawn
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row
 from lke_lightning.model.units import Expansion
-from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_two.register import UNDONE, Register
 from lke_lightning.stage_two.room import Space
 from lke_lightning.stage_two.solvers import EditSystem
-from lke_lightning.stage_two.stage import Again, StageTwo
+from lke_lightning.stage_two.stage import Again, Finds, StageTwo
 from lke_lightning.stage_two.statistics import Statistics
 from lke_lightning.stage_two.tuning.constraints import StepConstraint
 from lke_lightning.stage_two.tuning.objectives import Example, TargetTokens, TuningObjective
@@ -150,7 +149,7 @@ class FineTuning(StageTwo):
             pl_module.log("stage_two/loss", step.loss, batch_size=len(step))
             pl_module.log("stage_two/median_steps", float(averages.median(step.targets.steps)), batch_size=len(step))
 
-    def check(self, one: StageOne) -> None:
+    def check(self, one: Finds) -> None:
         """Raise `EditError` where stage one works for nothing."""
         if one.has_targets:
             raise EditError(
@@ -159,12 +158,14 @@ class FineTuning(StageTwo):
             )
 
     def spaces(self, shapes: Sequence[tuple[int, int]], edits: int, wide: int, on_gpu: bool) -> list[Space]:
-        """Return what a step holds; what a constraint measures is left out."""
+        """Return what a step holds, and what the constraint remembers and makes of it."""
         entries = sum(d_out * d_key for d_out, d_key in shapes)
         moved = sum(self.parametrisation.count(*shape) for shape in shapes)
+        kept = 0 if self.constraint is None else 8 * sum(self.constraint.count(*shape) for shape in shapes)
         return [
             Space("their change before a batch, and their gradients", 3 * entries * wide),
             Space("parameters, their gradients and the optimiser's state", (2 + STATES) * moved * wide),
+            *([Space("what the constraint remembers", 2 * kept, saved=kept)] if kept else []),
         ]
 
     def prepare(

@@ -226,11 +226,9 @@ class KeyStatistics(Statistics):
         per_entry = WRITTEN if MODEL in self.corpus(model).names else READ
         return self.tokens or per_entry * max(weight.delta.shape[1] for weight in model.edited.values())
 
-    def is_cached(self, model: LanguageModel) -> bool:
-        """Tell whether the cache has the statistics of all edited layers."""
-        return all(
-            self.cache.file("statistics", key).is_file() for key in self.keys(model, self.wanted(model)).values()
-        )
+    def is_cached(self, model: LanguageModel, kind: str = "statistics") -> bool:
+        """Tell whether the cache has the statistics, or the `curvature`, of all edited layers."""
+        return all(self.cache.file(kind, key).is_file() for key in self.keys(model, self.wanted(model)).values())
 
     def eigen(self, moment: Tensor) -> tuple[Tensor, Tensor]:
         """Decompose a second moment once; results are cached by the content of the matrix."""

@@ -16,6 +16,7 @@ from lke_lightning.model.architecture import is_transposed
 from lke_lightning.model.backward import curvature
 from lke_lightning.model.draws import drawn
 from lke_lightning.model.tokens import Row
+from lke_lightning.parts import rebuilt
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_one.texts_alone import TextsAlone
 from lke_lightning.stage_two.fine_tuning import FineTuning
@@ -126,7 +127,9 @@ def test_ft_l_asks_the_whole_target_of_the_prompts_end_and_stays_in_its_box():
 
     objective = LastPromptToken()
     for box, bound in ((Box(0.1), lambda weight: 0.1 * entry(weight)), (Box(bound=5e-4), lambda weight: 5e-4)):
-        model, *_ = learnt(objective=objective, constraint=box, batches=2, epochs=12)  # the box is that of the unedited matrix
+        model, *_ = learnt(
+            objective=objective, constraint=box, batches=2, epochs=12
+        )  # the box is that of the unedited matrix
         for layer in LAYERS:
             sizes = model.weight(layer).delta.abs()
             assert sizes.max() == bound(model.weight(layer))
@@ -332,6 +335,10 @@ def test_what_does_not_go_together_is_refused(monkeypatch):
             FineTuning(optimizer=optimizer)
     with pytest.raises(EditError, match=r"set stage_two\.statistics to KeyStatistics"):
         learnt(constraint=LowCurvature(), statistics=NoStatistics())
+    assert rebuilt({"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}, ()).keywords == {"lr": 0.1}
+    for other in ("torch.optim.lr_scheduler.LambdaLR", "torch.optim.optimizer.Tensor", "torch.nn.Linear"):
+        with pytest.raises(EditError, match=r"none of lke_lightning's|no part of lke_lightning"):
+            rebuilt({"class_path": other}, ())  # a checkpoint may name optimisers, and nothing beside them
     monkeypatch.setattr(parameters, "find_spec", lambda name: None)
     with pytest.raises(EditError, match=r"needs peft: pip install 'lke-lightning\[lora\]'"):
         LowRankAdapter()

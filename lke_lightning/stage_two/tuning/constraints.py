@@ -32,6 +32,10 @@ class StepConstraint(ABC):
         """Make ready for a batch, from the memory."""
         return
 
+    def count(self, d_out: int, d_key: int) -> int:
+        """Return how many numbers it remembers of a matrix, float64. Default: none."""
+        return 0
+
     def followed(self, layer: int, gradient: Tensor) -> Tensor:
         """Return the part of a gradient, (d_out, d_key), that the optimiser is to follow. Default: all of it."""
         return gradient
@@ -118,6 +122,10 @@ class LowCurvature(StepConstraint):
         parts = (by_output.contiguous(), by_key.contiguous(), is_free.to(torch.uint8))
         by_output, by_key, is_free = (team.first_tensor(part) for part in parts)
         return by_output, by_key, is_free.bool()
+
+    def count(self, d_out: int, d_key: int) -> int:
+        """Count the sums of k k' and of g g'."""
+        return d_out**2 + d_key**2
 
     def followed(self, layer: int, gradient: Tensor) -> Tensor:
         """Project the gradient."""
