@@ -211,7 +211,7 @@ class FineTuning(StageTwo):
         lesson = _Lesson(examples, [request.weight for request in step.requests], key)
         try:
             if self.constraint is not None:
-                self.constraint.begin(self.memory)
+                self.constraint.begin(self.memory, model.device)
             for part in self.order.parts(len(examples)):
                 self._learn(model, lesson, part)
             outcomes = self._outcomes(model, lesson.examples)

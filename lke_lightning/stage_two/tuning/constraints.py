@@ -28,8 +28,8 @@ class StepConstraint(ABC):
         """Return the memory before the first edit; the model is the unedited one. Default: there is none."""
         return {}
 
-    def begin(self, memory: Memory) -> None:
-        """Make ready for a batch, from the memory."""
+    def begin(self, memory: Memory, device: torch.device) -> None:
+        """Make ready for a batch, from the memory, which may be elsewhere than the model."""
         return
 
     def count(self, d_out: int, d_key: int) -> int:
@@ -104,17 +104,17 @@ class LowCurvature(StepConstraint):
         tokens = torch.tensor(float(count), dtype=torch.float64)
         return {layer: {"keys": c.keys, "gradients": c.gradients, "tokens": tokens} for layer, c in found.items()}
 
-    def begin(self, memory: Memory) -> None:
-        """Decompose what has changed since the last batch."""
+    def begin(self, memory: Memory, device: torch.device) -> None:
+        """Decompose what has changed since the last batch, where the model is."""
         for layer, own in memory.items():
             if self._of.get(layer) is not own["gradients"]:
-                self._of[layer], self._bases[layer] = own["gradients"], self._basis(own)
+                self._of[layer], self._bases[layer] = own["gradients"], self._basis(own, device)
 
-    def _basis(self, own: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _basis(self, own: dict[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Return U_B, U_A and M, (d_out, d_key) bool; the first process decides."""
-        team = Team.of()
-        outputs, by_output = torch.linalg.eigh(own["gradients"] / own["tokens"])
-        keys, by_key = torch.linalg.eigh(own["keys"] / own["tokens"])
+        team, tokens = Team.of(), own["tokens"].item()
+        outputs, by_output = torch.linalg.eigh(own["gradients"].to(device) / tokens)
+        keys, by_key = torch.linalg.eigh(own["keys"].to(device) / tokens)
         products = outputs.clamp(min=0)[:, None] * keys.clamp(min=0)
         values, order = products.flatten().sort(descending=True)
         protected = values.cumsum(0) - values < self.share * values.sum()
@@ -136,7 +136,7 @@ class LowCurvature(StepConstraint):
         return weight.delta + self._projected(layer, after - weight.delta)
 
     def _projected(self, layer: int, matrix: Tensor) -> Tensor:
-        by_output, by_key, is_free = (part.to(matrix.device) for part in self._bases[layer])
+        by_output, by_key, is_free = self._bases[layer]
         by_output, by_key = by_output.to(matrix), by_key.to(matrix)
         return by_output @ ((by_output.T @ matrix @ by_key) * is_free) @ by_key.T
 
