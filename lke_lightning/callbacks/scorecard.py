@@ -346,8 +346,9 @@ class Scorecard(Callback):
 
 
 def _written(editor: Editor) -> list[tuple[int, int]]:
-    """Identify the present weights."""
-    return [editor.language_model.weight(layer).written for layer in editor.language_model.layers]
+    """Identify the edits that hold and the weights, by which batch it was that wrote them last."""
+    weights = [editor.language_model.weight(layer).written for layer in editor.language_model.layers]
+    return [(editor.made, len(editor.edited)), *weights]
 
 
 def _device_name(device: torch.device) -> str:
