@@ -17,12 +17,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lke_lightning import checkpoints
-from lke_lightning.composition import described, remade
 from lke_lightning.configuration import OUTRANKED
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditBatch, EditError
 from lke_lightning.model.beside import Beside
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
+from lke_lightning.parts import described, remade
 from lke_lightning.results import replace_folder
 from lke_lightning.shapes import fits, lacking, types_of
 from lke_lightning.stage_one.optimization import TargetOptimization

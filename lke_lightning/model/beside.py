@@ -5,12 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.model.architecture import Architecture
+from lke_lightning.model.tokens import TextEncoder
+
+
+class Host(Protocol):
+    """What a module stands beside: a `LanguageModel`."""
+
+    network: nn.Module
+    text: TextEncoder
+
+    @property
+    def architecture(self) -> Architecture:
+        """The places in the network."""
 
 
 class Beside(nn.Module, ABC):
@@ -28,7 +39,7 @@ class Beside(nn.Module, ABC):
     """Whether what it does at a token depends on that token's own activations alone, and not on tokens before it."""
 
     @abstractmethod
-    def install(self, model: LanguageModel) -> None:
+    def install(self, model: Host) -> None:
         """Put hooks into the network; without edits, and while it is off, they change nothing, bit for bit.
 
         Raises:

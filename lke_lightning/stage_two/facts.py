@@ -9,6 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from lke_lightning.edits import SLOT, EditError, EditRequest, check_number
 from lke_lightning.model.beside import Beside
 from lke_lightning.model.language_model import LanguageModel
@@ -28,6 +30,10 @@ NAME = "facts"
 Fact = dict[str, Any]
 """`prompt` and `target`; where the edit has them `subject`, `relation`, one of its `paraphrases`, and one prompt of its
 `neighbours`, else of its neighborhood, with the answer: fields of `JsonLines`."""
+
+
+Mark = tuple[int, list[int], dict[int, dict[str, Tensor]]]
+"""How many facts there were, the numbers of those that held, and the memory, which only tells that there is a run."""
 
 
 class Facts(Beside):
@@ -155,7 +161,7 @@ class Telling(StageTwo):
     """
 
     def __init__(self) -> None:
-        self.memory = {}
+        self.memory = {}  # by layer nothing, once there is a run
 
     @abstractmethod
     def store(self) -> Facts:
@@ -178,6 +184,7 @@ class Telling(StageTwo):
         expansion: Expansion | None = None,
     ) -> None:
         """Let the facts stand beside the network, and check that each can be told; see `StageTwo.prepare`."""
+        self.memory = {layer: {} for layer in model.layers}
         if NAME not in model.beside or not model.beside[NAME].facts:
             model.attach(NAME, self.store())
         for request in requests:
@@ -193,13 +200,13 @@ class Telling(StageTwo):
         model.beside[NAME].hold(register.holding)
         return {}
 
-    def mark(self, model: LanguageModel, register: Register) -> tuple[int, list[int]]:
+    def mark(self, model: LanguageModel, register: Register) -> Mark:
         """Mark how many facts there are, and which hold."""
-        return len(register), register.holding
+        return len(register), register.holding, self.memory
 
-    def roll_back(self, model: LanguageModel, register: Register, mark: tuple[int, list[int]]) -> None:
+    def roll_back(self, model: LanguageModel, register: Register, mark: Mark) -> None:
         """Forget later facts, and let hold what held."""
-        count, holding = mark
+        count, holding, self.memory = mark
         if NAME in model.beside:
             del model.beside[NAME].facts[count:]
             model.beside[NAME].hold(holding)

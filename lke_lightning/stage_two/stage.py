@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,7 +13,6 @@ from torch import Tensor
 from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.units import Expansion
-from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_two.arrival import Watch
 from lke_lightning.stage_two.placement import AllLayers, LayerPolicy
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
@@ -26,6 +25,14 @@ from lke_lightning.step import EditStep
 
 Again = Callable[[LanguageModel, EditStep], bool]
 """Finds the targets that a batch is written with next, once it was written; returns whether there are any."""
+
+
+class Finds(Protocol):
+    """What a stage two may ask about a stage one."""
+
+    at_all_layers: bool
+    has_targets: bool
+    reads_texts: bool
 
 
 class StageTwo(Callback, ABC):
@@ -86,7 +93,7 @@ class StageTwo(Callback, ABC):
         """Put the batch into the model."""
         pl_module.carry_out(pl_module.stages)
 
-    def check(self, one: StageOne) -> None:
+    def check(self, one: Finds) -> None:
         """Raise `EditError` unless it can do with what this stage one finds."""
 
     def spaces(self, shapes: Sequence[tuple[int, int]], edits: int, wide: int, on_gpu: bool) -> list[Space]:

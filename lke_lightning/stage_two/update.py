@@ -19,7 +19,6 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.reading import SlotReader, Spread
 from lke_lightning.model.targets import Asked
 from lke_lightning.model.units import Expansion
-from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_two.key_filter import SharedDirections, own_part
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.placement import AllLayers, LayerPolicy
@@ -29,7 +28,7 @@ from lke_lightning.stage_two.repeat import Repeat
 from lke_lightning.stage_two.room import Space, solver_bytes, transform_bytes
 from lke_lightning.stage_two.solvers import Downdatable, EditSystem, LeastSquares, Memory, Solver
 from lke_lightning.stage_two.solvers.growing import ROOM
-from lke_lightning.stage_two.stage import Again, StageTwo
+from lke_lightning.stage_two.stage import Again, Finds, StageTwo
 from lke_lightning.stage_two.statistics import KeyStatistics, Statistics
 from lke_lightning.stage_two.strength import first_keys, tell, warn_of_weights
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
@@ -177,7 +176,7 @@ class WeightUpdate(StageTwo):
         super().on_fit_start(trainer, pl_module)
         tell(self.strengths)
 
-    def check(self, one: StageOne) -> None:
+    def check(self, one: Finds) -> None:
         """Raise `EditError` unless stage one finds what is asked for."""
         moved = not isinstance(self.placement, AllLayers) or (self.repeat and not one.reads_texts)
         if moved and one.at_all_layers:

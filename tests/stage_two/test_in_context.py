@@ -10,7 +10,7 @@ import torch
 
 from lke_lightning import EditError, edit, resume
 from lke_lightning.cli import main
-from lke_lightning.composition import compose, described, remade
+from lke_lightning.composition import compose
 from lke_lightning.configuration import configs, read
 from lke_lightning.data import JsonLines
 from lke_lightning.edits import EditRequest, Probe
@@ -18,6 +18,7 @@ from lke_lightning.evaluation.generated import complete
 from lke_lightning.evaluation.teacher_forced import continuations, score
 from lke_lightning.model.beside import Beside
 from lke_lightning.model.language_model import load
+from lke_lightning.parts import described, remade
 from lke_lightning.run_folder import Run
 from lke_lightning.stage_two.facts import NAME
 from lke_lightning.stage_two.in_context import ORDER, InContext, Preface
@@ -112,7 +113,7 @@ def test_what_no_fact_bears_on_scores_bit_for_bit_as_before(begin):
 
 
 def test_scores_are_those_of_the_question_behind_its_facts_alone_or_together(begin):
-    edited = begin(FACTS, threshold=0.3, top_k=2)
+    edited = begin(FACTS, top_k=2)
     model, prompts = edited.editor.language_model, [fact["prompt"] for fact in FACTS]
     prefaces = ["".join(preface(edited).before(prompt)) for prompt in prompts]
     assert all(before.count("New fact") == 2 for before in prefaces)
@@ -141,7 +142,7 @@ def test_the_least_relevant_facts_give_way_and_the_last_one_does_not(begin):
     text = edited.editor.language_model.text
     question = "Ana was born in the"
     counts = set()
-    for words in range(0, 60, 6):
+    for words in range(0, 120, 6):
         asked = "plays " * words + question
         parts = preface(edited).before(asked)
         whole = text.fitted(parts, asked)
@@ -230,19 +231,12 @@ def test_a_run_goes_on_is_scored_opened_and_undone(arguments, small_world, tmp_p
     assert cards[0]["final"] == cards[1]["final"]
     assert cards[0]["final"]["efficacy"] != cards[0]["before"]["efficacy"]
 
-    shown = [
-        "--trainer.default_root_dir",
-        str(tmp_path / "scored"),
-        "--ckpt_path",
-        str(whole / "checkpoints/last.ckpt"),
-    ]
-    main(["validate", *arguments[1:], *shown])
+    last = str(whole / "checkpoints" / "last.ckpt")
+    main(["validate", *arguments[1:], "--trainer.default_root_dir", str(tmp_path / "scored"), "--ckpt_path", last])
     assert json.loads((tmp_path / "scored" / "scorecard.json").read_text())["final"] == cards[0]["final"]
 
     edited = resume(whole)
-    assert edited.score()["efficacy"] == {
-        name: cards[0]["final"]["efficacy"][name] for name in edited.score()["efficacy"]
-    }
+    assert edited.score()["efficacy"] == cards[0]["final"]["efficacy"]
     edited.undo("8")
     edited.save(whole)
     again = resume(whole)
