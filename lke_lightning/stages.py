@@ -16,6 +16,7 @@ from lke_lightning.stage_one.gradients import OutputGradients  # noqa: F401 - it
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_one.texts_alone import TextsAlone  # noqa: F401 - as above
+from lke_lightning.stage_two.decoding import Decoding  # noqa: F401 - as above
 from lke_lightning.stage_two.in_context import InContext  # noqa: F401 - as above
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.stage import StageTwo
