@@ -166,7 +166,6 @@ def test_a_run_has_null_in_place_of_scores_and_says_why(deepedit, small_world, t
     edited = resume(tmp_path / "run")
     with pytest.raises(EditError, match="beside them, in a ThoughtSearch"):
         edited.export(tmp_path / "merged")
-    main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "report.html")])
 
 
 def test_from_python_it_answers_and_without_edits_the_network_does(deepedit):
