@@ -45,6 +45,11 @@ COMMANDS = {
         "published",
         ("method", "model", "data"),
     ),
+    "ask": Command(
+        "let the unedited and the edited model answer, side by side: ask RUN [PROMPT ...]",
+        "commands.ask",
+        ("run", "prompts"),
+    ),
     "log": Command("list what a run did: log RUN", "commands.history", ("run",)),
     "show": Command("print all that is known of one edit: show RUN ID", "commands.history", ("run", "edit")),
     "report": Command("make one page of figures and tables of runs: report RUN [RUN ...]", "report", ("runs",)),

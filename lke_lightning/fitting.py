@@ -206,9 +206,6 @@ def run(args: list[str], instead: Instead | None = None) -> None:
     own.setLevel(logging.INFO)
     if not own.hasHandlers():
         own.addHandler(logging.StreamHandler())
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
     set_loader("yaml", load, (yaml.YAMLError,))
     set_dumper("yaml", _dump)
     defaults = [str(configs() / name) for name in (METHOD, "model/demo.yaml", "data/demo.yaml")]

@@ -121,21 +121,34 @@ def write_about(
     return scored
 
 
-def respond(model: LanguageModel, prompts: Sequence[str], new_tokens: int, max_tokens: int = 16384) -> list[str]:
+def respond(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    new_tokens: int,
+    max_tokens: int = 16384,
+    choose: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+) -> list[str]:
     """Answer questions as the edited model does: as a module beside the network answers them, else by `complete`."""
-
-    def generate(texts: Sequence[str], tokens: int) -> list[str]:
-        return complete(model, texts, tokens, max_tokens)
-
-    return (
-        generate(prompts, new_tokens)
-        if model.answering is None
-        else model.answering.answer(prompts, new_tokens, generate)
-    )
+    if model.answering is None:
+        return complete(model, prompts, new_tokens, max_tokens, choose)
+    return model.answering.answer(prompts, new_tokens, lambda texts, tokens: complete(model, texts, tokens, max_tokens))
 
 
-def complete(model: LanguageModel, prompts: Sequence[str], new_tokens: int, max_tokens: int = 16384) -> list[str]:
-    """Continue prompts greedily up to an end token, a line break or `new_tokens` tokens.
+def complete(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    new_tokens: int,
+    max_tokens: int = 16384,
+    choose: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+) -> list[str]:
+    """Continue prompts up to an end token, a line break or `new_tokens` tokens.
+
+    Args:
+        model: the language model.
+        prompts: what is continued.
+        new_tokens: maximum length.
+        max_tokens: how many tokens are held at once.
+        choose: chooses tokens, as in `decode`; default: the most probable ones.
 
     Returns:
         The generated texts before their ends, without the prompts; they usually begin with a space.
@@ -146,7 +159,7 @@ def complete(model: LanguageModel, prompts: Sequence[str], new_tokens: int, max_
     def over(token: int) -> bool:
         return token in ends or lines(token)
 
-    found = decode(model, rows, [new_tokens] * len(rows), first_choice, over, max_tokens)
+    found = decode(model, rows, [new_tokens] * len(rows), choose or first_choice, over, max_tokens)
     return [text.split("\n")[0] for text in texts_of(model, rows, found)]
 
 

@@ -55,7 +55,9 @@ def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = Fals
         EditError: there is no such model, it cannot be read, or some of its weights are not there.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     where, file = located(pretrained)
     options = {"trust_remote_code": trust_remote_code, **file}
     whole = {"dtype": getattr(torch, dtype), "output_loading_info": True, **(gguf.dequantised() if file else {})}
