@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -16,12 +15,10 @@ from lke_lightning.model.beside import Beside
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.units import Expansion
 from lke_lightning.results import write
-from lke_lightning.stage_one.stage import StageOne
-from lke_lightning.stage_one.texts_alone import NoTargets
 from lke_lightning.stage_two.register import UNDONE, Register
 from lke_lightning.stage_two.retrieval import Retriever, Score
 from lke_lightning.stage_two.solvers import EditSystem
-from lke_lightning.stage_two.stage import Again, StageTwo
+from lke_lightning.stage_two.stage import Again, Finds, StageTwo
 from lke_lightning.step import EditStep
 
 NAME = "facts"
@@ -146,14 +143,6 @@ def _fact(request: EditRequest) -> Fact:
     return {name: value for name, value in given.items() if value}
 
 
-class Told(NoTargets):
-    """Targets of facts that are told and not learnt."""
-
-    ADVICE: ClassVar[str] = (
-        "the model does not say what it is told: raise top_k or lower threshold of stage_two, or take a larger model"
-    )
-
-
 class Telling(StageTwo):
     """Keeps edits as facts in words, which a module beside the network makes use of; no weight changes.
 
@@ -171,7 +160,7 @@ class Telling(StageTwo):
     def check_fits(self, model: LanguageModel, facts: Facts, request: EditRequest) -> None:
         """Raise `EditError` where a fact cannot be told to this model."""
 
-    def check(self, one: StageOne) -> None:
+    def check(self, one: Finds) -> None:
         """Refuse targets: nothing would be done with them."""
         if one.has_targets:
             raise EditError(f"{type(self).__name__} needs no targets: set stage_one: {{class_path: TextsAlone}}")
@@ -194,7 +183,6 @@ class Telling(StageTwo):
         self, model: LanguageModel, step: EditStep, register: Register, again: Again | None = None
     ) -> dict[int, EditSystem]:
         """Add the facts of a batch; see `StageTwo.write`."""
-        step.targets = Told(**{field.name: getattr(step.targets, field.name) for field in fields(step.targets)})
         model.beside[NAME].add(step.requests)
         register.enter(step.requests, step.targets.groups)
         model.beside[NAME].hold(register.holding)
