@@ -80,8 +80,8 @@ def _at_once(path: Path, create: Callable[[Path], None]) -> None:
     except BaseException as error:
         if unfinished.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)
-        else:
-            unfinished.unlink(missing_ok=True)
+        elif unfinished.exists():  # not where a file stands in the place of its folder
+            unfinished.unlink()
         # torch raises an error of its own after the one that a full disk raised; libraries in Rust raise their own
         if isinstance(error, EditError) or not (
             isinstance(error, OSError | RuntimeError | SafetensorError) or "(os error " in str(error)

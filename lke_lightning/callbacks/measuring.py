@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from lke_lightning.data.corpus import check_files, read_documents
+from lke_lightning.data.corpus import TextCorpus, check_files, read_documents
 from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError, EditRequest, check_number
-from lke_lightning.evaluation.generated import answer, write_about
+from lke_lightning.evaluation.generated import answer, protocol, write_about
 from lke_lightning.evaluation.judge import Judge
 from lke_lightning.evaluation.long_answers import write_answers
 from lke_lightning.evaluation.perplexity import perplexity
 from lke_lightning.evaluation.teacher_forced import Scores, score
+from lke_lightning.evaluation.unedited import UneditedScores
 from lke_lightning.metrics import MeaningSimilarity, TextSimilarity
+
+PROTOCOL = "teacher-forced"
 
 
 class Measurement:
@@ -72,6 +75,11 @@ class Measurement:
         self.long_answers, self.embedding = long_answers, embedding
         self._meaning: MeaningSimilarity | None = None
 
+    @property
+    def with_texts(self) -> bool:
+        """Whether there is something that is measured before and at the end alone."""
+        return self.fluency or self.long_answers
+
     def prepare(self, requests: Sequence[EditRequest]) -> None:
         """Check that everything can be measured, before any work; choose the edits that are scored; fit TF-IDF weights.
 
@@ -95,7 +103,11 @@ class Measurement:
             self._similarity = TextSimilarity(references) if references else None
 
     def score(
-        self, editor: Editor, requests: Sequence[EditRequest], with_texts: bool
+        self,
+        editor: Editor,
+        requests: Sequence[EditRequest],
+        with_texts: bool,
+        known: UneditedScores | None = None,
     ) -> tuple[dict[str, Scores], dict[str, str]]:
         """Score requests, those of them that are chosen.
 
@@ -103,32 +115,44 @@ class Measurement:
             editor: holds the model; the seconds are noted there.
             requests: edits of the run, already made or not.
             with_texts: measure fluency, consistency and long answers, if they are switched on.
+            known: the model is unedited, and this may know what it scores and answers, unless there is a judge.
 
         Returns:
-            By id the scores, and, if answers are generated, the text generated after the edited prompt.
+            By id the scores, and, if answers are generated now, the text generated after the edited prompt.
         """
         team = Team.of(editor.language_model.network)
         chosen = [request for request in requests if request.id in self._scored]
         share = team.share(chosen)  # every edit's own scores are gathered: nothing is averaged before
-        found, outputs = self._score(editor, share, with_texts) if share else ({}, {})
+        found, outputs = self._score(editor, share, with_texts, known) if share else ({}, {})
         gathered = team.gather([(request.id, found[request.id], outputs.get(request.id)) for request in share])
         texts = {name: text for name, _, text in gathered if text is not None}
         return {name: scores for name, scores, _ in gathered}, texts
 
     def _score(
-        self, editor: Editor, requests: Sequence[EditRequest], with_texts: bool
+        self, editor: Editor, requests: Sequence[EditRequest], with_texts: bool, known: UneditedScores | None
     ) -> tuple[dict[str, Scores], dict[str, str]]:
         model, outputs = editor.language_model, {}
         with _reading(editor, "evaluation"):
-            scored = score(model, requests, self.max_tokens)
+            if known is None:
+                scored = score(model, requests, self.max_tokens)
+            else:
+                scored = known.recall(PROTOCOL, requests, lambda asked: score(model, asked, self.max_tokens))
         found = {request.id: scores for request, scores in zip(requests, scored, strict=True)}
         asked = [request for request in requests if self.generated and request.id in self._answered]
         if asked:
+
+            def generate(some: Sequence[EditRequest]) -> list[Scores]:
+                answers = answer(model, some, self.generated_tokens, self.max_tokens, self.judge)
+                outputs.update({request.id: found.text for request, found in zip(some, answers, strict=True)})
+                return [found.scores for found in answers]
+
             with _reading(editor, "generation"):
-                answers = answer(model, asked, self.generated_tokens, self.max_tokens, self.judge)
-            for request, answered in zip(asked, answers, strict=True):
-                found[request.id] |= answered.scores
-                outputs[request.id] = answered.text
+                if known is None or self.judge is not None:
+                    answered = generate(asked)
+                else:
+                    answered = known.recall(protocol(model, self.generated_tokens), asked, generate)
+            for request, scores in zip(asked, answered, strict=True):
+                found[request.id] |= scores
         if self.long_answers and with_texts:
             with _reading(editor, "long answers"):
                 texts = write_answers(model, requests, self._meaning, self.max_tokens)
@@ -141,11 +165,19 @@ class Measurement:
                 found[request.id] |= scores
         return found, outputs
 
-    def perplexity(self, editor: Editor) -> float:
-        """Measure perplexity on the text files."""
-        with _reading(editor, "evaluation"):
-            documents = read_documents(self.text or [], "scorecard.text")
+    def perplexity(self, editor: Editor, known: UneditedScores | None = None) -> float:
+        """Measure perplexity on the text files; `known`: the model is unedited, and this may know it."""
+        files = self.text or []
+
+        def measure() -> float:
+            documents = read_documents(files, "scorecard.text")
             return round(perplexity(editor.language_model, documents, self.text_tokens, max_tokens=self.max_tokens), 4)
+
+        with _reading(editor, "evaluation"):
+            if known is None:
+                return measure()
+            text = {"perplexity": TextCorpus(files, "scorecard.text").identity(), "tokens": str(self.text_tokens)}
+            return known.number(text, measure)
 
 
 @contextmanager

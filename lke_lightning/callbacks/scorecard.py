@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from rich.progress import track
 
-from lke_lightning.callbacks.measuring import Measurement
+from lke_lightning.callbacks.measuring import PROTOCOL, Measurement
 from lke_lightning.callbacks.printing import show
 from lke_lightning.editor import Editor
 from lke_lightning.edits import KINDS, EditBatch, EditError, EditRequest
@@ -21,10 +21,9 @@ from lke_lightning.evaluation.judge import Judge
 from lke_lightning.evaluation.packing import pack, unpack
 from lke_lightning.evaluation.summary import FREE, INTERVALS, by_batch, probability, section, summarize
 from lke_lightning.evaluation.teacher_forced import Scores
+from lke_lightning.evaluation.unedited import UneditedScores, user_cache
 from lke_lightning.metrics import MEASURES
 from lke_lightning.results import versions, write
-
-PROTOCOL = "teacher-forced"
 
 ACTIVITIES = ("stage_one", "stage_two", "evaluation", "guard", "checkpoint")
 """Activities whose seconds are always shown; others are shown if they took place."""
@@ -42,6 +41,10 @@ EXAMPLES = 5
 
 class Scorecard(Callback):
     """Writes `scorecard.json` into the run's folder.
+
+    What the unedited model scores and answers is kept in the user's cache (`evaluation.unedited`). Where an evaluation
+    begins right after a batch, the scores of that batch just after it are its present ones and are not computed again:
+    the same prompts ran in the same batches through the same weights, so that every bit would be the same.
 
     Args:
         before: score the whole stream on the unedited model first; otherwise there is nothing to compare with.
@@ -100,6 +103,12 @@ class Scorecard(Callback):
         """For each evaluation during the run, the number of edits and the efficacy of each batch of edits."""
         self.outputs: dict[str, str] = {}
         """Texts generated after the edited prompts at the last evaluation, by id."""
+        self.cache = user_cache()
+        """Where scores of the unedited model are kept; `None`: nowhere."""
+        self.recalled = 0
+        """How many edits were not scored before the run, because an earlier one has."""
+        self._fresh: tuple[Any, ...] = ()
+        """Ids, scores and answers of the batch that was scored last, and the weights that it was scored with."""
         self._started = 0.0
         self._write_from = 0.0
         self._evaluated_at = -1
@@ -117,6 +126,7 @@ class Scorecard(Callback):
             "kept": self.kept,
             "said": self.outputs,
             "seconds": self._total_seconds(),
+            **({"recalled": self.recalled} if self.recalled else {}),  # checkpoints from before lack it
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -126,6 +136,7 @@ class Scorecard(Callback):
         self.batches, self.steps = list(state_dict["batches"]), list(state_dict["steps"])
         self.perplexity, self.kept = dict(state_dict["perplexity"]), list(state_dict["kept"])
         self.outputs = dict(state_dict["said"])
+        self.recalled = state_dict.get("recalled", 0)
         self._earlier, self._evaluated_at = state_dict["seconds"], state_dict["evaluated_at"]
 
     def setup(self, trainer: Trainer, pl_module: Editor, stage: str) -> None:
@@ -142,11 +153,17 @@ class Scorecard(Callback):
         requests, size = trainer.datamodule.requests, trainer.datamodule.batch_size
         new = [request for request in requests if request.id not in self.unedited] if self.before else []
         parts = [new[i : i + size] for i in range(0, len(new), size)]
+        with_text = bool(self.measurement.text and self.perplexity["before"] is None)
+        if not (new or with_text):
+            return
         with pl_module.as_unedited():
+            known = UneditedScores(pl_module.language_model, trainer.precision, self.cache)
+            before = set(self.unedited)
             for part in track(parts, "Scoring the unedited model", transient=True):
-                self.unedited.update(self._score(pl_module, part, "before"))
-            if self.measurement.text and self.perplexity["before"] is None:
-                self.perplexity["before"] = self.measurement.perplexity(pl_module)
+                self.unedited.update(self._score(pl_module, part, "before", known))
+            self.recalled += len(self.unedited.keys() - before - known.keep())
+            if with_text:
+                self.perplexity["before"] = self.measurement.perplexity(pl_module, known)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, _: int) -> None:
         """Score the batch right after its edit."""
@@ -174,7 +191,11 @@ class Scorecard(Callback):
         """Score all facts edited so far; on a model without edits, all facts."""
         edited = set(pl_module.edited)
         requests = [request for request in batch.requests if not edited or request.id in edited]
-        if requests:
+        names, with_texts = [request.id for request in requests], self.measurement.with_texts
+        if requests and not with_texts and self._fresh[:2] == (names, _written(pl_module)):
+            self.final |= self._fresh[2]
+            self.outputs |= self._fresh[3]
+        elif requests:
             self.final.update(self._score(pl_module, requests, "final"))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Editor) -> None:
@@ -244,6 +265,7 @@ class Scorecard(Callback):
             "protocol": PROTOCOL,
             "edits": editor.made,
             "batch_size": data.batch_size,
+            "before_from_cache": self.recalled,
             "before": section(self.unedited, done or list(self.unedited), self.unedited),
             "just_after": section(self.just_after, done, self.unedited),
             "final": section(self.final, list(self.final), self.unedited),
@@ -304,10 +326,14 @@ class Scorecard(Callback):
             "examples": [{"id": r.id, "prompt": r.text, "target": r.target, "said": self.outputs[r.id]} for r in shown],
         }
 
-    def _score(self, editor: Editor, requests: Sequence[EditRequest], moment: str) -> dict[str, Scores]:
-        scored, outputs = self.measurement.score(editor, requests, with_texts=moment != "just_after")
+    def _score(
+        self, editor: Editor, requests: Sequence[EditRequest], moment: str, known: UneditedScores | None = None
+    ) -> dict[str, Scores]:
+        scored, outputs = self.measurement.score(editor, requests, moment != "just_after", known)
         if moment == "final":
             self.outputs |= outputs
+        if moment == "just_after":
+            self._fresh = [request.id for request in requests], _written(editor), scored, outputs
         return scored
 
     def _total_seconds(self) -> float:
@@ -326,6 +352,12 @@ class Scorecard(Callback):
         if self.report and trainer.is_global_zero:
             saved = getattr(trainer.checkpoint_callback, "last_model_path", "")
             show(self.card(trainer, editor), str(Path(trainer.default_root_dir) / "scorecard.json"), saved)
+
+
+def _written(editor: Editor) -> list[tuple[int, int]]:
+    """Identify the edits that hold and the weights, by which batch it was that wrote them last."""
+    weights = [editor.language_model.weight(layer).written for layer in editor.language_model.layers]
+    return [(editor.made, len(editor.edited)), *weights]
 
 
 def _device_name(device: torch.device) -> str:

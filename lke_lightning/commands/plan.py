@@ -256,6 +256,7 @@ def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -
         sample, scorecard.report = Sample(update.statistics, folder), False
         if update.statistics is not None:
             update.statistics = sample
+        scorecard.cache = None  # that of the first batch says nothing of the others
         scorecard.measurement = copy.copy(scorecard.measurement)
         scorecard.measurement.text = None  # its cost does not grow with the edits
         short = _short_trainer(trainer, [update, scorecard], folder)

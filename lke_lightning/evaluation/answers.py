@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lke_lightning.evaluation.likelihood import likelihoods
 from lke_lightning.model.batching import by_length, within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.prefix import Prefixes
@@ -75,6 +76,5 @@ class Answers:
         batch = self._prefixes.followed_by(self._model, [self._beginning] * len(rows), rows)
         wanted = [(place, *read) for place, row in enumerate(rows) for read in reads[row]]
         place, position, label, prompt, answer = torch.tensor(wanted, device=self._model.device).T
-        logits = self._model.logits(batch, place, position).to(self._model.wide_dtype)
-        nll = logits.logsumexp(1) - logits.gather(1, label.unsqueeze(1)).squeeze(1)
-        sums.index_put_((prompt.cpu(), answer.cpu()), nll.double().cpu(), accumulate=True)
+        nll, _ = likelihoods(self._model, self._model.states(batch, place, position), label)
+        sums.index_put_((prompt.cpu(), answer.cpu()), nll, accumulate=True)

@@ -74,5 +74,5 @@ class Canary:
                 found = predict(model, [self._windows[i] for i in members])
             norms.append(residual.output[:, :-1][found.predicted].double().norm(dim=1))
             nll.append(found.nll)
-            top.append(found.top.cpu())
+            top.append(found.top)
         return Health(torch.cat(nll).mean().item(), torch.cat(norms).mean().item(), torch.cat(top))

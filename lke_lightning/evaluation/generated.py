@@ -57,6 +57,11 @@ class Answered:
     """After the edited prompt."""
 
 
+def protocol(model: LanguageModel, new_tokens: int) -> str:
+    """Name what answers without a judge depend on, beside the weights and the questions."""
+    return f"generated, {new_tokens} tokens, ends {sorted(end_tokens(model))}"
+
+
 def answer(
     model: LanguageModel,
     requests: Sequence[EditRequest],

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from lke_lightning.edits import EditError
+from lke_lightning.evaluation.likelihood import likelihoods
 from lke_lightning.evaluation.windows import windows
 from lke_lightning.model.batching import by_length, within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row
-
-LOGITS_AT_ONCE = 2**26
-"""Entries of the largest block of logits: with large vocabularies they would fill the memory."""
 
 Ids = tuple[int, ...]
 
@@ -29,9 +26,9 @@ class Prediction:
     predicted: Tensor
     """Which positions of the padded batch these are, (rows, longest - 1), bool."""
     nll: Tensor
-    """Negative log-likelihood of the token that follows, row after row, (positions,) float64."""
+    """Negative log-likelihood of the token that follows, row after row, (positions,) float64, on the host."""
     top: Tensor
-    """The most probable token there, (positions,) int64."""
+    """The most probable token there, (positions,) int64, on the host."""
 
 
 @torch.no_grad()
@@ -40,13 +37,7 @@ def predict(model: LanguageModel, rows: Sequence[Ids]) -> Prediction:
     batch = model.text.pad([Row(row, len(row) - 1) for row in rows], model.device)
     predicted = batch.mask[:, 1:].bool()
     states = model.states(batch, *predicted.nonzero(as_tuple=True))
-    nll, top = [], []
-    reads = max(1, LOGITS_AT_ONCE // model.network.get_output_embeddings().weight.shape[0])
-    for part, label in zip(states.split(reads), batch.ids[:, 1:][predicted].split(reads), strict=True):
-        logits = model.head(part).to(model.wide_dtype)
-        nll.append(functional.cross_entropy(logits, label, reduction="none").double())
-        top.append(logits.argmax(1))
-    return Prediction(predicted, torch.cat(nll), torch.cat(top))
+    return Prediction(predicted, *likelihoods(model, states, batch.ids[:, 1:][predicted]))
 
 
 def summed_nll(model: LanguageModel, rows: Sequence[Ids], max_tokens: int = 16384) -> Tensor:
@@ -63,7 +54,7 @@ def summed_nll(model: LanguageModel, rows: Sequence[Ids], max_tokens: int = 1638
         for members in by_length([len(row) for row in part], max_tokens, model.device):
             found = predict(model, [part[i] for i in members])
             row = torch.tensor(members, device=model.device)[found.predicted.nonzero()[:, 0]]
-            sums.index_add_(0, row.cpu(), found.nll.cpu())
+            sums.index_add_(0, row.cpu(), found.nll)
         return sums
 
     return torch.cat(within_memory(run, rows, len, max_tokens)[0])

@@ -104,6 +104,11 @@ class EditedWeight(nn.Module):
             self.delta = exact
             self.refresh()
 
+    @property
+    def written(self) -> tuple[int, int]:
+        """Identify the present change: another one after every write, the same after `read_as` and `unedited`."""
+        return id(self.delta), self.delta._version
+
     @torch.no_grad()
     def norms(self) -> tuple[float, float]:
         """Return the Frobenius norms of the unedited and of the live weight."""

@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from lke_lightning import checkpoints
+from lke_lightning.callbacks import measuring
 from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.cli import main
+from lke_lightning.data.formats import CounterFact
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.generated import complete
 from lke_lightning.evaluation.judge import Judge
+from lke_lightning.evaluation.packing import unpack
+from lke_lightning.evaluation.teacher_forced import score
 from lke_lightning.model.language_model import LanguageModel, load
 from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
 from tests.faults.kills import differences
@@ -213,6 +217,33 @@ def test_a_sample_of_the_edits_is_scored_and_a_smaller_one_answers(world, tmp_pa
     scored = [entry["id"] for entry in entries if "success_just_after" in entry]
     assert scored == ["0", "2", "4"]
     assert sum(entry["event"] == "edit" for entry in entries) == 6
+
+
+def test_a_batch_is_not_scored_twice_by_the_same_weights_nor_before_the_run_by_a_second_one(
+    world, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LKE_CACHE", str(tmp_path / "cache"))
+    asked = []
+    monkeypatch.setattr(
+        measuring, "score", lambda model, some, most: asked.append([r.id for r in some]) or score(model, some, most)
+    )
+    batches = [["0", "1"], ["2", "3"], ["4", "5"]]
+    fit(world, tmp_path / "one")
+    assert asked == [*batches, *batches, *batches[:2]]
+    asked.clear()
+    fit(world, tmp_path / "two", "--trainer.val_check_interval", "2", "--trainer.check_val_every_n_epoch", "null")
+    assert asked == [*batches[:2], batches[0], batches[2], *batches[:2]]
+    one, two = (json.loads((tmp_path / name / "scorecard.json").read_text()) for name in ("one", "two"))
+    assert [one.pop("before_from_cache"), two.pop("before_from_cache")] == [0, 6]
+    for moment in ("before", "just_after", "final"):
+        assert one[moment] == two[moment]
+    saved = torch.load(tmp_path / "one/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Scorecard"]
+    main(["export", "--ckpt_path", str(tmp_path / "one/checkpoints/last.ckpt"), "--output", str(tmp_path / "edited")])
+    edited = LanguageModel(*load(str(tmp_path / "edited"), "float64"), [0])
+    last = CounterFact(str(world / "facts.json"))
+    last.setup("fit")
+    [expected, _] = score(edited, last.requests[4:])
+    torch.testing.assert_close(unpack(saved["final"])["4"]["efficacy"], expected["efficacy"])
 
 
 def test_a_judge_that_does_not_answer_stops_before_any_work(world, tmp_path):

@@ -11,15 +11,17 @@ from tests.distributed.conftest import REPLICATED, SHARDED, differences
 
 
 def end_of(folder):
-    """Return what a run leaves behind, without times and lengths in bytes."""
+    """Return what a run leaves behind, without times, lengths in bytes and what came from the cache."""
     checkpoint = torch.load(checkpoints.newest(folder), weights_only=True)
     del checkpoint["editing"]["seconds"], checkpoint["editing"]["configuration"]
-    checkpoint["callbacks"]["Scorecard"].pop("seconds")
+    for name in ("seconds", "recalled"):
+        checkpoint["callbacks"]["Scorecard"].pop(name, None)
     checkpoint["callbacks"].pop("Recorder")
     card = json.loads((folder / "scorecard.json").read_text())
     entries = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
     for part in (card, *entries):
         part.pop("seconds", None)
+        part.pop("before_from_cache", None)
         part.pop("time", None)
     return {"checkpoint": checkpoint, "card": card, "ledger": entries}
 

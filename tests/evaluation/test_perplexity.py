@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lke_lightning.edits import EditError
-from lke_lightning.evaluation import perplexity as module
+from lke_lightning.evaluation import likelihood
 from lke_lightning.evaluation.perplexity import perplexity, summed_nll
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
@@ -31,7 +31,7 @@ def naive(model, texts, tokens, length):
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("max_tokens", [1, 10_000])
 def test_against_plain_forwards(family, bos, max_tokens, monkeypatch):
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 7 * 400)  # seven rows of logits at a time
+    monkeypatch.setitem(likelihood.LOGITS_AT_ONCE, "cpu", 7 * 400)  # seven rows of logits at a time
     model = LanguageModel(tiny_network(family), tiny_tokenizer(bos=bos), [0])
     for tokens, length in ((10_000, 9), (50, 16), (10_000, 100)):
         expected = naive(model, TEXTS, tokens, length)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lke_lightning.edits import EditError, EditRequest, Probe
+from lke_lightning.evaluation import likelihood, teacher_forced
 from lke_lightning.evaluation.summary import summarize
 from lke_lightning.evaluation.teacher_forced import continuation_nll, continuations, score
 from lke_lightning.model.language_model import LanguageModel
@@ -23,6 +24,24 @@ def test_continuations_against_plain_forwards(family, bos, max_tokens):
         read = logits[len(prompt) - 1 : -1]
         assert nll[i].item() == pytest.approx(-read[range(len(target)), target].mean().item())
         assert correct[i].item() == (read.argmax(-1).tolist() == list(target))
+
+
+@pytest.mark.parametrize("cost", [0, 99])
+def test_scores_are_alike_with_and_without_shared_prefixes_and_a_few_logits_at_a_time(cost, monkeypatch):
+    model = LanguageModel(tiny_network("llama"), tiny_tokenizer(), [0])
+    pairs = [
+        (f"{who} was born in the", what) for who in ("Bob", "Ana", "The city of Bob") for what in ("a", "the city")
+    ]
+    rows = []
+    run = model.states
+    monkeypatch.setattr(model, "states", lambda batch, *read: rows.extend(batch.ids.tolist()) or run(batch, *read))
+    expected = continuations(model, pairs)
+    assert len(rows) == 3  # that of the long answer has that of the short one in it
+    monkeypatch.setattr(teacher_forced, "SHARED_COST", cost)
+    monkeypatch.setitem(likelihood.LOGITS_AT_ONCE, "cpu", 1)
+    found = continuations(model, pairs)
+    torch.testing.assert_close(found.nll, expected.nll, rtol=1e-9, atol=0)
+    assert found.top.tolist() == expected.top.tolist()
 
 
 @pytest.mark.parametrize("max_tokens", [1, 10_000])

@@ -117,15 +117,17 @@ def differences(one, other, path=""):
 
 
 def end_of(folder):
-    """Return all that a run leaves behind, without times."""
+    """Return all that a run leaves behind, without times and what came from the cache."""
     checkpoint = torch.load(checkpoints.newest(folder), weights_only=True)
     del checkpoint["editing"]["seconds"]
-    checkpoint["callbacks"]["Scorecard"].pop("seconds")
+    for name in ("seconds", "recalled"):
+        checkpoint["callbacks"]["Scorecard"].pop(name, None)
     checkpoint["callbacks"].pop("Recorder")  # a length in bytes, times included
     card = json.loads((folder / "scorecard.json").read_text())
     entries = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
     for part in (card, *entries):
         part.pop("seconds", None)
+        part.pop("before_from_cache", None)
         part.pop("time", None)
     return {"checkpoint": checkpoint, "card": card, "ledger": entries}
 
