@@ -24,8 +24,9 @@ def path_of(kind: type) -> str:
 
 
 def described(part: Any) -> dict[str, Any]:
-    """Return a part with `settings` as plain values, from which `remade` makes it again."""
-    return {"class_path": path_of(type(part)), "init_args": dict(part.settings)}
+    """Return a part with `settings`, and such parts in them, as plain values, from which `remade` makes it again."""
+    arguments = {name: described(at) if hasattr(at, "settings") else at for name, at in part.settings.items()}
+    return {"class_path": path_of(type(part)), "init_args": arguments}
 
 
 def remade(description: Mapping[str, Any], kind: type) -> Any:

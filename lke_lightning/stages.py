@@ -16,7 +16,9 @@ from lke_lightning.stage_one.gradients import OutputGradients  # noqa: F401 - it
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_one.texts_alone import TextsAlone  # noqa: F401 - likewise
+from lke_lightning.stage_two.decoding import Decoding  # noqa: F401 - likewise
 from lke_lightning.stage_two.fine_tuning import FineTuning  # noqa: F401 - likewise
+from lke_lightning.stage_two.in_context import InContext  # noqa: F401 - likewise
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.stage import StageTwo
 from lke_lightning.stage_two.update import WeightUpdate

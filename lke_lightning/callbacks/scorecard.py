@@ -269,6 +269,7 @@ class Scorecard(Callback):
             "before": section(self.unedited, done or list(self.unedited), self.unedited),
             "just_after": section(self.just_after, done, self.unedited),
             "final": section(self.final, list(self.final), self.unedited),
+            **self._unscored(editor),
             "intervals": INTERVALS,
             "retention": self._retention(),
             "retention_matrix": self._matrix(),
@@ -288,6 +289,14 @@ class Scorecard(Callback):
             "device": _device_name(trainer.strategy.root_device),
             "versions": versions(),
         }
+
+    def _unscored(self, editor: Editor) -> dict[str, str]:
+        """Say why teacher-forced scores of the edited model are null, where they are."""
+        module = editor.language_model.answering
+        if module is None:
+            return {}
+        why = f"a {type(module).__name__} answers in the network's place, and likelihoods do not tell what"
+        return {"unscored": f"Teacher-forced scores after editing are undefined: {why}"}
 
     def _retention(self) -> list[dict[str, Any]]:
         """Final efficacy by age of edit, the oldest batch first; age 0 is the last batch."""
