@@ -147,14 +147,21 @@ def _method(path: Path) -> list[str]:
     config = yaml.safe_load(text)
     paper = re.search(r"arXiv (\d{4}\.\d{5})", text).group(1)
     one, two = config["stage_one"], config["stage_two"]
-    cells = [
+    return [
         f"[{config['model']['method']}](../configs/method/{path.name})",
         f"[{paper}](https://arxiv.org/abs/{paper})",
         _part(one) if "class_path" in one else _optimization(one),
+        _other(two) if "class_path" in two else _solve(two),
     ]
-    if "class_path" in two:  # it solves for nothing
-        own = [value for value in two["init_args"].values() if isinstance(value, dict)]
-        return [*cells, f"`{two['class_path']}`: " + ", ".join(map(_part, own)) if own else _part(two)]
+
+
+def _other(two: dict[str, Any]) -> str:
+    """Name a stage two that solves for nothing, and its parts."""
+    own = [value for value in two["init_args"].values() if isinstance(value, dict)]
+    return f"`{two['class_path']}`: " + ", ".join(map(_part, own)) if own else _part(two)
+
+
+def _solve(two: dict[str, Any]) -> str:
     parts = two["solver"]["init_args"].copy()
     terms = [_part(term) for term in parts.pop("preservation")]
     named = {name: value for name, value in parts.items() if value is not None}
@@ -165,7 +172,7 @@ def _method(path: Path) -> list[str]:
     terms += [f"`key_filter({_arguments(two['key_filter'])})`"] if "key_filter" in two else []
     terms += [f"`{name}={two[name]}`" for name in ("spread", "compensate", "rest_weight") if name in two]
     terms += [f"`repeat({_arguments(two['repeat'])})`"] if "repeat" in two else []
-    return [*cells, f"`{two['solver']['class_path']}`: " + ", ".join(terms)]
+    return f"`{two['solver']['class_path']}`: " + ", ".join(terms)
 
 
 def _optimization(one: dict[str, Any]) -> str:

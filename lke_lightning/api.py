@@ -18,6 +18,7 @@ from lke_lightning.data import own_request
 from lke_lightning.data.records import naming
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch, EditError, EditRequest, check_list, check_number
+from lke_lightning.evaluation.generated import respond
 from lke_lightning.evaluation.summary import summarize
 from lke_lightning.evaluation.teacher_forced import Scores, score
 from lke_lightning.ledger import Entry, locked
@@ -212,6 +213,17 @@ class EditedModel:
         """
         holding = [self._requests[name] for name in self.edited]
         return summarize(self._score(holding if facts is None else _read(facts)).values())
+
+    def answer(self, prompts: Sequence[str], new_tokens: int = 32) -> list[str]:
+        """Answer questions as generated answers are scored: greedily, up to a line break, with what is told in context.
+
+        Args:
+            prompts: the questions.
+            new_tokens: how long an answer may become.
+        """
+        self._follow()
+        with self.editor.as_read():
+            return respond(self.editor.language_model, prompts, new_tokens)
 
     def export(
         self, output: str | Path, format: str = "merged", rank: int | None = None, tolerance: float | None = None

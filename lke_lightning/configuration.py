@@ -15,7 +15,7 @@ NODES = 100_000
 
 OUTRANKED = {
     "lr": {"relative_lr"}, "weight": {"fulfilment", "proportion"}, "fulfilment": {"proportion"},
-    "threshold": {"share", "relative_threshold"},
+    "threshold": {"share", "relative_threshold"}, "bound": {"relative_bound"},
 }  # fmt: skip
 """Settings that have no effect where the same part is given another one."""
 

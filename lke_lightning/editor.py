@@ -39,6 +39,8 @@ SAME_RESULTS = frozenset(
         "stage_one.init_args.max_tokens",
         "stage_two.keep_on_host",
         "stage_two.norm_limit",
+        "stage_two.init_args.max_tokens",
+        "stage_two.init_args.norm_limit",
         "stage_two.statistics.init_args.cache_dir",
     }
 )

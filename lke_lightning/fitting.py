@@ -42,10 +42,15 @@ from lke_lightning.stage_one.transforms import TargetTransform
 from lke_lightning.stage_two.keys import KeyPolicy
 from lke_lightning.stage_two.placement import LayerPolicy
 from lke_lightning.stage_two.preservation import Preservation
+from lke_lightning.stage_two.retrieval import Retriever
 from lke_lightning.stage_two.solvers import Solver
 from lke_lightning.stage_two.stage import StageTwo
 from lke_lightning.stage_two.statistics import Statistics
 from lke_lightning.stage_two.transforms import ReadoutTransform, UpdateTransform
+from lke_lightning.stage_two.tuning.constraints import StepConstraint
+from lke_lightning.stage_two.tuning.objectives import TuningObjective
+from lke_lightning.stage_two.tuning.order import Order
+from lke_lightning.stage_two.tuning.parameters import Parametrisation
 from lke_lightning.stages import SLOTS
 from lke_lightning.suggestions import options_of, subclasses, suggest
 from lke_lightning.trainer import CALLBACKS, SETTINGS, check_order, check_settings
@@ -53,7 +58,8 @@ from lke_lightning.trainer import CALLBACKS, SETTINGS, check_order, check_settin
 # What is imported can be named in YAML without its path.
 BASES = (
     EditStream, StageOne, StageTwo, Objective, StopRule, TargetSpace, TargetTransform, Expansion,
-    Solver, Preservation, KeyPolicy, LayerPolicy, Statistics, UpdateTransform, ReadoutTransform, Task,
+    Solver, Preservation, KeyPolicy, LayerPolicy, Statistics, UpdateTransform, ReadoutTransform, Retriever, Task,
+    TuningObjective, Parametrisation, StepConstraint, Order,
 )  # fmt: skip
 
 METHOD = "method/encore.yaml"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, get_type_hints
+
+from torch.optim import Optimizer
 
 from lke_lightning.edits import EditError
 from lke_lightning.shapes import fits
 
+OPTIMIZERS = "torch.optim."
+"""Where optimisers are, which are made when there are parameters: of these modules nothing else may be named."""
 OURS = ("lke_lightning.stage_one.", "lke_lightning.stage_two.", "lke_lightning.model.units.")
 """Where the parts of the stages are: modules that may be imported whatever a file says."""
 
@@ -19,8 +24,9 @@ def path_of(kind: type) -> str:
 
 
 def described(part: Any) -> dict[str, Any]:
-    """Return a part with `settings` as plain values, from which `remade` makes it again."""
-    return {"class_path": path_of(type(part)), "init_args": dict(part.settings)}
+    """Return a part with `settings`, and such parts in them, as plain values, from which `remade` makes it again."""
+    arguments = {name: described(at) if hasattr(at, "settings") else at for name, at in part.settings.items()}
+    return {"class_path": path_of(type(part)), "init_args": arguments}
 
 
 def remade(description: Mapping[str, Any], kind: type) -> Any:
@@ -47,7 +53,7 @@ def rebuilt(tree: Any, trust: Sequence[str]) -> Any:
 
 
 def _class(path: str, trust: Sequence[str]) -> type:
-    if not path.startswith(OURS) and path not in trust:
+    if not path.startswith((*OURS, OPTIMIZERS)) and path not in trust:
         raise EditError(
             f"the checkpoint names the class {path!r}, which is no part of lke_lightning; if you trust it, allow it "
             f"with --trust {path}, in Python trust=[{path!r}]"
@@ -57,13 +63,18 @@ def _class(path: str, trust: Sequence[str]) -> type:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise EditError(f"the checkpoint names the class {path!r}, which is not there: {error}") from error
-    if not isinstance(found, type) or not (path in trust or found.__module__.startswith(OURS)):
+    is_ours = isinstance(found, type) and (found.__module__.startswith(OURS) or _is_optimizer(found))
+    if not isinstance(found, type) or not (path in trust or is_ours):
         raise EditError(f"the checkpoint names {path!r} as a class, and it is none of lke_lightning's")
     return found
 
 
+def _is_optimizer(kind: type) -> bool:
+    return kind.__module__.startswith(OPTIMIZERS) and issubclass(kind, Optimizer)
+
+
 def construct(kind: type, arguments: Any) -> Any:
-    """Call a class with arguments that a file names.
+    """Call a class with arguments that a file names; an optimiser is called later, with its parameters.
 
     Raises:
         EditError: they do not fit.
@@ -73,6 +84,6 @@ def construct(kind: type, arguments: Any) -> Any:
         wrong = [name for name, value in arguments.items() if name in hints and not fits(value, hints[name])]
         if wrong:
             raise TypeError(f"{wrong[0]} cannot be of type {type(arguments[wrong[0]]).__name__}")
-        return kind(**arguments)
+        return partial(kind, **arguments) if issubclass(kind, Optimizer) else kind(**arguments)
     except (TypeError, AttributeError) as error:
         raise EditError(f"the checkpoint's settings of {kind.__name__} do not fit this version: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -32,7 +32,7 @@ def types_of(state: Any) -> Any:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Tell whether a value is what a type hint says; hints are classes, unions, literals, sequences and mappings."""
+    """Tell whether a value is what a type hint says: a class, a union, a literal, a sequence, mapping or callable."""
     origin, parts = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -44,6 +44,8 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list) and all(fits(part, parts[0]) for part in value)
     if origin in (dict, Mapping):
         return isinstance(value, dict) and all(fits(n, parts[0]) and fits(v, parts[1]) for n, v in value.items())
+    if origin is Callable:
+        return callable(value)
     if hint in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, int | float if hint is float else hint)

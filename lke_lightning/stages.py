@@ -15,8 +15,11 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_one.gradients import OutputGradients  # noqa: F401 - its name is known where this is imported
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_one.stage import StageOne
-from lke_lightning.stage_one.texts_alone import TextsAlone  # noqa: F401 - so is its own
-from lke_lightning.stage_two.memories import Grace  # noqa: F401 - so are theirs
+from lke_lightning.stage_one.texts_alone import TextsAlone  # noqa: F401 - likewise
+from lke_lightning.stage_two.decoding import Decoding  # noqa: F401 - likewise
+from lke_lightning.stage_two.fine_tuning import FineTuning  # noqa: F401 - likewise
+from lke_lightning.stage_two.in_context import InContext  # noqa: F401 - likewise
+from lke_lightning.stage_two.memories import Grace  # noqa: F401 - and those of the other memories
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.stage import StageTwo
 from lke_lightning.stage_two.update import WeightUpdate

@@ -8,6 +8,7 @@ from lke_lightning.composition import compose
 from lke_lightning.edits import EditError
 from lke_lightning.published import Published, combinations
 from lke_lightning.stage_one.gradients import OutputGradients
+from lke_lightning.stage_two.fine_tuning import FineTuning
 
 OURS = "tests/conf/cf-llama-9m.yaml"
 
@@ -21,9 +22,12 @@ def test_every_combination_makes_two_stages(names, table):
     found = Published.compose(*names, table=table)
     made, _ = compose(found.config)
     assert found.config["model"]["layers"]
-    by_gradients = isinstance(made.one, OutputGradients)
-    assert (made.one.step if by_gradients else made.one.lr) is not None  # in the units of the activations, as published
-    assert by_gradients or made.two.statistics.corpus != "demo"
+    by_gradients, tunes = isinstance(made.one, OutputGradients), isinstance(made.two, FineTuning)
+    if tunes:
+        assert not made.two.parametrisation.relative  # in the units of the weights, as published
+    else:  # in the units of the activations
+        assert (made.one.step if by_gradients else made.one.lr) is not None
+    assert by_gradients or tunes or made.two.statistics.corpus != "demo"
     assert made.two.norm_limit is None  # a collapse is to be seen
     if table != OURS:
         assert "arXiv" in found.header[0]

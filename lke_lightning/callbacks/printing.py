@@ -80,7 +80,7 @@ def _long_answers(card: dict[str, Any]) -> Table | None:
 
 
 def _lines(card: dict[str, Any]) -> list[str]:
-    lines = []
+    lines = [card["unscored"]] if "unscored" in card else []
     for moment in reversed(MOMENTS):
         bounds = card[moment] and card[moment]["intervals"]["score"]
         if bounds:

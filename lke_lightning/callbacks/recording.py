@@ -119,7 +119,7 @@ def _edit(editor: Editor, batch: int, i: int, sharing: list[str]) -> Entry:
         entry["first_choice_just_after"] = step.arrival.first_choice[i]
         if step.arrival.written is not None:
             entry["written"] = step.arrival.written[i]
-    if scores is not None:
+    if scores and "efficacy" in scores:
         wanted, other, correct = scores["efficacy"][0].tolist()
         entry |= {"accurate_just_after": bool(correct), "nll_just_after": wanted}
         if other == other:  # not NaN: there is something to compare with

@@ -270,6 +270,7 @@ class Scorecard(Callback):
             "before": section(self.unedited, done or list(self.unedited), self.unedited),
             "just_after": section(self.just_after, done, self.unedited),
             "final": section(self.final, list(self.final), self.unedited),
+            **self._unscored(editor),
             "intervals": INTERVALS,
             "retention": self._retention(),
             "retention_matrix": self._matrix(),
@@ -290,6 +291,14 @@ class Scorecard(Callback):
             "device": _device_name(trainer.strategy.root_device),
             "versions": versions(),
         }
+
+    def _unscored(self, editor: Editor) -> dict[str, str]:
+        """Say why teacher-forced scores of the edited model are null, where they are."""
+        module = editor.language_model.answering
+        if module is None:
+            return {}
+        why = f"a {type(module).__name__} answers in the network's place, and likelihoods do not tell what"
+        return {"unscored": f"Teacher-forced scores after editing are undefined: {why}"}
 
     def _retention(self) -> list[dict[str, Any]]:
         """Final efficacy by age of edit, the oldest batch first; age 0 is the last batch."""
@@ -348,8 +357,9 @@ class Scorecard(Callback):
 
 
 def _written(editor: Editor) -> list[tuple[int, int]]:
-    """Identify the present weights."""
-    return [editor.language_model.weight(layer).written for layer in editor.language_model.layers]
+    """Identify the edits that hold and the weights, by which batch it was that wrote them last."""
+    weights = [editor.language_model.weight(layer).written for layer in editor.language_model.layers]
+    return [(editor.made, len(editor.edited)), *weights]
 
 
 def _device_name(device: torch.device) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditRequest, check_number
-from lke_lightning.evaluation.generated import complete
+from lke_lightning.evaluation.generated import respond
 
 
 class Speaking(Callback):
@@ -61,5 +61,5 @@ class Speaking(Callback):
 
     def _answers(self, editor: Editor, prompts: list[str]) -> dict[str, str]:
         with editor.working("evaluation"):
-            said = complete(editor.language_model, prompts, self.new_tokens)
+            said = respond(editor.language_model, prompts, self.new_tokens)
         return {prompt: text.strip() for prompt, text in zip(prompts, said, strict=True)}

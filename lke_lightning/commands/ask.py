@@ -18,7 +18,7 @@ from torch import Tensor
 from lke_lightning import export
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError, EditRequest, check_number
-from lke_lightning.evaluation.generated import complete, first_choice
+from lke_lightning.evaluation.generated import first_choice, respond
 from lke_lightning.run_folder import Run
 
 LIKELY = 3
@@ -161,4 +161,4 @@ def _fill(
         return chosen
 
     with torch.no_grad(), moment:
-        answer.text = complete(model, [prompt], new_tokens, choose=choose)[0]
+        answer.text = respond(model, [prompt], new_tokens, choose=choose)[0]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
@@ -30,6 +30,7 @@ from lke_lightning.data import EditStream, RequestList
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.model.architecture import Architecture, matrix_shape
+from lke_lightning.model.backward import Curvature
 from lke_lightning.model.language_model import LanguageModel, located
 from lke_lightning.results import write
 from lke_lightning.stage_one.stage import StageOne
@@ -45,6 +46,8 @@ SAMPLE = 10
 
 SCORING = frozenset({"evaluation", "generation", "fluency"})
 """The activities in `Editor.seconds` that happen once an evaluation, not once a batch."""
+
+Found = TypeVar("Found")
 
 Fit = Callable[[list[str], Callable[[Trainer, Editor, EditStream], None]], None]
 """Parses arguments of `fit` and calls the function with trainer, editor and stream in its place."""
@@ -217,15 +220,22 @@ class Sample(Statistics):
 
     def second_moments(self, model: LanguageModel) -> dict[int, Tensor]:
         """Read the sample, or the cached statistics."""
+        return self._timed(model, "statistics", lambda given: given.second_moments(model))
+
+    def curvatures(self, model: LanguageModel) -> tuple[dict[int, Curvature], int]:
+        """Run the sample, or load what is cached."""
+        return self._timed(model, "curvature", lambda given: given.curvatures(model))
+
+    def _timed(self, model: LanguageModel, kind: str, read: Callable[[Statistics], Found]) -> Found:
         given = self.given
-        if isinstance(given, KeyStatistics) and not given.is_cached(model):
+        if isinstance(given, KeyStatistics) and not given.is_cached(model, kind):
             wanted = given.wanted(model)
             few = min(wanted, SAMPLE * max(model.weight(layer).delta.shape[1] for layer in model.layers))
             given = KeyStatistics(given.names, few, given.length, given.batch_tokens, self.folder)
             self.times = wanted / few
             self.note = f"Key statistics: measured on {few:,} tokens; the run reads {wanted:,}, if there are as many."
         start = time.perf_counter()
-        found = given.second_moments(model)
+        found = read(given)
         self.seconds = time.perf_counter() - start
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -36,17 +37,32 @@ class MQuAKE(RecordFile):
     a case that edits it differently is left out;
     if the reasoning of a case uses a fact that another case changes, its edits stay, but its questions, whose answers
     are no longer correct, are left out.
+
+    Args:
+        path: see `RecordFile`.
+        batch_size: see `RecordFile`.
+        limit: see `RecordFile`.
+        shuffle_seed: see `RecordFile`.
+        consistent: leave cases out whose reasoning uses a fact that any other case changes, edits and all: what is left
+            of MQuAKE-CF-3k is MQuAKE-2002 (arXiv 2401.10471).
     """
+
+    def __init__(
+        self,
+        path: str,
+        batch_size: int = 100,
+        limit: int | None = None,
+        shuffle_seed: int | None = None,
+        consistent: bool = False,
+    ) -> None:
+        super().__init__(path, batch_size, limit, shuffle_seed)
+        self.consistent = consistent
 
     def read(self) -> Iterator[EditRequest]:
         """Yield the edits of all cases; the whole file is read first."""
         made: dict[Fact, EditRequest] = {}
         cases: list[tuple[_Case, list[Fact]]] = []
-        for index, record in enumerate(records(self.path)):
-            with naming(self.path, index):
-                fields = Fields(record, index=index)
-                edits = list(self.edits(fields))
-                case = _Case(_questions(fields), _triples(fields, "edit"), _triples(fields, "new"))
+        for edits, case in self._consistent() if self.consistent else self._cases():
             if any(made.get(edit.fact, edit).target != edit.target for edit in edits):
                 self.note("an earlier case edits a fact of this case in another way: the case is left out")
                 continue
@@ -68,6 +84,33 @@ class MQuAKE(RecordFile):
         self.report()
         for fact, edit in made.items():
             yield replace(edit, two_hop=asked.get(fact, ()))
+
+    def _cases(self) -> Iterator[tuple[list[EditRequest], _Case]]:
+        """Yield the edits of each case, and what else it has."""
+        for index, record in enumerate(records(self.path)):
+            with naming(self.path, index):
+                fields = Fields(record, index=index)
+                edits = list(self.edits(fields))
+                case = _Case(_questions(fields), _triples(fields, "edit"), _triples(fields, "new"))
+            yield edits, case
+
+    def _consistent(self) -> Iterator[tuple[list[EditRequest], _Case]]:
+        """Yield the cases whose reasoning agrees with the edits of all cases.
+
+        Raises:
+            EditError: the file does not say which facts the cases use.
+        """
+        cases, changes = list(self._cases()), defaultdict(set)
+        for _, case in cases:
+            if not case.chain:
+                raise EditError(f"{self.path} does not say which facts its cases use (orig): leave data.consistent out")
+            for subject, relation, new in case.changes:
+                changes[subject, relation].add(new)
+        for edits, case in cases:
+            if all(changes.get((subject, relation), {new}) == {new} for subject, relation, new in case.chain):
+                yield edits, case
+            else:
+                self.note("another case changes a fact that this case's questions need: the case is left out")
 
     def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Yield the edits of one case, without its multi-hop questions."""

@@ -81,7 +81,7 @@ def answer(
     asked = [questions(request) for request in requests]
     flat = [question for by_kind in asked for part in by_kind.values() for question in part]
     prompts = list(dict.fromkeys(question.prompt for question in flat))
-    texts = dict(zip(prompts, complete(model, prompts, new_tokens, max_tokens), strict=True))
+    texts = dict(zip(prompts, respond(model, prompts, new_tokens, max_tokens), strict=True))
     judged = {(question.prompt, texts[question.prompt], _accepted(question)): torch.nan for question in flat}
     if judge is not None:
         judged = dict(zip(judged, judge(list(judged)), strict=True))
@@ -124,6 +124,19 @@ def write_about(
         consistency = similarity(written, request.references) if similarity is not None else torch.nan
         scored.append({TEXTS: torch.tensor([[fluency, consistency]], dtype=torch.float64)})
     return scored
+
+
+def respond(
+    model: LanguageModel,
+    prompts: Sequence[str],
+    new_tokens: int,
+    max_tokens: int = 16384,
+    choose: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+) -> list[str]:
+    """Answer questions as the edited model does: as a module beside the network answers them, else by `complete`."""
+    if model.answering is None:
+        return complete(model, prompts, new_tokens, max_tokens, choose)
+    return model.answering.answer(prompts, new_tokens, lambda texts, tokens: complete(model, texts, tokens, max_tokens))
 
 
 def complete(

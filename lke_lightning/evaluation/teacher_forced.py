@@ -93,7 +93,12 @@ def score(model: LanguageModel, requests: Sequence[EditRequest], max_tokens: int
         model: the language model.
         requests: edits, already made or not.
         max_tokens: how many tokens are run at once.
+
+    Returns:
+        The scores of each request; none where a module beside the network answers, which likelihoods do not tell.
     """
+    if model.answering is not None:
+        return [{} for _ in requests]
     asked = [questions(request) for request in requests]
     found = continuations(model, [pair for request in requests for pair in asked_pairs(request)], max_tokens)
     nll, right, tokens = found.nll.tolist(), found.right.tolist(), found.tokens.tolist()

@@ -57,10 +57,12 @@ class MeaningSimilarity:
     @torch.no_grad()
     def __call__(self, text: str, reference: str) -> float:
         """Compare two texts, from -1 to 1; each is cut to what the encoder holds."""
-        one, other = self._embedded([text, reference])
+        one, other = self.embed([text, reference])
         return torch.cosine_similarity(one, other, dim=0).item()
 
-    def _embedded(self, texts: Sequence[str]) -> Tensor:
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts, (texts, hidden size); each is cut to what the encoder holds."""
         longest = getattr(self._model.config, "max_position_embeddings", 512)
         inputs = self._tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
         hidden, mask = self._model(**inputs).last_hidden_state, inputs["attention_mask"].unsqueeze(2)

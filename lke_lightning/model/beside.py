@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
@@ -25,6 +25,10 @@ class Host(Protocol):
         """The places in the network."""
 
 
+Generate = Callable[[Sequence[str], int], list[str]]
+"""Continues texts by at most so many tokens, up to a line break; the network alone does it."""
+
+
 class Beside(nn.Module, ABC):
     """A module that a stage two lets stand beside the network (`LanguageModel.attach`).
 
@@ -40,6 +44,8 @@ class Beside(nn.Module, ABC):
     """Whether what it does at a token depends on that token's own activations alone, and not on tokens before it.
 
     Where it does, it is shown whole texts: nothing is run once for several of them (`Prefixes`)."""
+    is_scored: ClassVar[bool] = True
+    """Whether likelihoods of given answers tell what the edited model answers. Otherwise `answer` gives the answers."""
 
     @abstractmethod
     def install(self, model: Host) -> None:
@@ -65,6 +71,16 @@ class Beside(nn.Module, ABC):
     def size(self) -> int:
         """Bytes of what it holds."""
         return sum(buffer.nbytes for buffer in self.buffers())
+
+    def answer(self, prompts: Sequence[str], new_tokens: int, generate: Generate) -> list[str]:
+        """Answer questions, where `is_scored` is not true.
+
+        Args:
+            prompts: the questions.
+            new_tokens: how long an answer may become.
+            generate: see `Generate`.
+        """
+        return generate(prompts, new_tokens)
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:

@@ -216,6 +216,11 @@ class LanguageModel(nn.Module):
         """Whether the beginnings of texts can be run once and followed by others: all modules beside it allow that."""
         return all(module.token_wise for module in self.beside.values())
 
+    @property
+    def answering(self) -> Beside | None:
+        """The module that answers questions itself (`Beside.answer`); `None`: the network does."""
+        return next((module for module in self.beside.values() if module.is_on and not module.is_scored), None)
+
     @contextmanager
     def unedited(self) -> Iterator[None]:
         """Let the model be what it was before the first edit, bit for bit; afterwards it is edited as it was."""

@@ -11,7 +11,10 @@ The rule:
    tokenizer merges the subject's end with what follows, it is the merged token. Without a subject it is the last token
    of the prompt (of the user's message, in a chat). Offsets that fast tokenizers report are not used: they are wrong
    for some models.
-4. *Padding* is on the right, by this module, whatever side the tokenizer is set to.
+4. *Preface.* What a module beside the network puts before a question (`TextEncoder.preface`) is asked with it, inside
+   the user's message of a chat. Of what does not fit into the context, beside room for an answer, the least relevant is
+   left out.
+5. *Padding* is on the right, by this module, whatever side the tokenizer is set to.
 
 Through a chat template (`chat: true`) the prompt is a user's message and the target the beginning of the answer: what
 the template writes around the message surrounds every prompt, and the boundary is what the template itself puts
@@ -23,7 +26,7 @@ text for key statistics and perplexity) does not go through the template.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +38,10 @@ from lke_lightning.model.cache import Padded
 
 MOST_KNOWN = 200_000
 """Prompts whose ids are cached: both stages and every evaluation encode the same ones."""
+
+
+ROOM = 8
+"""One in so many tokens of the context is kept free for the answer where facts are put before a question."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class TextEncoder:
         self._begins = {*self.prefix, tokenizer.bos_token_id}
         self.padding: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else fallback
         self._known: dict[str, tuple[int, ...]] = {}
+        self.preface: Callable[[str], Sequence[str]] | None = None
+        """Returns what stands before a question, the least relevant first; set by a module beside the network."""
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Encode plain texts, each after the special prefix."""
@@ -83,12 +92,37 @@ class TextEncoder:
         """Encode prompts after the special prefix, or in the chat template.
 
         Raises:
-            EditError: one is longer than the model's context, unless they `may_exceed` it.
+            EditError: one is longer than the model's context, unless they `may_exceed` it; or nothing of what stands
+                before it fits.
         """
-        encoded = self._recall([self._frame.prompt(text.rstrip()) for text in texts])
+        encoded = self._recall([self._frame.prompt(self._asked(text.rstrip(), may_exceed)) for text in texts])
         for ids, text in zip(encoded, texts, strict=True) if not may_exceed else ():
             self._check_length(len(ids), text)
         return encoded
+
+    def fitted(self, parts: Sequence[str], text: str) -> str | None:
+        """Put before a question as many of some texts, from the last one on, as leave room for an answer.
+
+        Returns:
+            The whole, which is encoded in place of the question; `None`: not even the last one fits.
+        """
+        for first in range(len(parts)):
+            whole = "".join(parts[first:]) + text
+            [ids] = self._recall([self._frame.prompt(whole)])
+            if self.longest is None or len(ids) <= self.longest - self.longest // ROOM:
+                return whole
+        return None
+
+    def _asked(self, text: str, may_exceed: bool = False) -> str:
+        """Return a question with what stands before it."""
+        parts = self.preface(text) if self.preface is not None else ()
+        whole = self.fitted(parts, text) if parts else text
+        if whole is None and not may_exceed:
+            raise EditError(
+                f"not even the most relevant fact fits before {reprlib.repr(text)} in the {self.longest} tokens of the "
+                "model's context: shorten it"
+            )
+        return text if whole is None else whole
 
     def _encode(self, texts: Sequence[str], prefix: tuple[int, ...]) -> list[tuple[int, ...]]:
         if not texts:
@@ -110,8 +144,10 @@ class TextEncoder:
         Raises:
             EditError: a prompt is longer than the model's context, or empty.
         """
-        whole = self._recall([self._frame.prompt(text) for text, _ in texts])
-        upto = self._recall([self._frame.head + part for _, part in texts])
+        asked = [self._asked(text) for text, _ in texts]
+        before = [whole.removesuffix(text) for whole, (text, _) in zip(asked, texts, strict=True)]
+        whole = self._recall([self._frame.prompt(text) for text in asked])
+        upto = self._recall([self._frame.head + add + part for add, (_, part) in zip(before, texts, strict=True)])
         for ids, (text, _) in zip(whole, texts, strict=True):
             self._check_length(len(ids), text)
         return [Row(ids, self._slot(ids, part, text)) for ids, part, (text, _) in zip(whole, upto, texts, strict=True)]
@@ -140,7 +176,7 @@ class TextEncoder:
             EditError: a target has no ids, or an unknown or special token among them; prompt and target together are
                 longer than the model's context.
         """
-        asked = [self._frame.prompt(prompt.rstrip()) for prompt, _ in pairs]
+        asked = [self._frame.prompt(self._asked(prompt.rstrip())) for prompt, _ in pairs]
         targets = [self._frame.lead + target.strip() for _, target in pairs]
         prompts = self._recall(asked)
         wholes = self._recall([prompt + target for prompt, target in zip(asked, targets, strict=True)])

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from lke_lightning.distributed import Team
 from lke_lightning.edits import SLOT, EditBatch, EditRequest, check_number
-from lke_lightning.model.activations import capture, change_output, in_rows
+from lke_lightning.model.activations import capture, in_rows
+from lke_lightning.model.backward import backward
 from lke_lightning.model.batching import within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.row_targets import RowTargets
@@ -182,38 +184,23 @@ class _Passed:
         return {layer: (part[:, :-1], part[:, -1]) for layer, part in zip(model.layers, parts, strict=True)}
 
 
-@torch.enable_grad()
 def _run(model: LanguageModel, asked: Sequence[Text]) -> list[tuple[Tensor, float, bool]]:
     """Return for each request its rows of `_Passed`, its loss and whether it was said."""
     batch = model.text.pad([Row(text.ids[:-1], text.slots[0]) for text in asked], model.device)
     reads = [(place, *read) for place, text in enumerate(asked) for read in zip(text.slots, text.answer, strict=True)]
     places, positions, labels = torch.tensor(reads, device=model.device).T
-    matrices = [model.architecture.matrix(layer) for layer in model.layers]
-    blocks = [model.architecture.blocks[layer] for layer in model.layers]
-    outputs: list[Tensor] = []
-
-    def keep(output: Tensor) -> Tensor:
-        """Let the gradients begin at the first of the matrices: nothing before it has any."""
-        outputs.append(output if output.requires_grad else output.detach().requires_grad_())
-        return outputs[-1]
-
     with ExitStack() as stack:
-        taps = [stack.enter_context(capture(module)) for module in (*matrices, *blocks)]
-        for matrix in matrices:
-            stack.enter_context(change_output(matrix, keep, len(batch)))
-        states = model.states(batch, places, positions)
-    logits = model.head(states).to(model.wide_dtype)
-    nll = nn.functional.cross_entropy(logits, labels, reduction="none")
-    gradients = torch.autograd.grad(nll.sum(), outputs)
-    behind = [in_rows(tap.output, len(batch)) for tap in taps[len(matrices) :]]
+        blocks = [stack.enter_context(capture(model.architecture.blocks[layer])) for layer in model.layers]
+        found = backward(model, batch, places, positions, lambda logits: cross_entropy(logits, labels, reduction="sum"))
+    nll = cross_entropy(found.logits, labels, reduction="none")
     sides = [
         side[places, positions].detach().to(model.wide_dtype)
-        for tap, gradient, block in zip(taps, gradients, behind, strict=False)
-        for side in (in_rows(tap.input, len(batch)), gradient, block.abs().median(2, keepdim=True).values / TYPICAL)
+        for keys, gradient, tap in zip(found.keys, found.gradients, blocks, strict=True)
+        for side in (keys, gradient, in_rows(tap.output, len(batch)).abs().median(2, keepdim=True).values / TYPICAL)
     ]
     counts = [len(text.answer) for text in asked]
-    first = (logits.argmax(1) == labels).split(counts)
-    rows, losses = torch.cat(sides, 1).split(counts), nll.detach().split(counts)
+    first = (found.logits.argmax(1) == labels).split(counts)
+    rows, losses = torch.cat(sides, 1).split(counts), nll.split(counts)
     return [(of, loss.mean().item(), said.all().item()) for of, loss, said in zip(rows, losses, first, strict=True)]
 
 

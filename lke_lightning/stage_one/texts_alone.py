@@ -26,7 +26,7 @@ from lke_lightning.step import EditStep
 class NoTargets(Targets):
     """What is known of requests that are learnt from their texts: what learning took, once stage two has done it."""
 
-    ADVICE: ClassVar[str] = "raise the steps or the learning rate of stage_two"
+    ADVICE: ClassVar[str] = "raise the steps or the learning rate of stage_two, or how many facts it tells"
     are_known = False
 
     @classmethod

@@ -60,6 +60,8 @@ class Watch:
         if not step.requests:
             return
         step.arrival = arrival(model, step)
+        if step.arrival is None:
+            return
         lost_in, what = _diagnosis(model, step, step.arrival, systems)
         if lost_in and lost_in != self._lost_in:
             rank_zero_warn(f"after {len(register)} edits: {what}")
@@ -67,8 +69,14 @@ class Watch:
 
 
 @torch.no_grad()
-def arrival(model: LanguageModel, step: EditStep) -> Arrival:
-    """Measure how much of a batch is in the weights, by one pass over its bare prompts; processes divide them."""
+def arrival(model: LanguageModel, step: EditStep) -> Arrival | None:
+    """Measure how much of a batch is in the weights, by one pass over its bare prompts; processes divide them.
+
+    Returns:
+        What arrived; `None`: a module beside the network answers, and what the network says does not tell.
+    """
+    if model.answering is not None:
+        return None
     team = Team.of(model.network)
     mine = team.share(range(len(step)))
     requests = [step.requests[i] for i in mine]

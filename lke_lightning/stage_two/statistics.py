@@ -21,6 +21,7 @@ from lke_lightning.cache import TensorCache, digest
 from lke_lightning.data.corpus import MODEL, TextCorpus
 from lke_lightning.distributed import Team
 from lke_lightning.edits import EditError
+from lke_lightning.model.backward import Curvature, curvature
 from lke_lightning.model.language_model import DEMO, LanguageModel, resolve
 from lke_lightning.model.tokens import Row
 
@@ -44,6 +45,14 @@ class Statistics(ABC):
 
         A source that runs the model does so inside of `model.unedited()`.
         """
+
+    def curvatures(self, model: LanguageModel) -> tuple[dict[int, Curvature], int]:
+        """Return the curvature of every edited layer on the text, summed over tokens, and over how many of them.
+
+        Raises:
+            EditError: the source knows the keys alone.
+        """
+        raise EditError(f"{type(self).__name__} knows keys and no gradients: set stage_two.statistics to KeyStatistics")
 
     def eigen(self, moment: Tensor) -> tuple[Tensor, Tensor]:
         """Return eigenvalues, ascending, and eigenvectors, as columns, of a second moment."""
@@ -151,7 +160,7 @@ class KeyStatistics(Statistics):
 
     def corpus(self, model: LanguageModel) -> TextCorpus:
         """Return the text for a model."""
-        return self._corpus or TextCorpus([DEMO if _is_demo(model) else MODEL], OPTION)
+        return self._corpus or own_text(model, OPTION)
 
     def second_moments(self, model: LanguageModel) -> dict[int, Tensor]:
         """Load from the cache, or compute and store; processes divide the text, and the first one reads and writes.
@@ -183,16 +192,43 @@ class KeyStatistics(Statistics):
             found[layer] = team.first_tensor(own)
         return {layer: found[layer] for layer in model.layers}
 
+    def curvatures(self, model: LanguageModel) -> tuple[dict[int, Curvature], int]:
+        """Load from the cache, or run the same text forward and backward and store; processes divide it.
+
+        Raises:
+            EditError: the text cannot be read, or gradients are not finite.
+        """
+        tokens, team = self.wanted(model), Team.of(model.network)
+        keys = self.keys(model, tokens) if team.is_first else {}
+        stored = {layer: self.cache.get("curvature", key) for layer, key in keys.items()}
+        if team.first(any(part is None for part in stored.values()) if stored else None):
+            mine = [row for rows in team.share(self._batches(model, tokens)) for row in rows]
+            with model.unedited():
+                sums, count = curvature(model, mine)
+            count = int(team.sum(torch.tensor(count, device=model.device)))
+            found = {layer: Curvature(team.sum(own.keys), team.sum(own.gradients)) for layer, own in sums.items()}
+            for layer, own in found.items() if team.is_first else ():
+                parts = {"keys": own.keys, "gradients": own.gradients, "tokens": torch.tensor(count)}
+                self.cache.put("curvature", keys[layer], parts)
+        else:
+            count = team.first(int(stored[model.layers[0]]["tokens"]) if stored else None)
+            found = {}
+            for layer in model.layers:
+                made = [torch.empty(d, d, dtype=torch.float64) for d in reversed(model.weight(layer).delta.shape)]
+                own = [stored[layer][name] for name in ("keys", "gradients")] if stored else made
+                found[layer] = Curvature(*(team.first_tensor(part.to(model.device)) for part in own))
+        if not all(own.gradients.isfinite().all() for own in found.values()):
+            raise EditError("the gradients on ordinary text are not finite: check that the model is complete")
+        return found, count
+
     def wanted(self, model: LanguageModel) -> int:
         """Return the number of tokens to read for a model."""
         per_entry = WRITTEN if MODEL in self.corpus(model).names else READ
         return self.tokens or per_entry * max(weight.delta.shape[1] for weight in model.edited.values())
 
-    def is_cached(self, model: LanguageModel) -> bool:
-        """Tell whether the cache has the statistics of all edited layers."""
-        return all(
-            self.cache.file("statistics", key).is_file() for key in self.keys(model, self.wanted(model)).values()
-        )
+    def is_cached(self, model: LanguageModel, kind: str = "statistics") -> bool:
+        """Tell whether the cache has the statistics, or the `curvature`, of all edited layers."""
+        return all(self.cache.file(kind, key).is_file() for key in self.keys(model, self.wanted(model)).values())
 
     def eigen(self, moment: Tensor) -> tuple[Tensor, Tensor]:
         """Decompose a second moment once; results are cached by the content of the matrix."""
@@ -270,6 +306,11 @@ class KeyStatistics(Statistics):
                 batches.append([])
             batches[-1].append(row)
         return batches
+
+
+def own_text(model: LanguageModel, option: str) -> TextCorpus:
+    """Return the text for a model where none is named: the demo world's, or what the model writes."""
+    return TextCorpus([DEMO if _is_demo(model) else MODEL], option)
 
 
 def _is_demo(model: LanguageModel) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lke_lightning.configuration import read
-from lke_lightning.edits import EditError, check_list, check_text
+from lke_lightning.edits import EditError
 from lke_lightning.results import made_folder, write
 from lke_lightning.sweeps.report import CAPTION, circumstances, entry, markdown, show, table, together
 from lke_lightning.sweeps.runs import FILE_OPTIONS, LOG, Job, Outcome, carry_out_all
@@ -29,9 +29,9 @@ class Comparison:
     def read(cls, path: str) -> Comparison:
         """Read a plan: `rows`, each with a `name` and `arguments` of `fit`, and optionally common `arguments`.
 
-        Each row gets the common YAML files, its own, the common options, and its own, in this order. A row with
-        `orders`, a list of seeds, is a run for each order of its edits (`data.shuffle_seed`). One with `without`,
-        a list of options, gets no common `--option=value` that begins so: its stages may not know it.
+        Each row gets the common YAML files, its own, the common options, and its own, in this order; `without` lists
+        common options, given as `--NAME=VALUE`, that it does not get, by their names or beginnings of these. A row with
+        `orders`, a list of seeds, is a run for each order of its edits (`data.shuffle_seed`).
 
         Raises:
             EditError: the file is missing or is not a plan.
@@ -104,18 +104,25 @@ def _row(row: Any, place: int, common: list[str]) -> tuple[str, list[Job]]:
     if not isinstance(row, dict):
         raise EditError(f"{what} is {row!r}: it needs a name and arguments")
     _check_keys(row, {"name", "arguments", "orders", "without"}, what)
-    without = check_list(row.get("without", []), f"{what}: without", check_text)
     name, orders = row.get("name"), row.get("orders")
     if not isinstance(name, str) or not re.fullmatch(r"[^\W_][^/\\\n]*", name):
         raise EditError(
             f"{what} has the name {name!r}: it names a folder, so start with a letter or digit and use no slash"
         )
-    arguments = _files_first([*(part for part in common if not part.startswith(without)), *_arguments(row, what)])
+    lacks = tuple(f"{name}{end}" for name in _lacks(row, what) for end in "=.")
+    arguments = _files_first([*(part for part in common if not part.startswith(lacks)), *_arguments(row, what)])
     if orders is None:
         return name, [Job(name, tuple(arguments))]
     if not isinstance(orders, list) or len({*map(str, orders)}) < 2 or not all(type(seed) is int for seed in orders):
         raise EditError(f"{what}: orders is {orders!r}: it must be a list of two or more different seeds")
     return name, [Job(f"{name}, order {seed}", (*arguments, "--data.shuffle_seed", str(seed))) for seed in orders]
+
+
+def _lacks(row: dict[str, Any], what: str) -> list[str]:
+    names = row.get("without", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.startswith("--") for name in names):
+        raise EditError(f"{what}: without is {names!r}: it must be a list of options such as [--stage_two.norm_limit]")
+    return names
 
 
 def _files_first(arguments: list[str]) -> list[str]:

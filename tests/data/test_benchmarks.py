@@ -66,6 +66,18 @@ def test_mquake_leaves_out_what_contradicts_an_earlier_case(tmp_path, capsys):
     assert sorted(stream.irregular.values()) == [1, 1]
 
 
+def test_mquake_keeps_the_cases_alone_that_no_other_contradicts(tmp_path):
+    cases = [
+        case(1, [("Ana", "loves", "Bo")], [("Ana", "loves", "Bo"), ("Bo", "lives", "Rome")]),
+        case(2, [("Ana", "loves", "Cy")], [("Ana", "loves", "Cy")]),
+        case(3, [("Bo", "lives", "Oslo")], [("Bo", "lives", "Oslo")]),
+    ]
+    stream = read(MQuAKE, tmp_path, *cases, consistent=True)
+    assert [request.id for request in stream.requests] == ["3.0"]
+    with pytest.raises(EditError, match=r"does not say which facts its cases use .*leave data\.consistent out"):
+        read(MQuAKE, tmp_path, *[{**one, "orig": {}} for one in cases], consistent=True)
+
+
 def test_zsre_with_the_invented_answer(tmp_path):
     base = {"src": "Who is Ana?", "subject": "Ana", "rephrase": "Ana is?", "loc": "nq question: who", "loc_ans": "me"}
     hop = {"Recalled Relation": "", "New Question": "Who is Ana's twin?", "New Answer": "Bo"}

@@ -38,6 +38,7 @@ METHODS = {
         "-c", "configs/method/lyaplock.yaml", "--stage_two.solver.init_args.budget", "1.0",
         "--stage_two.key_filter.energy", "0.4", "--stage_one.max_steps", "5", "--stage_two.norm_limit", "null",
     ],
+    "crispedit": ["-c", "configs/method/crispedit.yaml", "--stage_two.epochs", "4", "--stage_two.order.size", "3"],
     "evoedit": [
         "-c", "configs/method/evoedit.yaml", "--stage_two.solver.init_args.null_space.share", "0.5",
         "--stage_one.max_steps", "5", "--stage_two.norm_limit", "null",

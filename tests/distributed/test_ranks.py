@@ -43,6 +43,8 @@ def end_of(folder):
         pytest.param("alphaedit", REPLICATED, 4, marks=pytest.mark.slow),
         pytest.param("alphaedit", SHARDED, 2, marks=pytest.mark.slow),
         ("lyaplock", REPLICATED, 2),
+        pytest.param("crispedit", REPLICATED, 2, marks=pytest.mark.slow),
+        pytest.param("crispedit", SHARDED, 2, marks=pytest.mark.slow),
         pytest.param("evoedit", REPLICATED, 2, marks=pytest.mark.slow),
         pytest.param("deltaedit", REPLICATED, 2, marks=pytest.mark.slow),  # an edit's noise depends on those before it
     ],

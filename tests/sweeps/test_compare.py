@@ -77,15 +77,6 @@ def test_a_table_has_what_was_measured_and_the_spread_over_orders():
     assert together([*entries, entry(Outcome(Job("c", ())))], "x")["status"] == "waiting"
 
 
-def test_a_row_goes_without_common_options_that_its_stages_do_not_know(tmp_path):
-    plan = tmp_path / "plan.yaml"
-    plan.write_text("{arguments: [--a.b=1, --a.c=2, -c, x.yaml], rows: [{name: a, without: [--a.b]}, {name: b}]}")
-    assert [job.arguments for job in Comparison.read(str(plan)).jobs] == [
-        ("-c", "x.yaml", "--a.c=2"),
-        ("-c", "x.yaml", "--a.b=1", "--a.c=2"),
-    ]
-
-
 def test_a_row_in_several_orders_is_a_run_for_each(tmp_path):
     plan = tmp_path / "plan.yaml"
     plan.write_text("{arguments: [--data.shuffle_seed=7], rows: [{name: a, orders: [0, 1]}, {name: b}]}")
@@ -107,6 +98,14 @@ def test_options_of_all_rows_win_over_the_files_of_one(tmp_path):
     assert [path.name for path in job.configurations()] == ["a.yaml", "b.yaml", "c.yaml"]
 
 
+def test_a_row_may_be_without_common_options(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    common = ["--stage_two.statistics.tokens=9", "--stage_two.norm_limit=null", "--stage_two.norm_limits=1"]
+    row = {"name": "a", "without": ["--stage_two.statistics", "--stage_two.norm_limit"]}
+    plan.write_text(yaml.safe_dump({"arguments": common, "rows": [row]}))
+    assert Comparison.read(str(plan)).jobs[0].arguments == ("--stage_two.norm_limits=1",)
+
+
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
@@ -124,6 +123,7 @@ def test_options_of_all_rows_win_over_the_files_of_one(tmp_path):
         ("rows: [{name: a, orders: [1, 1]}]", "orders is"),
         ("rows: [{name: a, orders: 3}]", "orders is 3"),
         ("rows: [{name: a, orders: [0, 1]}, {name: 'a, order 1'}]", "named 'a, order 1'"),
+        ("rows: [{name: a, without: norm_limit}]", "without is 'norm_limit'"),
         ("rows: [{name: a, arguments: -c x}]", "must be a list"),
         ("rows: [{name: a, arguments: [-c, nowhere.yaml]}]", "no configuration 'nowhere.yaml'"),
     ],
