@@ -15,7 +15,6 @@ from lke_lightning.model.cache import Padded
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row
 from lke_lightning.model.units import Whole, texts
-from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_two.memories.hooks import running
 from lke_lightning.stage_two.memories.side import Rule, SideMemory, SideModule
 from lke_lightning.stage_two.statistics import KeyStatistics
@@ -173,7 +172,7 @@ class TrainedMemory(SideMemory):
     corpus: str | list[str] | None
     """Ordinary text; as for `KeyStatistics`."""
 
-    def check(self, one: StageOne) -> None:
+    def check(self, one: Finds) -> None:
         """Raise `EditError` unless it is left to this stage to learn."""
         if one.has_targets:
             raise EditError(

@@ -12,13 +12,12 @@ from torch import Tensor
 from lke_lightning.edits import EditError
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.reading import SlotReader, Spread
-from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_two.keys import ContextMean
 from lke_lightning.stage_two.memories.side import SideMemory, SideModule
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.room import Space
 from lke_lightning.stage_two.solvers import EditSystem
-from lke_lightning.stage_two.stage import Again
+from lke_lightning.stage_two.stage import Again, Finds
 from lke_lightning.step import EditStep
 
 
@@ -69,7 +68,7 @@ class Store(SideModule):
 class StoreMemory(SideMemory):
     """Fills a `Store`: keys at the slots, averaged over contexts, and what the matrix is to return there."""
 
-    def check(self, one: StageOne) -> None:
+    def check(self, one: Finds) -> None:
         """Raise `EditError` unless stage one finds targets."""
         if not one.has_targets:
             raise EditError(
