@@ -17,6 +17,7 @@ from lke_lightning.model.tokens import Row
 from lke_lightning.model.units import Whole, texts
 from lke_lightning.stage_two.memories.hooks import running
 from lke_lightning.stage_two.memories.side import Rule, SideMemory, SideModule
+from lke_lightning.stage_two.stage import Finds
 from lke_lightning.stage_two.statistics import KeyStatistics
 from lke_lightning.step import EditStep
 
