@@ -42,6 +42,7 @@ SAME_RESULTS = frozenset(
         "stage_two.init_args.max_tokens",
         "stage_two.init_args.norm_limit",
         "stage_two.statistics.init_args.cache_dir",
+        "stage_two.init_args.statistics.init_args.cache_dir",
     }
 )
 """Settings that a run may be continued with another value of."""

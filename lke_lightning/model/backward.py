@@ -109,10 +109,11 @@ def curvature(model: LanguageModel, texts: Sequence[Row]) -> tuple[dict[int, Cur
             return cross_entropy(logits, labels, reduction="sum")
 
         found = backward(model, batch, rows, positions, loss)
-        for total, keys, gradients in zip(sums.values(), found.keys, found.gradients, strict=True):
-            for whole, of in ((total.keys, keys), (total.gradients, gradients)):
-                flat = of[rows, positions].to(model.wide_dtype)  # products in the wide dtype, their sum in float64
-                whole += flat.T @ flat
+        with torch.autocast(model.device.type, enabled=False):
+            for total, keys, gradients in zip(sums.values(), found.keys, found.gradients, strict=True):
+                for whole, of in ((total.keys, keys), (total.gradients, gradients)):
+                    flat = of[rows, positions].to(model.wide_dtype)  # products in the wide dtype, their sum in float64
+                    whole += flat.T @ flat
         return len(rows)
 
     counts, _ = within_memory(add, texts, lambda row: len(row.ids), SAMPLED)

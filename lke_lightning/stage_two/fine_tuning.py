@@ -128,7 +128,7 @@ class FineTuning(StageTwo):
         self.epochs, self.enough, self.statistics = epochs, enough, statistics
         self.norm_limit, self.seed, self.max_tokens = norm_limit, seed, max_tokens
         self.memory: dict[int, dict[str, Tensor]] = {}
-        """The constraint's, by layer."""
+        """The constraint's, by layer; of every layer, perhaps nothing, once there is a run."""
         self._text: str | None = None
         """Which text the objective draws from."""
 
@@ -187,8 +187,9 @@ class FineTuning(StageTwo):
                     "the sentences are not those that this run began with: give stage_two.objective the same text"
                 )
             self._text = text
-            if self.constraint is not None and not self.memory:
-                self.memory = self.constraint.start(model, self.statistics)
+            if not any(self.memory.values()):
+                begun = {} if self.constraint is None else self.constraint.start(model, self.statistics)
+                self.memory = {layer: begun.get(layer, {}) for layer in model.layers}
         self.objective.examples(model.text, requests, self.seed)
 
     @torch.no_grad()
@@ -360,7 +361,7 @@ class FineTuning(StageTwo):
         """Undo all edits: the weights are the unedited ones, bit for bit; what was measured is measured again."""
         for layer in model.layers:
             model.weight(layer).revert()
-        self.memory = {}
+        self.memory = {layer: {} for layer in model.layers}
         register.deactivate(register.holding, UNDONE)
 
     def why_not_exact(self) -> str:

@@ -246,6 +246,14 @@ def test_curvature_is_that_of_naive_gradients_and_grows_with_what_is_learnt():
     assert torch.linalg.matrix_rank(two.memory[0]["keys"]) > torch.linalg.matrix_rank(sums[0].keys)
 
 
+def test_mixed_precision_does_not_round_the_curvature():
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = curvature(make_model("llama").float(), TEXTS)
+    for own in found.values():
+        for part in (own.keys, own.gradients):
+            assert not torch.equal(part, part.bfloat16().double())
+
+
 def test_saul_adds_a_sentence_that_does_not_name_the_subject(tmp_path):
     model = make_model("llama")
     (tmp_path / "text.txt").write_text("Bob Smith plays the guitar. The river is in the city! No. And so\n" * 2)
@@ -344,14 +352,16 @@ def test_what_does_not_go_together_is_refused(monkeypatch):
         LowRankAdapter()
 
 
-def test_a_run_that_was_stopped_goes_on_bit_for_bit_and_from_python(small_run, small_world, tmp_path):
+@pytest.mark.parametrize(("method", "parts_kept"), [("crispedit", ("keys", "gradients", "tokens")), ("lora", ())])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit_and_from_python(small_run, method, parts_kept, tmp_path):
     place = small_run.index("tests/conf/tiny.yaml")
     arguments = [*small_run[: place - 1], *small_run[place + 1 :], "--stage_two.epochs", "3"]
-    arguments = [part.replace("encore.yaml", "crispedit.yaml") for part in arguments]
+    arguments = [part.replace("encore.yaml", f"{method}.yaml") for part in arguments]
     arguments += ["--stage_two.order.size", "1", "--stage_two.norm_limit", "null", "--data.limit", "4"]
     arguments += ["--checkpoint.every_n_train_steps", "1", "--checkpoint.keep", "-1"]
     whole, parts = (["--trainer.default_root_dir", str(tmp_path / name)] for name in ("whole", "parts"))
     main([*arguments, *whole])
+    arguments += ["--stage_two.statistics.cache_dir", str(tmp_path / "cache")]  # which may be another one
     main([*arguments, *parts, "--ckpt_path", str(tmp_path / "whole" / "checkpoints" / "batch-00000001.ckpt")])
     saved = [torch.load(checkpoints.newest(tmp_path / name), weights_only=True) for name in ("whole", "parts")]
     for layer in LAYERS:
@@ -359,7 +369,8 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit_and_from_python(small_run, s
         assert saved[0]["state_dict"][name].any()
         assert torch.equal(saved[0]["state_dict"][name], saved[1]["state_dict"][name])
         memory = [held["callbacks"]["WeightUpdate"]["memory"][str(layer)] for held in saved]
-        assert all(torch.equal(memory[0][part], memory[1][part]) for part in ("keys", "gradients", "tokens"))
+        assert set(memory[0]) == set(memory[1]) == set(parts_kept)
+        assert all(torch.equal(memory[0][part], memory[1][part]) for part in parts_kept)
     entries = map(json.loads, (tmp_path / "whole" / "ledger.jsonl").read_text().splitlines())
     assert [entry["steps"] for entry in entries if entry["event"] == "edit"] == [3] * 4
     edited = lke_lightning.resume(tmp_path / "parts")  # with the optimiser that the checkpoint names
@@ -367,3 +378,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit_and_from_python(small_run, s
     edited.edit([{"prompt": "Gus plays the", "target": "piano", "subject": "Gus"}])
     assert not torch.equal(edited.editor.language_model.weight(0).delta, before)
     assert edited.edited[-1] == "4"
+    edited.revert()
+    edited.save(tmp_path / "parts")
+    again = lke_lightning.resume(tmp_path / "parts").edit([{"prompt": "Hal plays the", "target": "piano"}])
+    assert again.edited == ["5"]
