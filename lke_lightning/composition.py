@@ -96,7 +96,8 @@ def rebuild_readout(configuration: Mapping[str, Any], trust: Sequence[str] = ())
 
     The rest may name text that is not on this machine.
     """
-    readout = rebuilt(configuration.get("stage_two", {}).get("readout"), trust)
+    two = configuration.get("stage_two", {})
+    readout = rebuilt((two.get("init_args") or two).get("readout"), trust)
     if not isinstance(readout, ReadoutTransform | None):
         raise EditError(f"the checkpoint's readout is of type {type(readout).__name__}: use another checkpoint")
     return readout

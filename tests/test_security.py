@@ -281,3 +281,9 @@ def test_a_ledger_cannot_write_to_the_terminal(run, capsys):
         assert not {"\x1b", "\x07", "\x9b"} & set(said)
     main(["log", str(run), "--as_json", "true"])
     assert not {"\x1b", "\x07"} & set(capsys.readouterr().out)
+
+
+def test_a_readout_is_found_in_a_stage_two_of_ones_own():
+    readout = {"class_path": "lke_lightning.stage_two.transforms.SpectralCap", "init_args": {"base": 1.5}}
+    found = rebuild_readout({"stage_two": {"class_path": "mine.Two", "init_args": {"readout": readout}}})
+    assert found.base == 1.5
