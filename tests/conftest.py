@@ -2,13 +2,28 @@
 
 import json
 import shutil
+from contextlib import suppress
 
 import pytest
 
+from lke_lightning.cache import VARIABLE, default_folder
 from lke_lightning.cli import main
 from lke_lightning.testing import WORDS, tiny_network, tiny_tokenizer
 
 NAMES = ["Ana", "Bob", "Cyd", "Dan", "Eve", "Fay", "Gus", "Hal"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_tests(tmp_path_factory):
+    """A cache where the scores of unedited models are the tests' own; what is costly is the user's."""
+    folder, users = tmp_path_factory.mktemp("cache"), default_folder().resolve()
+    for kind in ("models", "statistics", "eigen", "curvature"):
+        with suppress(OSError):
+            (users / kind).mkdir(parents=True, exist_ok=True)
+        (folder / kind).symlink_to(users / kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")
