@@ -53,7 +53,7 @@ class UneditedScores:
         }
         self._known: dict[str, Scores] = self._team.first(self._stored() if self._team.is_first else None)
         self._new: dict[str, Scores] = {}
-        self._computed: set[str] = set()
+        self._earlier, self._computed = frozenset(self._known), set[str]()
 
     def recall(
         self, protocol: str, requests: Sequence[EditRequest], run: Callable[[list[EditRequest]], list[Scores]]
@@ -71,11 +71,13 @@ class UneditedScores:
             found = dict(zip(missing, run(list(missing.values())), strict=True))
             self._known |= found
             self._new |= found
-            self._computed |= {request.id for request in missing.values()}
+        self._computed |= {
+            request.id for name, request in zip(names, requests, strict=True) if name not in self._earlier
+        }
         return [dict(self._known[name]) for name in names]
 
     def keep(self) -> set[str]:
-        """Store what is new, and return the ids of the requests that `run` had to score."""
+        """Store what is new, and return the ids of the requests that no earlier run has scored."""
         new = {name: scores for part in self._team.gather([self._new]) for name, scores in part.items()}
         if new and self._team.is_first and self._cache is not None:
             self._cache.put(KIND, self._key, _flat(self._stored() | new))  # others may have stored some meanwhile

@@ -120,3 +120,10 @@ def test_a_number_is_measured_once(cache):
         known = UneditedScores(model(), "32-true", cache)
         assert known.number(what, lambda: measured.append(1) or torch.inf) == torch.inf
     assert len(measured) == 2
+
+
+def test_what_a_run_asks_twice_no_earlier_one_has_scored(cache):
+    named = EditRequest(id="z", prompt="The capital", target="is")
+    known = UneditedScores(model(), "32-true", cache)
+    known.recall("p", [REQUESTS[1], named], lambda some: score(model(), some))
+    assert known.keep() == {"1", "z"}
