@@ -172,8 +172,21 @@ def test_without_its_edits_the_model_is_the_unedited_one_bit_for_bit(method, sma
         with pytest.raises(EditError, match="cannot be undone exactly"):
             result.undo("Ana")
     result.revert()
+    result.revert()
     assert torch.equal(logits_of(model.network, ids), base)
     assert result.edited == []
+    result.edit(FACTS[6:])
+    anew = logits_of(model.network, ids)
+    if method in EXACT:
+        result.redo("Ana")
+        result.undo("Gus", "Hal")
+        assert result.edited == ["Ana"]
+        result.redo("Gus", "Hal")
+        result.undo("Ana")
+        assert torch.equal(logits_of(model.network, ids), anew)
+    else:
+        with pytest.raises(EditError, match="cannot be undone exactly"):
+            result.redo("Ana")
 
 
 @pytest.mark.parametrize("method", METHODS)
