@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lke_lightning.edits import EditError
 from lke_lightning.model.architecture import Architecture
@@ -47,13 +48,23 @@ class Beside(nn.Module, ABC):
     is_scored: ClassVar[bool] = True
     """Whether likelihoods of given answers tell what the edited model answers. Otherwise `answer` gives the answers."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.hooks: list[RemovableHandle] = []
+        """Those that `install` put into the network; `LanguageModel.detach` takes them out."""
+
     @abstractmethod
     def install(self, model: Host) -> None:
-        """Put hooks into the network; without edits, and while it is off, they change nothing, bit for bit.
+        """Put `hooks` into the network; without edits, and while it is off, they change nothing, bit for bit.
 
         Raises:
             EditError: it cannot stand beside this model.
         """
+
+    @property
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """Whether it holds no edit, and changes nothing."""
 
     @abstractmethod
     def clear(self) -> None:

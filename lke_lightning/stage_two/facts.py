@@ -81,6 +81,11 @@ class Facts(Beside):
         self._score: Score | None = None
         self._found: dict[str, list[int]] = {}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no fact holds."""
+        return not self.holding
+
     def clear(self) -> None:
         """Forget all facts."""
         self.facts = []

@@ -189,6 +189,28 @@ def test_without_its_edits_the_model_is_the_unedited_one_bit_for_bit(method, sma
             result.redo("Ana")
 
 
+@pytest.mark.parametrize("method", ["grace", "memoir"])
+def test_an_interrupted_first_edit_leaves_no_hook_and_a_second_editor_is_refused(method, small, monkeypatch):
+    networks = []
+
+    def interrupted(self, *_):
+        networks.append(self.model)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lke_lightning.api.EditedModel._edit_batch", interrupted)
+        small(method)
+    [network] = networks
+    assert not any([*part._forward_hooks, *part._forward_pre_hooks] for part in network.modules())
+    result = small(method, FACTS[:2])
+    with pytest.raises(EditError, match="with edits stands beside this model"):
+        lke_lightning.edit(result.model, result.tokenizer, FACTS[2:4], layers=[1])
+    model, [hook] = result.editor.language_model, result.editor.language_model.architecture.matrix(2)._forward_hooks
+    model.attach("memory", result.stages.two.made(model))
+    assert hook not in model.architecture.matrix(2)._forward_hooks
+    assert len(model.architecture.matrix(2)._forward_hooks) == 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_exported_memory_serves_transformers_alone(method, remembered, small_world, tmp_path):
     result = remembered(method)
