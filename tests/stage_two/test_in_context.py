@@ -70,6 +70,11 @@ def test_scores_are_those_of_the_formula(question):
     assert BM25().index(texts)(question).tolist() == pytest.approx(naive(question, texts), rel=1e-5)
 
 
+def test_texts_without_words_bear_on_nothing():
+    assert BM25().index(["?", ""])("what?").tolist() == [0.0, 0.0]
+    assert BM25().index(["?", "what"])("what?").tolist()[0] == 0.0
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(EditError, match=r"pip install 'lke-lightning\[retrieval\]'"):

@@ -175,6 +175,8 @@ def test_without_its_edits_the_model_is_the_unedited_one_bit_for_bit(method, sma
     result.revert()
     assert torch.equal(logits_of(model.network, ids), base)
     assert result.edited == []
+    with pytest.raises(EditError, match="no edit holds"):
+        result.export("nowhere", format="module")
     result.edit(FACTS[6:])
     anew = logits_of(model.network, ids)
     if method in EXACT:
@@ -197,9 +199,10 @@ def test_an_interrupted_first_edit_leaves_no_hook_and_a_second_editor_is_refused
         networks.append(self.model)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("lke_lightning.api.EditedModel._edit_batch", interrupted)
-        small(method)
+        with pytest.raises(KeyboardInterrupt):
+            small(method)
     [network] = networks
     assert not any([*part._forward_hooks, *part._forward_pre_hooks] for part in network.modules())
     result = small(method, FACTS[:2])

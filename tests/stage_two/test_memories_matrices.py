@@ -215,3 +215,18 @@ def test_memoir_brings_back_what_a_later_wording_of_the_fact_had_replaced(tmp_pa
 def test_they_learn_from_texts(tmp_path):
     with pytest.raises(EditError, match=r"Memoir learns from the texts .* set stage_one to TextsAlone"):
         edited(Memoir(), tmp_path, one=TargetOptimization())
+
+
+@pytest.mark.parametrize(
+    ("two", "settings", "message"),
+    [
+        (Wise, {"limit": -0.1}, r"stage_two\.limit is -0\.1"),
+        (Wise, {"enough": float("nan")}, r"stage_two\.enough is nan"),
+        (Wise, {"margins": [1.0, 2.0]}, r"stage_two\.margins are three numbers"),
+        (Wise, {"absolute_margins": [1.0, float("nan"), 0.0]}, r"stage_two\.absolute_margins is nan"),
+        (Memoir, {"enough": -1.0}, r"stage_two\.enough is -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(two, settings, message):
+    with pytest.raises(EditError, match=message):
+        two(**settings)

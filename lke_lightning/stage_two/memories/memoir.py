@@ -142,6 +142,7 @@ class Memoir(TrainedMemory):
         check_number("stage_two.relative_lr", relative_lr, above=0)
         check_number("stage_two.lr", 1 if lr is None else lr, above=0)
         check_number("stage_two.max_steps", max_steps, at_least=1)
+        check_number("stage_two.enough", enough, at_least=0)
         self.share, self.top_k, self.tau, self.seed, self.corpus = share, top_k, tau, seed, corpus
         self.relative_lr, self.lr, self.max_steps, self.enough = relative_lr, lr, max_steps, enough
 
