@@ -247,8 +247,8 @@ def write_module(editor: Editor, folder: Path) -> dict[str, LowRank]:
     """Write the memory that stands beside the network as a folder, complete or not at all; docs/export.md.
 
     Raises:
-        EditError: edits are in the weights or undone, the memory has no such form, or the folder is not empty or cannot be
-            written.
+        EditError: edits are in the weights or undone, the memory has no such form, or the folder is not empty or
+            cannot be written.
     """
     check_free(folder, is_folder=True)
     model = editor.language_model

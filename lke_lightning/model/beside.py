@@ -93,6 +93,10 @@ class Beside(nn.Module, ABC):
         """
         return generate(prompts, new_tokens)
 
+    def is_of(self, units: Sequence[int]) -> bool:
+        """Whether it can be that of a run whose edits have so many units each; asked when a checkpoint was loaded."""
+        return True
+
     @contextmanager
     def switched_off(self) -> Iterator[None]:
         """Let it have no effect."""
@@ -104,6 +108,7 @@ class Beside(nn.Module, ABC):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, buffer in self._buffers.items():
-            if buffer is not None and prefix + name in state_dict:
-                setattr(self, name, state_dict[prefix + name].to(buffer))
+            saved = state_dict.get(prefix + name)
+            if buffer is not None and saved is not None and saved.shape[1:] == buffer.shape[1:]:  # else it is refused
+                setattr(self, name, saved.to(buffer))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -10,6 +10,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lke_lightning
+from lke_lightning.checkpoints import newest
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.generated import decode, first_choice
 from lke_lightning.evaluation.teacher_forced import continuation_nll
@@ -149,6 +150,14 @@ def test_a_run_that_was_saved_and_resumed_is_the_one_that_was_not_bit_for_bit(me
     part = lke_lightning.resume(tmp_path / "run").edit(FACTS[3:])
     same(held(part), held(whole))
     assert part.after == whole.after
+    path = newest(tmp_path / "run")
+    checkpoint = torch.load(path, weights_only=True)
+    weights = checkpoint["state_dict"]
+    [name] = [name for name in weights if name.endswith((".live", ".floors"))]
+    for rows in (weights[name][:-1], weights[name].unsqueeze(1).expand(-1, 2)):
+        torch.save({**checkpoint, "state_dict": weights | {name: rows}}, path)
+        with pytest.raises(EditError, match=r"is not of its edits|cannot be used"):
+            lke_lightning.resume(path)
 
 
 @pytest.mark.parametrize("method", METHODS)

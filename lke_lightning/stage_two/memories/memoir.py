@@ -76,6 +76,10 @@ class MaskedMatrix(RunningModule):
         """Whether no edit holds."""
         return not self.live.any()
 
+    def is_of(self, units: Sequence[int]) -> bool:
+        """See `Beside.is_of`."""
+        return len(self.masks) == len(self.live) == len(units)
+
     def clear(self) -> None:
         """Forget all edits."""
         self.restore({"matrix": torch.zeros_like(self.matrix), "masks": self.masks[:0], "live": self.live[:0]})

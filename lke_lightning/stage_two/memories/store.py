@@ -60,6 +60,10 @@ class Store(SideModule):
             self.live[list(back)] = True
             self.settle(0)
 
+    def is_of(self, units: Sequence[int]) -> bool:
+        """See `Beside.is_of`."""
+        return {len(buffer) for buffer in self.buffers()} == {sum(units)}
+
     @abstractmethod
     def settle(self, first: int) -> None:
         """Find what is read of the live rows; what was found of those before row `first` still holds."""

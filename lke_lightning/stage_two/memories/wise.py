@@ -74,6 +74,10 @@ class SideMatrices(RunningModule):
         """Whether there is no matrix."""
         return not len(self.sides)
 
+    def is_of(self, units: Sequence[int]) -> bool:
+        """See `Beside.is_of`."""
+        return len(self.sides) == len(self.floors) and self.activation in ACT2FN
+
     def answer(self, keys: Tensor, output: Tensor) -> Tensor:
         """Route."""
         return read({**self.tensors(), "activation": self.activation}, self.running, keys, output)
