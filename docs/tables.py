@@ -107,9 +107,55 @@ def families() -> str:
     return _table(["models", "`model_type`", "what is special", "one-token targets", "longer targets"], rows)
 
 
+def small() -> str:
+    """Return a row for each method that was run on 200 facts that the small model knows, the best first."""
+    head = [
+        *(f"{kind} (just after)" for kind in (*KINDS, "S")),
+        "first choice",
+        "retention",
+        "perplexity",
+        "norms",
+        "steps",
+    ]
+    rows = sorted(_compared("compare-cf-llama-9m-200.json"), key=lambda row: -row["final"]["S"])
+    return _table(["method", *head], [[*_outcome(row), _number(row["steps"]["median"], ".0f")] for row in rows])
+
+
+def kinds() -> str:
+    """Return a row for each kind of editor on a real model, with what an edit costs there."""
+    path = ROOT / "results" / "benchmark-inference-cpu.json"
+    costs = {run["method"]: run for run in json.loads(path.read_text())["runs"]}
+    rows = []
+    for row in _compared("compare-smollm2-kinds.json"):
+        cost, said = costs[row["method"]], (row["generated"] or {}).get("efficacy")
+        size = f"{cost['checkpoint_bytes_per_edit'] / 1024:,.0f}, {cost['bytes_beside_per_edit'] / 1024:,.1f}"
+        paid = [f"{cost['editing_seconds_per_edit']:.2f}", size, f"{cost['ratio']:.2f}"]
+        rows.append([*_outcome(row), _number(said), *paid])
+    head = [*(f"{kind} (just after)" for kind in (*KINDS, "S")), "first choice", "retention", "perplexity", "norms"]
+    paid = ["seconds an edit", "KiB an edit: checkpoint, beside the weights", "answer, times as long"]
+    return _table(["method", *head, "generated", *paid], rows)
+
+
+def _compared(name: str) -> list[dict[str, Any]]:
+    return [row for row in json.loads((ROOT / "results" / name).read_text())["rows"] if row["status"] == "done"]
+
+
+def _outcome(row: dict[str, Any]) -> list[str]:
+    """Return the cells that all comparisons have; what was not scored is a dash."""
+    scores = [f"{_number(row['final'][kind])} ({_number(row['just_after'][kind])})" for kind in (*KINDS, "S")]
+    kept = ", ".join(_number(part, ".2f") for part in row["retention"].values())
+    before, final = (_number(row["perplexity"][when], ".0f") for when in ("before", "final"))
+    growth = f"{row['largest_norm_growth']:.2f}"
+    return [row["name"], *scores, _number(row["accuracy"]["efficacy"]), kept, f"{before} > {final}", growth]
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)
+
+
 def rewritten(page: str) -> str:
     """Return a page with the present tables in the place of those it has."""
-    for table in (methods, performance, survival, control, ranks, families):
+    for table in (methods, performance, survival, control, ranks, families, small, kinds):
         begin, end = markers(table.__name__)
         page = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table()}\n{end}", page, flags=re.DOTALL)  # noqa: B023
     return page
