@@ -371,13 +371,16 @@ class Editor(lightning.LightningModule):
         """Take the change; nothing but the language model itself may be missing.
 
         Raises:
-            EditError: a delta is missing or unknown, or has another shape.
+            EditError: a delta is missing or unknown, or has another shape, or what stands beside is of other edits.
         """
         with checkpoints.understood("the change of the weights"):
             result = super().load_state_dict(state_dict, strict=False, assign=assign)
         missing = [name for name in result.missing_keys if ".network." not in f".{name}"]
         if missing or result.unexpected_keys:
             raise EditError(f"the checkpoint lacks {missing} and has unknown {result.unexpected_keys}")
+        for name, module in self.language_model.beside.items():
+            if not module.is_of(self.register.units):
+                raise EditError(f"{name!r} in the checkpoint is not of its edits: use another one")
         return result
 
     def save_pretrained(self, folder: str | Path) -> Path:

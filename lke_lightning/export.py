@@ -247,14 +247,16 @@ def write_module(editor: Editor, folder: Path) -> dict[str, LowRank]:
     """Write the memory that stands beside the network as a folder, complete or not at all; docs/export.md.
 
     Raises:
-        EditError: edits are in the weights, the memory has no such form, or the folder is not empty or cannot be
-            written.
+        EditError: edits are in the weights or undone, the memory has no such form, or the folder is not empty or
+            cannot be written.
     """
     check_free(folder, is_folder=True)
     model = editor.language_model
     if len(model.beside) != 1 or any(weight.delta.any() for weight in model.edited.values()):
         raise EditError("--format module is for edits that stand beside the weights: use merged, delta or lora")
     [module] = model.beside.values()
+    if module.is_empty:
+        raise EditError("no edit holds: there is nothing to export")
     tensors, about, program = module.exported()
     about |= {
         "base_model": Path(editor.pretrained).name if Path(editor.pretrained).exists() else editor.pretrained,

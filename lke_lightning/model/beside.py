@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lke_lightning.edits import EditError
 from lke_lightning.model.architecture import Architecture
@@ -47,13 +48,23 @@ class Beside(nn.Module, ABC):
     is_scored: ClassVar[bool] = True
     """Whether likelihoods of given answers tell what the edited model answers. Otherwise `answer` gives the answers."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.hooks: list[RemovableHandle] = []
+        """Those that `install` put into the network; `LanguageModel.detach` takes them out."""
+
     @abstractmethod
     def install(self, model: Host) -> None:
-        """Put hooks into the network; without edits, and while it is off, they change nothing, bit for bit.
+        """Put `hooks` into the network; without edits, and while it is off, they change nothing, bit for bit.
 
         Raises:
             EditError: it cannot stand beside this model.
         """
+
+    @property
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """Whether it holds no edit, and changes nothing."""
 
     @abstractmethod
     def clear(self) -> None:
@@ -82,6 +93,10 @@ class Beside(nn.Module, ABC):
         """
         return generate(prompts, new_tokens)
 
+    def is_of(self, units: Sequence[int]) -> bool:
+        """Whether it can be that of a run whose edits have so many units each; asked when a checkpoint was loaded."""
+        return True
+
     @contextmanager
     def switched_off(self) -> Iterator[None]:
         """Let it have no effect."""
@@ -93,6 +108,7 @@ class Beside(nn.Module, ABC):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, buffer in self._buffers.items():
-            if buffer is not None and prefix + name in state_dict:
-                setattr(self, name, state_dict[prefix + name].to(buffer))
+            saved = state_dict.get(prefix + name)
+            if buffer is not None and saved is not None and saved.shape[1:] == buffer.shape[1:]:  # else it is refused
+                setattr(self, name, saved.to(buffer))
         super()._load_from_state_dict(state_dict, prefix, *args)

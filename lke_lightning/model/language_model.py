@@ -113,6 +113,17 @@ def _check_causal(network: nn.Module, architecture: Architecture) -> None:
         )
 
 
+def _check_alone(network: nn.Module) -> None:
+    """Raise `EditError` where edits stand beside a network already: its weights do not tell of them."""
+    hooks = [hook for module in network.modules() for hook in module._forward_hooks.values()]
+    for owner in (getattr(hook, "__self__", None) for hook in hooks):
+        if isinstance(owner, Beside) and not owner.is_empty:
+            raise EditError(
+                f"a {type(owner).__name__} with edits stands beside this model: go on with the EditedModel that made "
+                "them, or revert it first"
+            )
+
+
 class LanguageModel(nn.Module):
     """A network with its tokenizer and the weights that may be edited.
 
@@ -140,6 +151,7 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         check_whole(network)
+        _check_alone(network)
         architecture = Architecture.of(network, matrix)
         architecture.check_layers(list(layers))
         architecture.check_matrices(list(layers))
@@ -202,14 +214,21 @@ class LanguageModel(nn.Module):
         return self.edited[str(layer)]
 
     def attach(self, name: str, module: Beside) -> None:
-        """Let a module stand beside the network.
+        """Let a module stand beside the network, in the place of one of the same name.
 
         Raises:
             EditError: it cannot stand beside this model.
         """
+        if name in self.beside:
+            self.detach(name)
         module.to(self.device)
         module.install(self)
         self.beside[name] = module
+
+    def detach(self, name: str) -> None:
+        """Take a module away, and its hooks out of the network."""
+        for hook in self.beside.pop(name).hooks:
+            hook.remove()
 
     @property
     def is_token_wise(self) -> bool:

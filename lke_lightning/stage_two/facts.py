@@ -81,6 +81,11 @@ class Facts(Beside):
         self._score: Score | None = None
         self._found: dict[str, list[int]] = {}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no fact holds."""
+        return not self.holding
+
     def clear(self) -> None:
         """Forget all facts."""
         self.facts = []
@@ -113,6 +118,12 @@ class Facts(Beside):
         if self._score is None:
             self._score = self.retriever.index([asked(self.facts[number]) for number in self.holding])
         return self._score(question)
+
+    def is_of(self, units: Sequence[int]) -> bool:
+        """See `Beside.is_of`."""
+        texts = [fact.get(name) for fact in self.facts for name in ("prompt", "target")]
+        numbers = all(0 <= number < len(units) for number in self.holding)
+        return len(self.facts) == len(units) and numbers and all(isinstance(text, str) for text in texts)
 
     def save(self, path: str | Path) -> None:
         """Write the facts that hold as JSON Lines, which `JsonLines` reads."""
@@ -173,6 +184,8 @@ class Telling(StageTwo):
         expansion: Expansion | None = None,
     ) -> None:
         """Let the facts stand beside the network, and check that each can be told; see `StageTwo.prepare`."""
+        if self.memory and NAME not in model.beside:
+            raise EditError("the checkpoint lacks the facts of its run: it was changed by another program; use another")
         self.memory = {layer: {} for layer in model.layers}
         if NAME not in model.beside or not model.beside[NAME].facts:
             model.attach(NAME, self.store())

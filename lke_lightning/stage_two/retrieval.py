@@ -49,8 +49,10 @@ class BM25(Retriever):
         """Count the words of the texts."""
         import bm25s
 
-        found = bm25s.BM25()
-        found.index([_words(text) for text in texts], show_progress=False)
+        found, all_words = bm25s.BM25(), [_words(text) for text in texts]
+        if not any(all_words):  # nothing to index
+            return lambda question: torch.zeros(len(texts))
+        found.index(all_words, show_progress=False)
 
         def score(question: str) -> Tensor:
             words = _words(question)

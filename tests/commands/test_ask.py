@@ -73,3 +73,9 @@ def test_the_nearest_edit_is_about_the_longest_subject_and_worded_most_alike():
 def test_bad_input(words, message):
     with pytest.raises(SystemExit, match=message):
         main(["ask", *words])
+
+
+def test_an_edit_without_a_subject_is_named_by_its_prompt():
+    edits = [EditRequest("a", "The tallest bird is the", "emu")]
+    assert nearest("the tallest bird is the", edits).id == "a"
+    assert nearest("The smallest bird is the", edits) is None

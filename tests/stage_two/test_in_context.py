@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lke_lightning import EditError, edit, resume
+from lke_lightning.checkpoints import newest
 from lke_lightning.cli import main
 from lke_lightning.composition import compose
 from lke_lightning.configuration import configs, read
@@ -68,6 +69,11 @@ def naive(question, texts):
 def test_scores_are_those_of_the_formula(question):
     texts = ["Ana was born in the", "Bob plays the guitar in the city", "the the the", "born"]
     assert BM25().index(texts)(question).tolist() == pytest.approx(naive(question, texts), rel=1e-5)
+
+
+def test_texts_without_words_bear_on_nothing():
+    assert BM25().index(["?", ""])("what?").tolist() == [0.0, 0.0]
+    assert BM25().index(["?", "what"])("what?").tolist()[0] == 0.0
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -244,6 +250,25 @@ def test_a_run_goes_on_is_scored_opened_and_undone(arguments, small_world, tmp_p
     for format in ("merged", "delta", "lora"):
         with pytest.raises(EditError, match="beside them, in a Preface"):
             again.export(tmp_path / format, format)
+
+
+def test_facts_that_are_not_those_of_the_run_are_refused(begin, tmp_path):
+    begin(FACTS[:3]).save(tmp_path)
+    path = newest(tmp_path)
+    whole = path.read_bytes()
+    for damage, message in (
+        (lambda beside: beside.clear(), "lacks the facts of its run"),
+        (lambda beside: beside[NAME]["init_args"].update(holding=[0, 7]), "is not of its edits"),
+        (lambda beside: beside[NAME]["init_args"]["facts"].pop(), "is not of its edits"),
+        (lambda beside: beside[NAME]["init_args"]["facts"][0].pop("target"), "is not of its edits"),
+    ):
+        path.write_bytes(whole)
+        checkpoint = torch.load(path, weights_only=True)
+        damage(checkpoint["editing"]["beside"])
+        torch.save(checkpoint, path)
+        stages, _ = compose(read(METHOD))
+        with pytest.raises(EditError, match=message):
+            resume(tmp_path, stages.one, stages.two)
 
 
 def test_what_cannot_be_is_said_at_once(arguments, tmp_path):

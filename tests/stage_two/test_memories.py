@@ -10,6 +10,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lke_lightning
+from lke_lightning.checkpoints import newest
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.generated import decode, first_choice
 from lke_lightning.evaluation.teacher_forced import continuation_nll
@@ -149,6 +150,14 @@ def test_a_run_that_was_saved_and_resumed_is_the_one_that_was_not_bit_for_bit(me
     part = lke_lightning.resume(tmp_path / "run").edit(FACTS[3:])
     same(held(part), held(whole))
     assert part.after == whole.after
+    path = newest(tmp_path / "run")
+    checkpoint = torch.load(path, weights_only=True)
+    weights = checkpoint["state_dict"]
+    [name] = [name for name in weights if name.endswith((".live", ".floors"))]
+    for rows in (weights[name][:-1], weights[name].unsqueeze(1).expand(-1, 2)):
+        torch.save({**checkpoint, "state_dict": weights | {name: rows}}, path)
+        with pytest.raises(EditError, match=r"is not of its edits|cannot be used"):
+            lke_lightning.resume(path)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -172,8 +181,46 @@ def test_without_its_edits_the_model_is_the_unedited_one_bit_for_bit(method, sma
         with pytest.raises(EditError, match="cannot be undone exactly"):
             result.undo("Ana")
     result.revert()
+    result.revert()
     assert torch.equal(logits_of(model.network, ids), base)
     assert result.edited == []
+    with pytest.raises(EditError, match="no edit holds"):
+        result.export("nowhere", format="module")
+    result.edit(FACTS[6:])
+    anew = logits_of(model.network, ids)
+    if method in EXACT:
+        result.redo("Ana")
+        result.undo("Gus", "Hal")
+        assert result.edited == ["Ana"]
+        result.redo("Gus", "Hal")
+        result.undo("Ana")
+        assert torch.equal(logits_of(model.network, ids), anew)
+    else:
+        with pytest.raises(EditError, match="cannot be undone exactly"):
+            result.redo("Ana")
+
+
+@pytest.mark.parametrize("method", ["grace", "memoir"])
+def test_an_interrupted_first_edit_leaves_no_hook_and_a_second_editor_is_refused(method, small, monkeypatch):
+    networks = []
+
+    def interrupted(self, *_):
+        networks.append(self.model)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lke_lightning.api.EditedModel._edit_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            small(method)
+    [network] = networks
+    assert not any([*part._forward_hooks, *part._forward_pre_hooks] for part in network.modules())
+    result = small(method, FACTS[:2])
+    with pytest.raises(EditError, match="with edits stands beside this model"):
+        lke_lightning.edit(result.model, result.tokenizer, FACTS[2:4], layers=[1])
+    model, [hook] = result.editor.language_model, result.editor.language_model.architecture.matrix(2)._forward_hooks
+    model.attach("memory", result.stages.two.made(model))
+    assert hook not in model.architecture.matrix(2)._forward_hooks
+    assert len(model.architecture.matrix(2)._forward_hooks) == 1
 
 
 @pytest.mark.parametrize("method", METHODS)

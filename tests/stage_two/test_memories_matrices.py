@@ -187,12 +187,46 @@ def test_memoir_undoes_edits_whose_masks_share_nothing_and_refuses_others(tmp_pa
         two.redo(model, register, ["b", "a"])
         assert torch.equal(model.network(ids, use_cache=False).logits, edited_logits)
     assert torch.equal(memory.matrix, matrix)
+    two.revert(model, register)
+    assert not memory.matrix.any()
+    two.redo(model, register, ["a", "b"])
+    assert torch.equal(memory.matrix, matrix)
     overlapping = Memoir(max_steps=2)
     model, _, register = edited(overlapping, tmp_path)
     with pytest.raises(EditError, match="cannot be undone exactly: masks of its edits overlap"):
         overlapping.undo(model, register, ["a"])
 
 
+def test_memoir_brings_back_what_a_later_wording_of_the_fact_had_replaced(tmp_path):
+    later = [
+        EditRequest("old", "{} plays the", "guitar", "Ana", relation="plays"),
+        EditRequest("new", "the mother of Bob is {}", "city", "Ana", relation="plays"),
+    ]
+    two = Memoir(relative_lr=0.5, max_steps=3, top_k=2)
+    model, stages, register = edited(two, tmp_path, batches=[later[:1]])
+    matrix = model.beside["memory"].matrix
+    stages.edit(model, EditBatch(later[1:]), register)
+    assert two.why_not_exact() is None
+    assert two.undo(model, register, ["new"]) == {"new": "old"}
+    assert torch.equal(model.beside["memory"].matrix, matrix)
+    assert model.beside["memory"].live.tolist() == [True, False]
+
+
 def test_they_learn_from_texts(tmp_path):
     with pytest.raises(EditError, match=r"Memoir learns from the texts .* set stage_one to TextsAlone"):
         edited(Memoir(), tmp_path, one=TargetOptimization())
+
+
+@pytest.mark.parametrize(
+    ("two", "settings", "message"),
+    [
+        (Wise, {"limit": -0.1}, r"stage_two\.limit is -0\.1"),
+        (Wise, {"enough": float("nan")}, r"stage_two\.enough is nan"),
+        (Wise, {"margins": [1.0, 2.0]}, r"stage_two\.margins are three numbers"),
+        (Wise, {"absolute_margins": [1.0, float("nan"), 0.0]}, r"stage_two\.absolute_margins is nan"),
+        (Memoir, {"enough": -1.0}, r"stage_two\.enough is -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(two, settings, message):
+    with pytest.raises(EditError, match=message):
+        two(**settings)

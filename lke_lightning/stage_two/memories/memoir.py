@@ -12,7 +12,7 @@ from lke_lightning.distributed import Team
 from lke_lightning.edits import check_number
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.stage_two.memories.running import Lessons, RunningModule, TrainedMemory, learn, observed, spread
-from lke_lightning.stage_two.register import Register
+from lke_lightning.stage_two.register import UNDONE, Register
 from lke_lightning.stage_two.room import Space
 from lke_lightning.stage_two.solvers import EditSystem
 from lke_lightning.stage_two.stage import Again
@@ -75,6 +75,10 @@ class MaskedMatrix(RunningModule):
     def is_empty(self) -> bool:
         """Whether no edit holds."""
         return not self.live.any()
+
+    def is_of(self, units: Sequence[int]) -> bool:
+        """See `Beside.is_of`."""
+        return len(self.masks) == len(self.live) == len(units)
 
     def clear(self) -> None:
         """Forget all edits."""
@@ -142,6 +146,7 @@ class Memoir(TrainedMemory):
         check_number("stage_two.relative_lr", relative_lr, above=0)
         check_number("stage_two.lr", 1 if lr is None else lr, above=0)
         check_number("stage_two.max_steps", max_steps, at_least=1)
+        check_number("stage_two.enough", enough, at_least=0)
         self.share, self.top_k, self.tau, self.seed, self.corpus = share, top_k, tau, seed, corpus
         self.relative_lr, self.lr, self.max_steps, self.enough = relative_lr, lr, max_steps, enough
 
@@ -208,9 +213,13 @@ class Memoir(TrainedMemory):
         return {}
 
     def revert(self, model: LanguageModel, register: Register) -> None:
-        """Undo all edits: the model is the unedited one, bit for bit."""
-        super().revert(model, register)
-        self.memory = {layer: {} for layer in self.memory}
+        """Undo all edits: the model is the unedited one, bit for bit; their masks stay, and which of them overlap."""
+        if self.why_not_exact() is None:
+            self.move(model, register, register.holding, [])
+        else:
+            module = self.module(model)
+            module.matrix, module.live = torch.zeros_like(module.matrix), torch.zeros_like(module.live)
+        register.deactivate(register.holding, UNDONE)
 
     def why_not_exact(self) -> str | None:
         """Return why not, where masks overlap."""
@@ -229,6 +238,7 @@ class Memoir(TrainedMemory):
             kept[f"undone {number}"] = module.matrix[:, columns].cpu()
             module.matrix[:, columns] = 0
         for number in back:
-            module.matrix[:, module.masks[number]] = kept.pop(f"undone {number}").to(module.matrix)
+            if f"undone {number}" in kept:  # columns of an edit that was only replaced are still there
+                module.matrix[:, module.masks[number]] = kept.pop(f"undone {number}").to(module.matrix)
         module.live[[*out, *back]] = torch.tensor([False] * len(out) + [True] * len(back), device=module.live.device)
         self.memory[layer] = kept

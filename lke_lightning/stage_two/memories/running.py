@@ -35,8 +35,8 @@ class RunningModule(SideModule):
         """Hook the network, too: which tokens are real, and what came before them, is known there."""
         super().install(model)
         self.running = running.Running()
-        model.network.register_forward_pre_hook(self.running.begin, with_kwargs=True)
-        model.network.register_forward_hook(self.running.end)
+        self.hooks.append(model.network.register_forward_pre_hook(self.running.begin, with_kwargs=True))
+        self.hooks.append(model.network.register_forward_hook(self.running.end))
 
 
 @dataclass(frozen=True)

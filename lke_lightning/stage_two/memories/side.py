@@ -51,7 +51,7 @@ class SideModule(Beside):
         self.path = next(name for name, module in model.network.named_modules() if module is matrix)
         for name, empty in self.begin(model).items():
             self.register_buffer(name, empty.to(model.device))
-        matrix.register_forward_hook(self._changed)
+        self.hooks.append(matrix.register_forward_hook(self._changed))
 
     @abstractmethod
     def begin(self, model: LanguageModel) -> dict[str, Tensor]:
@@ -69,11 +69,6 @@ class SideModule(Beside):
         """Return its tensors, the matrix's name in the network, and how it is attached and read."""
         program = f"{inspect.getsource(self.attachment)}\n\n{inspect.getsource(self.reader)}"
         return self.tensors(), {"matrix": self.path}, program
-
-    @property
-    @abstractmethod
-    def is_empty(self) -> bool:
-        """Whether it holds no edit, and is not asked."""
 
     @contextmanager
     def read_by(self, rule: Rule) -> Iterator[None]:
@@ -153,7 +148,7 @@ class SideMemory(StageTwo):
         if mark.buffers is not None:
             self.module(model).restore({name: buffer.clone() for name, buffer in mark.buffers.items()})
         elif NAME in model.beside:
-            self.module(model).clear()
+            model.detach(NAME)
         self.memory = {layer: dict(parts) for layer, parts in mark.memory.items()}
         register.shorten(mark.edits)
 

@@ -14,7 +14,7 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.reading import SlotReader, Spread
 from lke_lightning.stage_two.keys import ContextMean
 from lke_lightning.stage_two.memories.side import SideMemory, SideModule
-from lke_lightning.stage_two.register import Register
+from lke_lightning.stage_two.register import UNDONE, Register
 from lke_lightning.stage_two.room import Space
 from lke_lightning.stage_two.solvers import EditSystem
 from lke_lightning.stage_two.stage import Again, Finds
@@ -59,6 +59,10 @@ class Store(SideModule):
             self.live[list(out)] = False
             self.live[list(back)] = True
             self.settle(0)
+
+    def is_of(self, units: Sequence[int]) -> bool:
+        """See `Beside.is_of`."""
+        return {len(buffer) for buffer in self.buffers()} == {sum(units)}
 
     @abstractmethod
     def settle(self, first: int) -> None:
@@ -116,6 +120,11 @@ class StoreMemory(SideMemory):
         module.add(**self.rows(asked.keys, outputs, asked.residuals, torch.tensor([_label(*part) for part in wanted])))
         register.enter(step.requests, step.targets.groups, step.targets.units)
         return {}
+
+    def revert(self, model: LanguageModel, register: Register) -> None:
+        """Undo all edits: the model is the unedited one, bit for bit; their rows stay, for `redo` and for the order."""
+        self.move(model, register, register.holding, [])
+        register.deactivate(register.holding, UNDONE)
 
     def why_not_exact(self) -> str | None:
         """Return nothing: each edit has rows of its own."""

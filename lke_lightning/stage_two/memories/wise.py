@@ -74,6 +74,10 @@ class SideMatrices(RunningModule):
         """Whether there is no matrix."""
         return not len(self.sides)
 
+    def is_of(self, units: Sequence[int]) -> bool:
+        """See `Beside.is_of`."""
+        return len(self.sides) == len(self.floors) and self.activation in ACT2FN
+
     def answer(self, keys: Tensor, output: Tensor) -> Tensor:
         """Route."""
         return read({**self.tensors(), "activation": self.activation}, self.running, keys, output)
@@ -155,8 +159,13 @@ class Wise(TrainedMemory):
             check_number(f"stage_two.{name}", share, above=0, at_most=1)
         for name, count in (("shard", shard), ("merge", merge)):
             check_number(f"stage_two.{name}", count, at_least=1)
-        if any(len(given or (0, 0, 0)) != 3 for given in (margins, absolute_margins)):
-            raise EditError("stage_two.margins are three numbers: alpha, beta and gamma")
+        check_number("stage_two.enough", enough, at_least=0)
+        check_number("stage_two.limit", 1 if limit is None else limit, above=0)
+        for name, given in (("margins", margins), ("absolute_margins", absolute_margins or (0, 0, 0))):
+            if not given or len(given) != 3:
+                raise EditError(f"stage_two.{name} are three numbers: alpha, beta and gamma")
+            for margin in given:
+                check_number(f"stage_two.{name}", margin, at_least=0)
         self.relative_lr, self.lr, self.max_steps, self.enough = relative_lr, lr, max_steps, enough
         self.margins, self.absolute_margins, self.ratio = margins, absolute_margins, ratio
         self.part, self.shard, self.merge, self.density = part, shard, merge, density
