@@ -162,7 +162,7 @@ def test_a_moved_model_and_settings_without_effect_are_no_difference(small_run, 
 
 def test_a_run_goes_on_bit_for_bit_where_the_cache_is_gone(small_run, small_world, whole, stopped):
     cache = small_world / "cache"
-    before = {path: path.read_bytes() for path in cache.rglob("*.safetensors")}
+    before = {path: path.read_bytes() for path in cache.rglob("*.safetensors") if path.parent.name != "curvature"}
     for path in before:
         path.unlink()
     fit(small_run, stopped, "--ckpt_path", "last")
