@@ -174,7 +174,8 @@ class EditedModel:
             first = sum(entry["event"] == "batch" for entry in self._entries) + (self._run.batches if self._run else 0)
             for number, start in enumerate(range(0, len(requests), size), first):
                 entries += self._edit_batch(model, EditBatch.of(requests[start : start + size]), number)
-            after = self._score([request for request in requests if request.id in set(self.edited)])
+            holding = set(self.edited)
+            after = self._score([request for request in requests if request.id in holding])
         self.before, self.after = summarize([before[name] for name in after]), summarize(after.values())
         self.batch_size = size
         self._entries += entries

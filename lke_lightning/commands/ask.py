@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
-import torch
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -80,7 +79,8 @@ def ask(
     else:
         opened = Run.read(run)
         editor = export.load(opened.path, tuple(trust or ()), trust_remote_code)
-        edits = [request for request in opened.requests() if request.id in set(editor.edited)]
+        holding = set(editor.edited)
+        edits = [request for request in opened.requests() if request.id in holding]
     editor.language_model.to(device)
     for prompt in asked or _lines():
         try:
@@ -130,10 +130,9 @@ def _answer(editor: Editor, prompt: str, new_tokens: int, edits: Sequence[EditRe
         found.add_row(*(answer.shown() for answer, _ in moments))
         return found
 
-    live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else nullcontext()
-    with live:
+    with Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else nullcontext() as live:
         for answer, moment in moments:
-            _fill(editor, answer, moment(), prompt, new_tokens, lambda: live.update(table(), refresh=True))
+            _fill(editor, answer, moment(), prompt, new_tokens, lambda: live and live.update(table(), refresh=True))
     console.print(table())
     edit = nearest(prompt, edits)
     if edit is not None:
@@ -159,9 +158,8 @@ def _fill(
             answer.first = list(zip(words, best.values.tolist(), strict=True))
         tokens.append(chosen.item())
         answer.text = model.text.tokenizer.decode(tokens)
-        if Console().is_terminal:
-            show()
+        show()
         return chosen
 
-    with torch.no_grad(), moment:
+    with moment:
         answer.text = respond(model, [prompt], new_tokens, choose=choose)[0]

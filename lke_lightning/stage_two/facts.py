@@ -18,7 +18,7 @@ from lke_lightning.results import write
 from lke_lightning.stage_two.register import UNDONE, Register
 from lke_lightning.stage_two.retrieval import Retriever, Score
 from lke_lightning.stage_two.solvers import EditSystem
-from lke_lightning.stage_two.stage import Again, Finds, StageTwo
+from lke_lightning.stage_two.stage import Again, StageTwo
 from lke_lightning.step import EditStep
 
 NAME = "facts"
@@ -160,6 +160,8 @@ class Telling(StageTwo):
     A later edit of a fact replaces the earlier one, which is found no more; undo and redo are exact, and cost nothing.
     """
 
+    needs_targets, USE = False, "needs no targets"
+
     def __init__(self) -> None:
         self.memory = {}  # by layer nothing, once there is a run
 
@@ -170,11 +172,6 @@ class Telling(StageTwo):
     @abstractmethod
     def check_fits(self, model: LanguageModel, facts: Facts, request: EditRequest) -> None:
         """Raise `EditError` where a fact cannot be told to this model."""
-
-    def check(self, one: Finds) -> None:
-        """Refuse targets: nothing would be done with them."""
-        if one.has_targets:
-            raise EditError(f"{type(self).__name__} needs no targets: set stage_one: {{class_path: TextsAlone}}")
 
     def prepare(
         self,

@@ -25,7 +25,7 @@ from lke_lightning.model.units import Expansion
 from lke_lightning.stage_two.register import UNDONE, Register
 from lke_lightning.stage_two.room import Space
 from lke_lightning.stage_two.solvers import EditSystem
-from lke_lightning.stage_two.stage import Again, Finds, StageTwo
+from lke_lightning.stage_two.stage import Again, StageTwo
 from lke_lightning.stage_two.statistics import Statistics
 from lke_lightning.stage_two.tuning.constraints import StepConstraint
 from lke_lightning.stage_two.tuning.objectives import Example, TargetTokens, TuningObjective
@@ -98,6 +98,8 @@ class FineTuning(StageTwo):
         EditError: an argument is out of range, the optimiser cannot be made, or parts do not go together.
     """
 
+    needs_targets, USE = False, "learns from the texts and needs no targets"
+
     def __init__(
         self,
         objective: TuningObjective | None = None,
@@ -148,14 +150,6 @@ class FineTuning(StageTwo):
         if step.requests:
             pl_module.log("stage_two/loss", step.loss, batch_size=len(step))
             pl_module.log("stage_two/median_steps", float(averages.median(step.targets.steps)), batch_size=len(step))
-
-    def check(self, one: Finds) -> None:
-        """Raise `EditError` where stage one works for nothing."""
-        if one.has_targets:
-            raise EditError(
-                f"FineTuning learns from the texts and needs no targets of {type(one).__name__}: set stage_one to "
-                "TextsAlone"
-            )
 
     def spaces(self, shapes: Sequence[tuple[int, int]], edits: int, wide: int, on_gpu: bool) -> list[Space]:
         """Return what a step holds, and what the constraint remembers and makes of it."""

@@ -79,6 +79,11 @@ class Register:
         """Return the number of the active edit of a fact."""
         return self._holding.get(fact)
 
+    def numbers_of(self, requests: Sequence[EditRequest]) -> list[int]:
+        """Return the numbers of the active edits whose facts requests state anew."""
+        found = (self.number_of(request.fact) for request in requests)
+        return [number for number in found if number is not None]
+
     def replaced_by(self, number: int) -> int | None:
         """Return the number of the edit whose place an edit took, unless that one was undone since."""
         older = self.replaces[number]

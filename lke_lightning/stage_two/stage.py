@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -43,6 +44,10 @@ class StageTwo(Callback, ABC):
     `state_dict`. Nothing that it does may depend on the process: each of them carries out the same.
     """
 
+    needs_targets: ClassVar[bool] = True
+    """Whether it works for targets, and not from the texts alone."""
+    USE: ClassVar[str] = "works for targets"
+    """What it does with targets, said where stage one does not go with it."""
     memory: dict[int, dict[str, Tensor]]
     """What it remembers of the edits, by layer; nothing before `prepare`."""
     placement: LayerPolicy = AllLayers()
@@ -59,12 +64,10 @@ class StageTwo(Callback, ABC):
         """The name of its state in checkpoints: for any class that of the first there was."""
         return "WeightUpdate"
 
-    @property
+    @cached_property
     def watch(self) -> Watch:
         """What looks at each batch of a run after it was written."""
-        if not hasattr(self, "_watch"):
-            self._watch = Watch()
-        return self._watch
+        return Watch()
 
     @property
     def strengths(self) -> dict[int, dict[str, float]]:
@@ -95,6 +98,11 @@ class StageTwo(Callback, ABC):
 
     def check(self, one: Finds) -> None:
         """Raise `EditError` unless it can do with what this stage one finds."""
+        own, other = f"{type(self).__name__} {self.USE}", type(one).__name__
+        if self.needs_targets and not one.has_targets:
+            raise EditError(f"{own}, and {other} finds none: take TargetOptimization")
+        if one.has_targets and not self.needs_targets:
+            raise EditError(f"{own} of {other}: set stage_one to TextsAlone")
 
     def spaces(self, shapes: Sequence[tuple[int, int]], edits: int, wide: int, on_gpu: bool) -> list[Space]:
         """Return what it will hold, beside the edited matrices and their change.

@@ -101,6 +101,8 @@ class WeightUpdate(StageTwo):
             solved, beside ordinary text (AnyEdit: 1). `None`: they count as ordinary text only.
     """
 
+    needs_targets, USE = True, "solves for targets"
+
     def __init__(
         self,
         solver: Solver | None = None,
@@ -178,14 +180,13 @@ class WeightUpdate(StageTwo):
 
     def check(self, one: Finds) -> None:
         """Raise `EditError` unless stage one finds what is asked for."""
+        super().check(one)
         moved = not isinstance(self.placement, AllLayers) or (self.repeat and not one.reads_texts)
         if moved and one.at_all_layers:
             raise EditError(
                 f"stage_two.{'repeat' if isinstance(self.placement, AllLayers) else 'placement'} needs targets at "
                 "any layer, as often as asked, and this stage one knows those of the edited layers alone: leave it out"
             )
-        if not one.has_targets:
-            raise EditError(f"WeightUpdate solves for targets, and {type(one).__name__} finds none: take another one")
         if self.rest_weight is not None and not one.reads_texts:
             raise EditError(
                 f"stage_two.rest_weight needs the texts of a batch read, and {type(one).__name__} has read them "
@@ -298,8 +299,7 @@ class WeightUpdate(StageTwo):
         limited = model.layers if self.norm_limit is not None else ()
         norms = {layer: model.weight(layer).norms()[1] for layer in limited}
         if self.why_not_exact() is None:
-            older = [register.number_of(request.fact) for request in step.requests]
-            out = [number for number in older if number is not None]
+            out = register.numbers_of(step.requests)
             for layer in limited if out else ():
                 self._note(model, layer, before)
             self.move(model, register, out, [])

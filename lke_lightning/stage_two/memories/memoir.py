@@ -11,7 +11,7 @@ from torch import Tensor
 from lke_lightning.distributed import Team
 from lke_lightning.edits import check_number
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.stage_two.memories.running import Lessons, RunningModule, TrainedMemory, learn, observed, spread
+from lke_lightning.stage_two.memories.running import Lessons, RunningModule, TrainedMemory, learn, observed
 from lke_lightning.stage_two.register import UNDONE, Register
 from lke_lightning.stage_two.room import Space
 from lke_lightning.stage_two.solvers import EditSystem
@@ -189,20 +189,18 @@ class Memoir(TrainedMemory):
             return {}
         [layer], module = model.layers, self.module(model)
         lessons = Lessons.build(model, step, layer)
-        older = [register.number_of(request.fact) for request in step.requests]
-        out = [number for number in older if number is not None]
+        out = register.numbers_of(step.requests)
         means = lessons.means(lessons.keys)
         masks = module.mask(means[lessons.firsts, lessons.prompts - 1])
         own = masks[lessons.owners].unsqueeze(1)
         shares = (module.mask(means) & own).sum(-1) / module.top_k
         used = lessons.keys * (own & (shares >= self.tau).unsqueeze(-1))
-        rate = self.relative_lr * spread(model.architecture.matrix(layer)) if self.lr is None else self.lr
 
         def losses(matrix: Tensor) -> tuple[Tensor, Tensor]:
             change = used @ matrix.T
             return lessons.nll(lambda _, output: (output.to(change) + change.view(output.shape)).to(output.dtype))
 
-        matrix, told = learn(module.matrix, losses, rate, self.lr is not None, self.max_steps, self.enough)
+        matrix, told = learn(module.matrix, losses, self.rate(model), self.lr is not None, self.max_steps, self.enough)
         module.matrix = Team.of(model.network).first_tensor(matrix)
         module.masks = torch.cat([module.masks, masks])
         module.live = torch.cat([module.live, torch.ones(len(masks), dtype=torch.bool, device=masks.device)])

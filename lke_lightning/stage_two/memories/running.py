@@ -17,7 +17,6 @@ from lke_lightning.model.tokens import Row
 from lke_lightning.model.units import Whole, texts
 from lke_lightning.stage_two.memories.hooks import running
 from lke_lightning.stage_two.memories.side import Rule, SideMemory, SideModule
-from lke_lightning.stage_two.stage import Finds
 from lke_lightning.stage_two.statistics import KeyStatistics
 from lke_lightning.step import EditStep
 
@@ -170,15 +169,17 @@ def learn(
 class TrainedMemory(SideMemory):
     """Learns a matrix beside the network from the texts of a batch."""
 
+    needs_targets, USE = False, "learns from the texts and needs no targets"
+    relative_lr: float
+    """Adam's rate, in root mean squares of the matrix's entries."""
+    lr: float | None
+    """That of plain gradient descent; it counts where it is given."""
     corpus: str | list[str] | None
     """Ordinary text; as for `KeyStatistics`."""
 
-    def check(self, one: Finds) -> None:
-        """Raise `EditError` unless it is left to this stage to learn."""
-        if one.has_targets:
-            raise EditError(
-                f"{type(self).__name__} learns from the texts and has no use for targets: set stage_one to TextsAlone"
-            )
+    def rate(self, model: LanguageModel) -> float:
+        """Return the learning rate: as given, or relative to the entries of the matrix beside which it learns."""
+        return self.relative_lr * spread(model.architecture.matrix(model.layers[-1])) if self.lr is None else self.lr
 
     def ordinary(self, model: LanguageModel) -> list[tuple[int, ...]]:
         """Return the beginnings of some ordinary texts, as tokens."""

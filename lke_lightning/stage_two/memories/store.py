@@ -17,7 +17,7 @@ from lke_lightning.stage_two.memories.side import SideMemory, SideModule
 from lke_lightning.stage_two.register import UNDONE, Register
 from lke_lightning.stage_two.room import Space
 from lke_lightning.stage_two.solvers import EditSystem
-from lke_lightning.stage_two.stage import Again, Finds
+from lke_lightning.stage_two.stage import Again
 from lke_lightning.step import EditStep
 
 
@@ -72,12 +72,7 @@ class Store(SideModule):
 class StoreMemory(SideMemory):
     """Fills a `Store`: keys at the slots, averaged over contexts, and what the matrix is to return there."""
 
-    def check(self, one: Finds) -> None:
-        """Raise `EditError` unless stage one finds targets."""
-        if not one.has_targets:
-            raise EditError(
-                f"{type(self).__name__} stores targets, and {type(one).__name__} finds none: take TargetOptimization"
-            )
+    needs_targets, USE = True, "stores targets"
 
     def spaces(self, shapes: Sequence[tuple[int, int]], edits: int, wide: int, on_gpu: bool) -> list[Space]:
         """Return the rows of all edits."""
@@ -114,8 +109,7 @@ class StoreMemory(SideMemory):
             outputs = reader.outputs("matrix", weights[1], layer)
         if not all(part.isfinite().all() for part in (asked.keys, outputs, asked.residuals)):
             raise EditError(f"keys or targets at layer {layer} are not finite: check the model and stage_one")
-        older = [register.number_of(request.fact) for request in step.requests]
-        self.move(model, register, [number for number in older if number is not None], [])
+        self.move(model, register, register.numbers_of(step.requests), [])
         wanted = [(r.target, unit) for r, n in zip(step.requests, step.targets.units, strict=True) for unit in range(n)]
         module.add(**self.rows(asked.keys, outputs, asked.residuals, torch.tensor([_label(*part) for part in wanted])))
         register.enter(step.requests, step.targets.groups, step.targets.units)

@@ -18,7 +18,6 @@ from lke_lightning.stage_two.memories.running import (
     TrainedMemory,
     learn,
     observed,
-    spread,
 )
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stage_two.room import Space
@@ -218,10 +217,9 @@ class Wise(TrainedMemory):
         others = [texts[(len(register) + i) % len(texts)].tolist() for i in range(len(step))]
         lessons = Lessons.build(model, step, layer, others)
         begin = module.sides[-1] if in_shard else torch.zeros_like(model.weight(layer).delta)
-        rate = self.relative_lr * spread(model.architecture.matrix(layer)) if self.lr is None else self.lr
         side, told = learn(
-            begin, lambda side: self._losses(lessons, side, memory["unit"].to(side)), rate, self.lr is not None,
-            self.max_steps, self.enough, self._within, self.mask(shards, begin),
+            begin, lambda side: self._losses(lessons, side, memory["unit"].to(side)), self.rate(model),
+            self.lr is not None, self.max_steps, self.enough, self._within, self.mask(shards, begin),
         )  # fmt: skip
         side = Team.of(model.network).first_tensor(side)
         floor = self._floor(lessons, side)
