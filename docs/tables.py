@@ -107,25 +107,22 @@ def families() -> str:
     return _table(["models", "`model_type`", "what is special", "one-token targets", "longer targets"], rows)
 
 
+OUTCOME = (
+    "method", *(f"{kind} (just after)" for kind in (*KINDS, "S")), "first choice", "retention", "perplexity", "norms",
+)  # fmt: skip
+"""What `_outcome` returns of a method that was compared."""
+
+
 def small() -> str:
     """Return a row for each method that was run on 200 facts that the small model knows, the best first."""
-    head = [
-        *(f"{kind} (just after)" for kind in (*KINDS, "S")),
-        "first choice",
-        "retention",
-        "perplexity",
-        "norms",
-        "steps",
-    ]
     rows = sorted(_compared("compare-cf-llama-9m-200.json"), key=lambda row: -row["final"]["S"])
-    return _table(["method", *head], [[*_outcome(row), _number(row["steps"]["median"], ".0f")] for row in rows])
+    return _table([*OUTCOME, "steps"], [[*_outcome(row), _number(row["steps"]["median"], ".0f")] for row in rows])
 
 
 def kinds() -> str:
     """Return a row for each kind of editor that was run on 200 facts on a real model."""
-    head = [*(f"{kind} (just after)" for kind in (*KINDS, "S")), "first choice", "retention", "perplexity", "norms"]
     rows = _compared("compare-smollm2-kinds.json")
-    return _table(["method", *head, "generated"], [[*_outcome(row), _number(_said(row))] for row in rows])
+    return _table([*OUTCOME, "generated"], [[*_outcome(row), _number(_said(row))] for row in rows])
 
 
 def costs() -> str:
