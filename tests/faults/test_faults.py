@@ -162,13 +162,14 @@ def test_a_moved_model_and_settings_without_effect_are_no_difference(small_run, 
 
 def test_a_run_goes_on_bit_for_bit_where_the_cache_is_gone(small_run, small_world, whole, stopped):
     cache = small_world / "cache"
-    before = {path: path.read_bytes() for path in cache.rglob("*.safetensors") if path.parent.name != "curvature"}
+    before = {path: path.read_bytes() for path in cache.rglob("*.safetensors")}
     for path in before:
         path.unlink()
     fit(small_run, stopped, "--ckpt_path", "last")
     assert differences(end_of(whole), end_of(stopped)) == []
-    assert before
-    assert {path: path.read_bytes() for path in cache.rglob("*.safetensors")} == before
+    after = {path: path.read_bytes() for path in cache.rglob("*.safetensors")}
+    assert after
+    assert after.items() <= before.items()  # other tests may have kept other statistics there
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_works(small_run, whole, tmp_path):
