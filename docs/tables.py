@@ -21,6 +21,58 @@ def methods() -> str:
     return _table(["method", "paper", "stage one stops at; its own parts", "stage two solves"], rows)
 
 
+def headlines() -> str:
+    """Return the results that the README has, each with its file."""
+    real, thousand, small, speed, undo = (
+        json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in HEADLINES
+    )
+    final = real["final"]
+    shown = [f"{kind} {_fraction(final[kind]['success'])}" for kind in KINDS]
+    first, second = thousand["rows"][:2]
+    found = {row["name"]: row["final"]["S"] for row in small["rows"] if row["status"] == "done"}
+    ratios = [f"{run['ratio']} ({run['shape']})" for run in speed["runs"] if _is_plain(run)]
+    most = max(undo["runs"], key=lambda run: run["undone"])
+    cells = [
+        (
+            f"{real['edits']} facts of the real world, SmolLM2-135M-Instruct, {real['method']}",
+            f"{', '.join(shown)} (before: {_fraction(real['before']['neighborhood']['success'])}), "
+            f"S {_fraction(final['score'])}",
+        ),
+        (
+            f"{first['edits']:,} facts of CounterFact on it",
+            " ".join(
+                f"{row['name']}: S {_fraction(row['final']['S'])}, perplexity "
+                f"{row['perplexity']['before']:.0f} > {row['perplexity']['final']:.0f}{end}"
+                for row, end in ((first, ";"), (second, ""))
+            ),
+        ),
+        (
+            f"200 facts of CounterFact, a Llama of 9M parameters, {len(found)} methods",
+            "S " + ", ".join(f"{_fraction(found[name])} ({name})" for name in ("NeuralDB", "NAS", "ENCORE")) + ", each ± 0.04",
+        ),
+        (
+            "stage one, 32 edits together, random weights",
+            f"{' and '.join(ratios)} times as fast as the published way",
+        ),
+        (
+            f"{most['undone']} of {most['edits']} edits undone, demo model",
+            f"{most['undo_seconds']:.1f} s; relative distance to never having made them {most['error_after']:.0e}",
+        ),
+    ]
+    rows = [[*cell, f"[file](results/{name}.json)"] for name, cell in zip(HEADLINES, cells, strict=True)]
+    return _table(["what", "result", ""], rows)
+
+
+HEADLINES = (
+    "real-smollm2-100", "compare-smollm2-1000", "compare-cf-llama-9m-200", "benchmark-stage_one-cpu", "benchmark-undo-cpu",
+)  # fmt: skip
+"""The files of the README's results."""
+
+
+def _is_plain(run: dict[str, Any]) -> bool:
+    return run["dtype"] == "float32" and not run["early_stop"]
+
+
 def performance() -> str:
     """Return a row for each run of each benchmark; half precision on a CPU and small solves stay in the files."""
     rows = []
@@ -30,7 +82,7 @@ def performance() -> str:
         shown = [run for run in result.get("runs", ()) if run.get("dtype") != "bfloat16" or "cpu" not in path.name]
         for run in [run for run in shown if run.get("d_key", 6400) >= 6400] if describe else ():
             what, ours, theirs = describe(run)
-            rows.append([what, result["machine"], ours, theirs, f"**{run['ratio']}**", f"[file](results/{path.name})"])
+            rows.append([what, result["machine"], ours, theirs, f"**{run['ratio']}**", f"[file](../results/{path.name})"])
     return _table(["what", "machine", "ours", "plain or published", "ratio", ""], rows)
 
 
@@ -166,7 +218,7 @@ def _number(value: float | None, form: str = ".3f") -> str:
 
 def rewritten(page: str) -> str:
     """Return a page with the present tables in the place of those it has."""
-    for table in (methods, performance, survival, control, ranks, families, small, kinds, costs):
+    for table in (headlines, methods, performance, survival, control, ranks, families, small, kinds, costs):
         begin, end = markers(table.__name__)
         page = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table()}\n{end}", page, flags=re.DOTALL)  # noqa: B023
     return page
@@ -262,5 +314,5 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    for file in (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("export", "methods", "models"))):
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         file.write_text(rewritten(file.read_text()))
