@@ -8,6 +8,7 @@ from lke_lightning.data.own_facts import JsonLines, own_request
 from lke_lightning.data.questions import QAEdit, WikiBigEdit
 from lke_lightning.data.records import RecordFile
 from lke_lightning.data.stream import EditStream, RequestList
+from lke_lightning.data.time_steps import TimeSteps
 
 __all__ = [
     "AKEW",
@@ -21,6 +22,7 @@ __all__ = [
     "QAEdit",
     "RecordFile",
     "RequestList",
+    "TimeSteps",
     "UnKE",
     "WikiBigEdit",
     "WikiBio",
