@@ -21,7 +21,7 @@ KINDS = {
     "paraphrase": "Asked in other words: the new answer",
     "neighborhood": "Asked about something else: the old answer",
 }
-LEFT, BEFORE, AFTER, WIDTH, LINE = 20, 440, 680, 945, 22
+LEFT, BEFORE, AFTER, WIDTH, LINE = 20, 466, 700, 945, 22
 """Where the columns begin, how wide the picture and how high a line is, in pixels."""
 
 
@@ -40,7 +40,10 @@ def asked(run: str) -> dict[str, Any]:
     rows = [
         *({"kind": "edited", "prompt": one.text, "wanted": one.target} for one in some),
         *({"kind": "paraphrase", "prompt": one.paraphrases[0], "wanted": one.target} for one in some),
-        *({"kind": "neighborhood", "prompt": (probe := one.neighborhood[0]).prompt, "wanted": probe.answer} for one in some),
+        *(
+            {"kind": "neighborhood", "prompt": (probe := one.neighborhood[0]).prompt, "wanted": probe.answer}
+            for one in some
+        ),
     ]
     for when, moment in (("before", editor.as_unedited), ("after", editor.as_read)):
         with moment():
@@ -67,7 +70,9 @@ def drawn(answers: list[dict[str, str]]) -> str:
             parts += [
                 _text(LEFT, y, row["prompt"], "prompt", BEFORE - LEFT - 10),
                 _text(BEFORE, y, row["before"], "answer", AFTER - BEFORE - 10),
-                _text(AFTER, y, f"{'✓' if good else '✗'} {row['after']}", "good" if good else "bad", WIDTH - AFTER - 20),
+                _text(
+                    AFTER, y, f"{'✓' if good else '✗'} {row['after']}", "good" if good else "bad", WIDTH - AFTER - 20
+                ),
             ]
     style = (
         "text{font:13px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fill:#24292f}"
@@ -89,8 +94,8 @@ def _holds(row: dict[str, str]) -> bool:
 
 
 def _text(x: int, y: int, words: str, kind: str, width: int = WIDTH) -> str:
-    """Return a line of text, cut behind a word where it would leave its column at 7.6 pixels a letter."""
-    shown = textwrap.shorten(words, int(width / 7.6), placeholder=" …")
+    """Return a line of text, cut behind a word where it would leave its column at 7 pixels a letter."""
+    shown = textwrap.shorten(words, width // 7, placeholder=" …")
     return f'<text x="{x}" y="{y}" class="{kind}">{escape(shown)}</text>'
 
 

@@ -39,7 +39,7 @@ def headlines() -> str:
             f"S {_fraction(final['score'])}",
         ),
         (
-            f"{first['edits']:,} facts of CounterFact on it",
+            f"{first['edits']:,} facts of CounterFact, the same model",
             " ".join(
                 f"{row['name']}: S {_fraction(row['final']['S'])}, perplexity "
                 f"{row['perplexity']['before']:.0f} > {row['perplexity']['final']:.0f}{end}"
@@ -48,7 +48,9 @@ def headlines() -> str:
         ),
         (
             f"200 facts of CounterFact, a Llama of 9M parameters, {len(found)} methods",
-            "S " + ", ".join(f"{_fraction(found[name])} ({name})" for name in ("NeuralDB", "NAS", "ENCORE")) + ", each ± 0.04",
+            "S "
+            + ", ".join(f"{_fraction(found[name])} ({name})" for name in ("NeuralDB", "NAS", "ENCORE"))
+            + ", each ± 0.04",
         ),
         (
             "stage one, 32 edits together, random weights",
@@ -82,7 +84,9 @@ def performance() -> str:
         shown = [run for run in result.get("runs", ()) if run.get("dtype") != "bfloat16" or "cpu" not in path.name]
         for run in [run for run in shown if run.get("d_key", 6400) >= 6400] if describe else ():
             what, ours, theirs = describe(run)
-            rows.append([what, result["machine"], ours, theirs, f"**{run['ratio']}**", f"[file](../results/{path.name})"])
+            rows.append(
+                [what, result["machine"], ours, theirs, f"**{run['ratio']}**", f"[file](../results/{path.name})"]
+            )
     return _table(["what", "machine", "ours", "plain or published", "ratio", ""], rows)
 
 
