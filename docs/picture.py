@@ -1,7 +1,7 @@
 """Draws what a real model says before and after it was edited: `python docs/picture.py [RUN]`.
 
-RUN is the folder of a run of `real`; its answers are then written to `ANSWERS` first. Of the edits that `real` asks about,
-the edited prompt is asked, its first paraphrase, and its first neighbour.
+RUN is the folder of a run of `real`; its answers are then written to `ANSWERS` first. Of the edits that `real` asks
+about, the edited prompt is asked, its first paraphrase, and its first neighbour.
 """
 
 from __future__ import annotations
@@ -37,14 +37,12 @@ def asked(run: str) -> dict[str, Any]:
     requests = [own_request(json.loads(line)) for line in FACTS.read_text().splitlines()]
     editor, how = export.load(Path(run)), Speaking()
     some = requests[:: len(requests) // how.edits][: how.edits]
-    rows = [
-        *({"kind": "edited", "prompt": one.text, "wanted": one.target} for one in some),
-        *({"kind": "paraphrase", "prompt": one.paraphrases[0], "wanted": one.target} for one in some),
-        *(
-            {"kind": "neighborhood", "prompt": (probe := one.neighborhood[0]).prompt, "wanted": probe.answer}
-            for one in some
-        ),
-    ]
+    found = {
+        "edited": [(one.text, one.target) for one in some],
+        "paraphrase": [(one.paraphrases[0], one.target) for one in some],
+        "neighborhood": [(one.neighborhood[0].prompt, one.neighborhood[0].answer) for one in some],
+    }
+    rows = [{"kind": kind, "prompt": prompt, "wanted": wanted} for kind in found for prompt, wanted in found[kind]]
     for when, moment in (("before", editor.as_unedited), ("after", editor.as_read)):
         with moment():
             said = respond(editor.language_model, [row["prompt"] for row in rows], how.new_tokens)
@@ -59,20 +57,18 @@ def drawn(answers: list[dict[str, str]]) -> str:
     parts, y = [], 34
     for x, title in ((BEFORE, "before"), (AFTER, "after 100 edits")):
         parts.append(_text(x, y, title, "head"))
-    for kind, title in KINDS.items():
+    for asked_as, title in KINDS.items():
         y += LINE + 12
-        rows = [row for row in answers if row["kind"] == kind]
+        rows = [row for row in answers if row["kind"] == asked_as]
         held = sum(_holds(row) for row in rows)
         parts.append(_text(LEFT, y, f"{title} ({held} of {len(rows)})", "head"))
         for row in rows:
             y += LINE
-            good = _holds(row)
+            sign, kind = ("✓", "good") if _holds(row) else ("✗", "bad")
             parts += [
                 _text(LEFT, y, row["prompt"], "prompt", BEFORE - LEFT - 10),
                 _text(BEFORE, y, row["before"], "answer", AFTER - BEFORE - 10),
-                _text(
-                    AFTER, y, f"{'✓' if good else '✗'} {row['after']}", "good" if good else "bad", WIDTH - AFTER - 20
-                ),
+                _text(AFTER, y, f"{sign} {row['after']}", kind, WIDTH - AFTER - 20),
             ]
     style = (
         "text{font:13px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fill:#24292f}"

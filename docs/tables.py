@@ -23,56 +23,53 @@ def methods() -> str:
 
 def headlines() -> str:
     """Return the results that the README has, each with its file."""
-    real, thousand, small, speed, undo = (
-        json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in HEADLINES
-    )
-    final = real["final"]
-    shown = [f"{kind} {_fraction(final[kind]['success'])}" for kind in KINDS]
-    first, second = thousand["rows"][:2]
-    found = {row["name"]: row["final"]["S"] for row in small["rows"] if row["status"] == "done"}
-    ratios = [f"{run['ratio']} ({run['shape']})" for run in speed["runs"] if _is_plain(run)]
-    most = max(undo["runs"], key=lambda run: run["undone"])
-    cells = [
-        (
-            f"{real['edits']} facts of the real world, SmolLM2-135M-Instruct, {real['method']}",
-            f"{', '.join(shown)} (before: {_fraction(real['before']['neighborhood']['success'])}), "
-            f"S {_fraction(final['score'])}",
-        ),
-        (
-            f"{first['edits']:,} facts of CounterFact, the same model",
-            " ".join(
-                f"{row['name']}: S {_fraction(row['final']['S'])}, perplexity "
-                f"{row['perplexity']['before']:.0f} > {row['perplexity']['final']:.0f}{end}"
-                for row, end in ((first, ";"), (second, ""))
-            ),
-        ),
-        (
-            f"200 facts of CounterFact, a Llama of 9M parameters, {len(found)} methods",
-            "S "
-            + ", ".join(f"{_fraction(found[name])} ({name})" for name in ("NeuralDB", "NAS", "ENCORE"))
-            + ", each ± 0.04",
-        ),
-        (
-            "stage one, 32 edits together, random weights",
-            f"{' and '.join(ratios)} times as fast as the published way",
-        ),
-        (
-            f"{most['undone']} of {most['edits']} edits undone, demo model",
-            f"{most['undo_seconds']:.1f} s; relative distance to never having made them {most['error_after']:.0e}",
-        ),
+    rows = [
+        [what, says(json.loads((ROOT / "results" / f"{name}.json").read_text())), f"[file](results/{name}.json)"]
+        for name, (what, says) in HEADLINES.items()
     ]
-    rows = [[*cell, f"[file](results/{name}.json)"] for name, cell in zip(HEADLINES, cells, strict=True)]
     return _table(["what", "result", ""], rows)
 
 
-HEADLINES = (
-    "real-smollm2-100", "compare-smollm2-1000", "compare-cf-llama-9m-200", "benchmark-stage_one-cpu", "benchmark-undo-cpu",
-)  # fmt: skip
-"""The files of the README's results."""
+def _real(result: dict[str, Any]) -> str:
+    shown = [f"{kind} {_fraction(result['final'][kind]['success'])}" for kind in KINDS]
+    before = _fraction(result["before"]["neighborhood"]["success"])
+    return f"{', '.join(shown)} (before: {before}), S {_fraction(result['final']['score'])}"
 
 
-def _is_plain(run: dict[str, Any]) -> bool:
-    return run["dtype"] == "float32" and not run["early_stop"]
+def _thousand(result: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{row['name']}: S {_fraction(row['final']['S'])}, perplexity "
+        f"{row['perplexity']['before']:.0f} > {row['perplexity']['final']:.0f}"
+        for row in result["rows"]
+        if row["status"] == "done"
+    )
+
+
+def _best(result: dict[str, Any]) -> str:
+    found = {row["name"]: row["final"]["S"] for row in result["rows"] if row["status"] == "done"}
+    best = ", ".join(f"{_fraction(found[name])} ({name})" for name in ("NeuralDB", "NAS", "ENCORE"))
+    return f"S {best}, each ± 0.04; {len(found)} methods"
+
+
+def _faster(result: dict[str, Any]) -> str:
+    runs = [run for run in result["runs"] if run["dtype"] == "float32" and not run["early_stop"]]
+    ratios = [f"{run['ratio']:.1f} ({run['shape']})" for run in runs]
+    return f"{' and '.join(ratios)} times as fast as the published way"
+
+
+def _undone(result: dict[str, Any]) -> str:
+    [run] = [run for run in result["runs"] if (run["undone"], run["edits"]) == (100, 200)]
+    return f"{run['undo_seconds']:.1f} s; {run['error_after']:.0e} from never having made them"
+
+
+HEADLINES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "real-smollm2-100": ("100 facts of the real world, SmolLM2-135M-Instruct, ENCORE", _real),
+    "compare-smollm2-1000": ("1,000 facts of CounterFact, the same model", _thousand),
+    "compare-cf-llama-9m-200": ("200 facts of CounterFact, a Llama of 9M parameters", _best),
+    "benchmark-stage_one-cpu": ("stage one, 32 edits together, random weights", _faster),
+    "benchmark-undo-cpu": ("100 of 200 edits undone, demo model", _undone),
+}
+"""The files of the README's results: what was done, and what came of it."""
 
 
 def performance() -> str:
