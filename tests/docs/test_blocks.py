@@ -131,7 +131,8 @@ def test_commands_are_understood(page, parsers, folder, monkeypatch, capsys):
             if words:
                 parsers[command].parse_args([command, *words])
     except SystemExit as error:
-        pytest.fail(f"{shlex.join(words)}: {capsys.readouterr().err or error}")
+        said = (capsys.readouterr().err or str(error)).strip().splitlines()
+        pytest.fail(f"{shlex.join(words)}: {said[-1]}", pytrace=False)
 
 
 def test_facts_are_facts_and_sections_are_sections(parsers, tmp_path):
