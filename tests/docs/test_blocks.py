@@ -51,6 +51,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("reader")
     for part in ("configs", "tests", "lke_lightning"):
         (root / part).symlink_to(ROOT / part)
+    (root / "ME-PPL_50.json").write_text(json.dumps([{"Text": "A text of the reader's."}]))  # looked at while parsing
     return root
 
 
