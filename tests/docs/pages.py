@@ -5,7 +5,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from markdown_it import MarkdownIt
+from markdown_it import MarkdownIt  # rich needs it, so it is there
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
