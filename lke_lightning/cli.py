@@ -117,7 +117,7 @@ def _told(error: BaseException) -> str | None:
     own = EditError.behind(error)
     if own is None and isinstance(error, OSError) and error.errno in UNWRITABLE:
         return f"cannot write {error.filename}: {error.strerror}. What was saved before is whole"
-    return own and str(own)
+    return None if own is None else str(own)
 
 
 def _function(command: str) -> Callable[..., Any]:

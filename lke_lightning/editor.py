@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import lightning
 import torch
@@ -31,6 +31,9 @@ from lke_lightning.stage_two.transforms import ReadoutTransform
 from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.stages import Stages
 from lke_lightning.step import EditStep
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAME_RESULTS = frozenset(
     {
@@ -127,7 +130,12 @@ class Editor(lightning.LightningModule):
 
     @classmethod
     def around(
-        cls, network: nn.Module, tokenizer: Any, layers: list[int] | None, stages: Stages | None = None, **options: Any
+        cls,
+        network: PreTrainedModel,
+        tokenizer: Any,
+        layers: list[int] | None,
+        stages: Stages | None = None,
+        **options: Any,
     ) -> Editor:
         """Make an editor of a model that is already loaded; it is edited in place."""
         name = getattr(network.config, "name_or_path", "") or type(network).__name__
@@ -148,7 +156,7 @@ class Editor(lightning.LightningModule):
             rank_zero_info(self.language_model.describe())
             Team.of().check_same(self.language_model.base_hash, "model, by its content hash")
 
-    def _take(self, network: nn.Module, tokenizer: Any) -> None:
+    def _take(self, network: PreTrainedModel, tokenizer: Any) -> None:
         layers = self.layers or getattr(network.config, "edit_layers", None) or []
         if self.stages is not None:
             used = self.stages.two.placement.among(layers)

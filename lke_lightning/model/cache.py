@@ -69,6 +69,8 @@ class PrefixCache(Cache):
         mask: 1 for real tokens, 0 for padding on the left, (rows, prefix length), int64.
     """
 
+    layers: list[PrefixLayer]
+
     def __init__(self, layers: list[PrefixLayer], mask: Tensor) -> None:
         super().__init__(layers=layers)
         self.mask = mask

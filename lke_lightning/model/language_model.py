@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from lke_lightning.model.targets import Site
 from lke_lightning.model.tokens import TextEncoder
 from lke_lightning.model.weights import EditedWeight
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 DEMO = "demo"
 """The name under which the model that comes with the package is loaded."""
 
@@ -43,7 +46,7 @@ def located(pretrained: str) -> tuple[str, dict[str, str]]:
     return gguf.located(resolve(pretrained))
 
 
-def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
+def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = False) -> tuple[PreTrainedModel, Any]:
     """Load a causal language model and its tokenizer.
 
     Args:
@@ -93,7 +96,7 @@ def _plain_tensors(weight: Tensor) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _check_causal(network: nn.Module, architecture: Architecture) -> None:
+def _check_causal(network: PreTrainedModel, architecture: Architecture) -> None:
     """Raise `EditError` where a token sees what comes after it, by what a block makes of two texts that end unlike."""
     ids = torch.tensor([[0, 1], [0, 2]], device=network.device)
     nowhere = ids.new_zeros(0)
@@ -142,7 +145,7 @@ class LanguageModel(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: PreTrainedModel,
         tokenizer: Any,
         layers: Sequence[int],
         matrix: str | None = None,
@@ -166,8 +169,8 @@ class LanguageModel(nn.Module):
         self.text = TextEncoder(tokenizer, chat, system, architecture.context)
         self._architecture = (architecture,)  # holds modules of the network: not to be registered a second time
         self.layers = list(layers)
-        self.edited = nn.ModuleDict({str(layer): EditedWeight(architecture.matrix(layer)) for layer in layers})
-        self.beside = nn.ModuleDict()
+        self.edited: Any = nn.ModuleDict({str(layer): EditedWeight(architecture.matrix(layer)) for layer in layers})
+        self.beside: Any = nn.ModuleDict()
         """Modules that change what the network does without changing its weights, by name."""
 
     @property

@@ -12,10 +12,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -131,7 +130,7 @@ class TargetOptimization(StageOne):
         self.share_targets, self.reference_quirks = None if reference_quirks else share_targets, reference_quirks
         self.contexts, self.memory = [], {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepare for the requests of the run, and say so where the model's structure puts targets at the matrix."""
         if self.site is None and pl_module.language_model.site == "matrix":
             rank_zero_info(

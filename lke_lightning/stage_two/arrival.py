@@ -87,9 +87,9 @@ def arrival(model: LanguageModel, step: EditStep) -> Arrival | None:
         lambda item: len(item[1].ids),
         MAX_TOKENS,
     )
-    found = team.gather([outcome for part in parts for outcome in part])
-    written = [written for written, _ in found] if step.targets.are_known else None
-    return Arrival(written, [is_first for _, is_first in found])
+    outcomes = team.gather([outcome for part in parts for outcome in part])
+    written = [written for written, _ in outcomes] if step.targets.are_known else None
+    return Arrival(written, [is_first for _, is_first in outcomes])
 
 
 def _outcomes(model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Text]]) -> list[tuple[float, bool]]:

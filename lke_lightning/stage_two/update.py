@@ -466,7 +466,8 @@ class WeightUpdate(StageTwo):
         """Remove rows of edits from memory and weights, and add others again."""
         for layer in model.layers if out or back else ():
             weight = model.weight(layer)
-            for numbers, move in ((out, self.solver.retire), (back, self.solver.restore)):
+            solver: Any = self.solver  # it is `Downdatable` (`why_not_exact`)
+            for numbers, move in ((out, solver.retire), (back, solver.restore)):
                 if numbers:
                     rows, total = register.rows(numbers), self.writing.solved(layer, weight)
                     update, memory = move(self._fetch(layer, model), rows, total)

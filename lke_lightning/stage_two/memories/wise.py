@@ -77,7 +77,7 @@ class SideMatrices(RunningModule):
         """See `Beside.is_of`."""
         return len(self.sides) == len(self.floors) and self.activation in ACT2FN
 
-    def answer(self, keys: Tensor, output: Tensor) -> Tensor:
+    def returned(self, keys: Tensor, output: Tensor) -> Tensor:
         """Route."""
         return read({**self.tensors(), "activation": self.activation}, self.running, keys, output)
 
