@@ -126,7 +126,7 @@ def _function(command: str) -> Callable[..., Any]:
 
 
 def _run_function(command: str, args: list[str]) -> None:
-    parser = _parser(command)
+    parser: Any = _parser(command)  # jsonargparse puts methods on it that are not declared
     result = _function(command)(**parser.instantiate(parser.parse_args(args)).as_dict())
     for name, value in (result or {}).items():
         print(f"{name:20} {value:.4g}")
@@ -159,7 +159,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_function_arguments(function, as_group=False, skip={*words, *lists})
     for name in dict.fromkeys((*words, *lists)):
         is_required = parameters[name].default is inspect.Parameter.empty
-        nargs = {"nargs": "+" if is_required else "*"} if name in lists else {} if is_required else {"nargs": "?"}
+        nargs: Any = {"nargs": "+" if is_required else "*"} if name in lists else {} if is_required else {"nargs": "?"}
         if name in words and COMMANDS[command].is_named:
             either = parser.add_mutually_exclusive_group(required=True)
             either.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=help_of[name])

@@ -82,7 +82,7 @@ class Editor(lightning.LightningModule):
     """
 
     language_model: LanguageModel
-    stages: Stages | None = None
+    stages: Stages = None  # type: ignore[assignment]  # whatever asks it what they do is part of a run
     """The stages that edit; there are none in a model that is only scored or exported."""
     step: EditStep
     """The present batch."""
@@ -140,7 +140,8 @@ class Editor(lightning.LightningModule):
         """Make an editor of a model that is already loaded; it is edited in place."""
         name = getattr(network.config, "name_or_path", "") or type(network).__name__
         editor = cls(name, str(network.dtype).removeprefix("torch."), layers, **options)
-        editor.stages = stages
+        if stages is not None:
+            editor.stages = stages
         editor._take(network, tokenizer)
         return editor
 

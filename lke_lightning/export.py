@@ -229,7 +229,7 @@ def write_lora(
         "lora_dropout": 0.0,
         "bias": "none",
     }
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, part in low.items():
         prefix = f"base_model.model.{name.removesuffix('.weight')}"
         tensors |= {f"{prefix}.lora_A.weight": part.down, f"{prefix}.lora_B.weight": part.up}
@@ -278,7 +278,7 @@ def write_module(editor: Editor, folder: Path) -> dict[str, LowRank]:
 
 def _writer(format: str, rank: int | None, tolerance: float | None) -> Callable[[Editor, Path], dict[str, LowRank]]:
     """Return what writes a format, after the options were checked against it."""
-    writers = {
+    writers: dict[str, Callable[[Editor, Path], dict[str, LowRank]]] = {
         "merged": write_merged,
         "delta": partial(write_delta, rank=rank),
         "lora": partial(write_lora, rank=rank, tolerance=TOLERANCE if tolerance is None else tolerance),

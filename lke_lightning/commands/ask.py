@@ -117,6 +117,7 @@ def _lines() -> Iterator[str]:
 
 def _answer(editor: Editor, prompt: str, new_tokens: int, edits: Sequence[EditRequest]) -> None:
     """Print the answers, token by token on a terminal."""
+    moments: list[tuple[Answer, Callable[[], AbstractContextManager[None]]]]
     if editor.made:
         moments = [(Answer("unedited"), editor.as_unedited), (Answer("edited"), editor.as_read)]
     else:
@@ -131,8 +132,13 @@ def _answer(editor: Editor, prompt: str, new_tokens: int, edits: Sequence[EditRe
         return found
 
     with Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else nullcontext() as live:
+
+        def show() -> None:
+            if live:
+                live.update(table(), refresh=True)
+
         for answer, moment in moments:
-            _fill(editor, answer, moment(), prompt, new_tokens, lambda: live and live.update(table(), refresh=True))
+            _fill(editor, answer, moment(), prompt, new_tokens, show)
     console.print(table())
     edit = nearest(prompt, edits)
     if edit is not None:
@@ -148,7 +154,7 @@ def _fill(
     show: Callable[[], None],
 ) -> None:
     """Let the model answer under a moment, and show the answer as it grows."""
-    model, tokens = editor.language_model, []
+    model, tokens = editor.language_model, list[int]()
 
     def choose(logits: Tensor, numbers: Tensor, step: int) -> Tensor:
         chosen = first_choice(logits, numbers, step)
@@ -156,7 +162,7 @@ def _fill(
             best = logits[0].softmax(0).topk(min(LIKELY, logits.shape[1]))
             words = [model.text.tokenizer.decode([token]) for token in best.indices.tolist()]
             answer.first = list(zip(words, best.values.tolist(), strict=True))
-        tokens.append(chosen.item())
+        tokens.append(int(chosen))
         answer.text = model.text.tokenizer.decode(tokens)
         show()
         return chosen

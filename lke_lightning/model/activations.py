@@ -120,7 +120,8 @@ def is_changed_behind(network: PreTrainedModel, architecture: Architecture) -> b
                 changed.append(module)
 
     # several, because the embedding of one that fills gaps, often the first, may be zero, and so may all that follows
-    tokens = torch.linspace(0, len(network.get_input_embeddings().weight) - 1, 4, device=network.device).long()
+    embeddings: Any = network.get_input_embeddings()
+    tokens = torch.linspace(0, len(embeddings.weight) - 1, 4, device=network.device).long()
     with only_blocks(network, architecture, 0, 1):  # which may run the network itself, so the hooks come later
         handles = [module.register_forward_hook(look) for module in block.modules()]
         try:

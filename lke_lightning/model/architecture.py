@@ -31,7 +31,7 @@ ATTENTION_MATRICES = (
 """Names, inside a block, of the matrix that leads from the attention's heads back to the hidden size."""
 
 
-def is_transposed(matrix: Matrix) -> bool:
+def is_transposed(matrix: nn.Module) -> bool:
     """Tell whether a matrix stores its weight as (d_key, d_out), as GPT-2's Conv1D does.
 
     Decided by the class: the shape of a square matrix is ambiguous.

@@ -66,10 +66,11 @@ def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = Fals
     whole = {"dtype": getattr(torch, dtype), "output_loading_info": True, **(gguf.dequantised() if file else {})}
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        network, report = AutoModelForCausalLM.from_pretrained(where, **options, **whole)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, **options, **whole)
     except Exception as error:  # a dozen kinds of transformers, safetensors, the hub's client, pickle and struct
         reason = gguf.why(pretrained, where, file["gguf_file"], error) if file else why(where, error)
         raise EditError(f"cannot load a causal language model from {pretrained!r}: {reason}") from error
+    network, report = loaded
     if file:
         gguf.forget_blocks(network)
     check_complete(report, pretrained)
@@ -82,7 +83,7 @@ def content_hash(network: nn.Module) -> str:
     for name, weight in sorted(network.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         for part in _plain_tensors(weight.detach()):
-            digest.update(part.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(part.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -63,7 +63,8 @@ def check_numbers(network: nn.Module) -> None:
 
 def check_vocabulary(network: PreTrainedModel, tokenizer: Any) -> None:
     """Raise `EditError` if a tokenizer has tokens without an embedding in the network."""
-    highest, rows = max(tokenizer.get_vocab().values(), default=-1), network.get_input_embeddings().weight.shape[0]
+    embeddings: Any = network.get_input_embeddings()
+    highest, rows = max(tokenizer.get_vocab().values(), default=-1), embeddings.weight.shape[0]
     if highest >= rows:
         raise EditError(
             f"the tokenizer's ids go up to {highest}, but the model has only {rows} embeddings: use the "

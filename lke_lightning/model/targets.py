@@ -138,7 +138,7 @@ class Targets:
             [math.hypot(*(part.distances[0] for part in parts)) for parts in found],
             [all(part.reached[0] for part in parts) for parts in found],
             [len(parts) for parts in found],
-            nlls=[_mean([part.nlls[0] for part in parts]) for parts in found],
+            nlls=[_mean([part.nlls[0] for part in parts]) for parts in found],  # type: ignore[index]  # descents know them
         )
 
     @classmethod

@@ -157,7 +157,7 @@ class Overlap(Objective):
 
     def __call__(self, step: StepView) -> Tensor:
         """Return the penalty; its gradient at delta = 0 is 0."""
-        basis = step.history.directions(self.rank).to(step.change)
+        basis = step.history.directions(self.rank).to(step.change)  # type: ignore[union-attr]  # descents have one
         if not basis.shape[1]:
             return torch.zeros_like(step.initial_norm)
         length = step.change.norm(dim=1)

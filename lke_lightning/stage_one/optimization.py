@@ -222,7 +222,7 @@ class TargetOptimization(StageOne):
         """
         built = build_rows(requests, contexts, model.text, self.reference_quirks)
         for name, parts in (seen or {}).items():
-            built = [replace(rows, seen=rows.seen | {name: part}) for rows, part in zip(built, parts, strict=True)]
+            built = [replace(rows, seen={**rows.seen, name: part}) for rows, part in zip(built, parts, strict=True)]
         others = self.expansion.others(model, requests, contexts)
         units = [cut(rows, self.expansion, about) for rows, about in zip(built, others, strict=True)]
         return in_turn(units, lambda rows, places: self._find(model, [requests[i] for i in places], rows, layer))
@@ -254,7 +254,7 @@ class TargetOptimization(StageOne):
         """Return the mean negative log-likelihood of each request's target before any step, as `Targets.nlls`."""
         at_start = copy.copy(self)
         at_start.max_steps = 1
-        return [nll for nll, _ in at_start.optimize(model, step.requests, step.contexts).nlls]
+        return [nll for nll, _ in at_start.optimize(model, step.requests, step.contexts).nlls or ()]
 
     def descend(self, model: LanguageModel, built: Sequence[RequestRows], layer: int | None = None) -> Targets:
         """Find the targets of requests that are already rows, as many of each."""
@@ -323,9 +323,11 @@ class TargetOptimization(StageOne):
                 reached = torch.zeros(len(built), dtype=torch.bool, device=device).index_copy(0, active, reason >= 0)
                 aimed, *beside = (scaled * unit).split(size, dim=1)
                 norm, *beside_norm = norms.unbind(1)
-                move = Move(step, change.detach()[:, :size], aimed, (scaled.grad / unit)[:, :size], reached, norm)
+                gradient = scaled.grad / unit  # type: ignore[arg-type]  # `backward` has filled it
+                move = Move(step, change.detach()[:, :size], aimed, gradient[:, :size], reached, norm)
                 aimed, state = self.space.step(state, move)
-                beside = [self.space.project(*part) for part in zip(beside, beside_norm, strict=True)]
+                space: Any = self.space  # where something is beside, one that only projects
+                beside = [space.project(*part) for part in zip(beside, beside_norm, strict=True)]
                 scaled.copy_(torch.cat([aimed, *beside], dim=1) / unit)
             if step == self.space.first_pass:
                 optimizer.state.clear()
@@ -414,8 +416,8 @@ class _Outcome:
         """
         members = starts.shape[1]
         groups = range(len(starts))
-        norms, nlls = self.changes.norm(dim=1), torch.stack([self.first_nlls, self.nlls], dim=1)
-        lists = (self.steps, self.losses, self.first_losses, self.reasons, norms, nlls)
+        norms, both = self.changes.norm(dim=1), torch.stack([self.first_nlls, self.nlls], dim=1)
+        lists = (self.steps, self.losses, self.first_losses, self.reasons, norms, both)
         steps, losses, first_losses, reasons, distances, nlls = (
             part.repeat_interleave(members, dim=0).tolist() for part in lists
         )

@@ -166,6 +166,6 @@ def _solved(model: LanguageModel, step: EditStep, systems: Mapping[int, EditSyst
     shares = []
     for layer in {layers[-1] for layers in step.layers(model.layers)}:
         system = systems[layer]
-        given = system.keys @ model.weight(layer).delta.T - system.changes
+        given = system.keys @ model.weight(layer).delta.T - system.changes  # type: ignore[operator]  # `_system` gives it
         shares.append(1 - (system.residuals - given).norm(dim=1) / system.residuals.norm(dim=1))
     return torch.cat(shares).nanmedian().item()

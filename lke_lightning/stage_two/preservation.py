@@ -184,10 +184,10 @@ class NullSpace:
         Raises:
             EditError: all directions are used, or none.
         """
-        if self.threshold is not None:
-            unused, limit = values < self.threshold, f"threshold {self.threshold:g}"
-        else:
+        if self.share is not None:
             unused, limit = values.cumsum(0) < self.share * values.sum(), f"share {self.share:g}"
+        else:
+            unused, limit = values < self.threshold, f"threshold {self.threshold:g}"  # type: ignore[operator]  # given
         rank = int(unused.sum())
         if rank in (0, len(values)):
             state = "uses every direction" if rank == 0 else "uses no direction"

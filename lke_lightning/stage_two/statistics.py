@@ -209,15 +209,15 @@ class KeyStatistics(Statistics):
             count = int(team.sum(torch.tensor(count, device=model.device)))
             found = {layer: Curvature(team.sum(own.keys), team.sum(own.gradients)) for layer, own in sums.items()}
             for layer, own in found.items() if team.is_first else ():
-                stored = {"keys": own.keys, "gradients": own.gradients, "tokens": torch.tensor(count)}
-                self.cache.put("curvature", keys[layer], stored)
+                parts = {"keys": own.keys, "gradients": own.gradients, "tokens": torch.tensor(count)}
+                self.cache.put("curvature", keys[layer], parts)
         else:
             count = team.first(int(stored[model.layers[0]]["tokens"]) if stored else None)
             found = {}
             for layer in model.layers:
                 made = [torch.empty(d, d, dtype=torch.float64) for d in reversed(model.weight(layer).delta.shape)]
-                parts = [stored[layer][name] for name in ("keys", "gradients")] if stored else made
-                found[layer] = Curvature(*(team.first_tensor(part.to(model.device)) for part in parts))
+                known = [stored[layer][name] for name in ("keys", "gradients")] if stored else made
+                found[layer] = Curvature(*(team.first_tensor(part.to(model.device)) for part in known))
         if not all(own.gradients.isfinite().all() for own in found.values()):
             raise EditError("the gradients on ordinary text are not finite: check that the model is complete")
         return found, count

@@ -132,7 +132,7 @@ class WeightUpdate(StageTwo):
                 "stage_two.rest_weight out, or take LeastSquares"
             )
         self.keys = keys or ContextMean()
-        self.statistics = statistics or KeyStatistics()
+        self.statistics: Statistics = statistics or KeyStatistics()
         if compensate and transform is None:
             raise EditError(
                 "stage_two.compensate makes up for what a transform leaves out, and there is none: give "
@@ -337,7 +337,7 @@ class WeightUpdate(StageTwo):
                 self._note(model, layer, batch.before)
             if exact and layer in batch.systems:
                 earlier = batch.systems[layer]
-                asked = (earlier.changes + earlier.residuals)[rows] + residuals
+                asked = (earlier.changes + earlier.residuals)[rows] + residuals  # type: ignore[operator]  # `_system`'s
                 weight.restore(batch.start.deltas[layer])
                 self._keep(layer, self.solver.rolled_back(self._fetch(layer, model), batch.start.memory[layer]))
                 self.writing.return_layer(layer, batch.start.writing)
@@ -397,7 +397,7 @@ class WeightUpdate(StageTwo):
             residuals = residuals + keys @ error.T
         weights = [r.weight for r, count in zip(step.requests, step.targets.units, strict=True) for _ in range(count)]
         counts = torch.tensor(weights, dtype=torch.float64, device=model.device)
-        rest = None if rest is None else self._own(layer, rest) * self.rest_weight**0.5
+        rest = None if rest is None or self.rest_weight is None else self._own(layer, rest) * self.rest_weight**0.5
         return EditSystem(keys, anchors, residuals, keys @ total.T, counts, total, rest)
 
     @torch.no_grad()
@@ -521,4 +521,4 @@ def _why_taken_back(model: LanguageModel, step: EditStep, layer: int, growth: fl
 
 
 def _fingerprint(moment: Tensor) -> str:
-    return hashlib.sha256(moment.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()[:16]
+    return hashlib.sha256(moment.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()[:16]
