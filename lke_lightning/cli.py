@@ -64,6 +64,11 @@ COMMANDS = {
         ("ckpt_path",),
         is_named=True,
     ),
+    "lm_eval": Command(
+        "run lm-eval's tasks on the edited model of a run: lm_eval RUN -- --tasks NAME",
+        "commands.lm_eval",
+        ("run", "arguments"),
+    ),
     "pretrain": Command("train the demo model anew", "demo.pretraining"),
     "knowledge": Command("measure what the demo model, or another, knows of the demo world", "demo.pretraining"),
 }
