@@ -214,16 +214,17 @@ def test_peft_loads_a_lora_adapter_as_the_edited_model(pretrained, checkpoint, t
         assert torch.equal(logits(adapted), logits(fresh(pretrained)))
     merged = adapted.merge_and_unload()
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
-    assert sorted(path.name for path in out.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    files = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == files
     found = peft.AutoPeftModelForCausalLM.from_pretrained(out)  # by the name of its base model
     torch.testing.assert_close(logits(found), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_peft_loads_matrices_of_different_ranks(pretrained, tmp_path):
+def test_matrices_of_different_ranks_share_the_largest(pretrained, tmp_path):
     editor = edited(pretrained)
     editor.language_model.weight(3).add(0.05 * torch.randn(32, 4) @ torch.randn(4, 64))
     low = write_lora(editor, tmp_path / "adapter")
-    assert [part.rank for part in low.values()] == [3, 3, 7]
+    assert [part.rank for part in low.values()] == [7, 7, 7]  # llama.cpp knows no pattern of ranks
     adapted = peft.PeftModel.from_pretrained(fresh(pretrained), tmp_path / "adapter")
     torch.testing.assert_close(logits(adapted), logits(editor.language_model.network), rtol=1e-4, atol=1e-5)
 
@@ -300,7 +301,7 @@ def test_a_runs_folder_stands_for_its_newest_checkpoint(pretrained, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format", "gguf"], "unknown --format 'gguf': there are merged, delta, lora"),
+        (["--format", "zip"], "unknown --format 'zip': there are merged, delta, lora, module, gguf"),
         (["--format", "delta", "--rank", "0"], "--rank is 0: it must be at least 1"),
         (["--rank", "4"], "--rank is for --format delta and lora"),
         (["--format", "delta", "--tolerance", "0.1"], "--tolerance chooses"),
@@ -308,6 +309,8 @@ def test_a_runs_folder_stands_for_its_newest_checkpoint(pretrained, tmp_path):
         (["--format", "lora", "--tolerance", "2"], "above 0 and below 1"),
         (["--format", "delta", "--rank", "22"], "leave --rank out"),
         (["--format", "lora", "--rank", "22"], "use --format delta"),
+        (["--dtype", "f16"], "--dtype is 'f16': it is for --format gguf"),
+        (["--format", "gguf"], "is no GGUF file: use --format merged"),
         (["--ckpt_path", "nowhere.ckpt"], "neither a checkpoint nor the folder of a run"),
     ],
 )
