@@ -49,16 +49,16 @@ def push(output: Path, card: str | None, name: str, private: bool) -> str:
         files = {path.relative_to(output).as_posix(): path for path in sorted(output.rglob("*")) if path.is_file()}
     else:
         files = {output.name: output, CARD: card.encode()}
+    adds, api = [CommitOperationAdd(*file) for file in files.items()], HfApi()
     try:
-        api = HfApi()
-        name = api.create_repo(name, private=private, exist_ok=True).repo_id
-        if private and not api.model_info(name).private:
-            raise EditError(f"{name} on the hub is public already, and --private was asked for")
-        return api.create_commit(
-            name, [CommitOperationAdd(*file) for file in files.items()], commit_message="Upload an edited model"
-        ).repo_url.url
+        name = api.create_repo(name, private=private or None, exist_ok=True).repo_id
+        is_seen = private and not api.model_info(name).private  # it was there before
+        done = None if is_seen else api.create_commit(name, adds, commit_message="Upload an edited model")
     except Exception as error:  # of the client, of what it calls over the network with, of Xet in Rust
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise EditError(
             f"{output} is written, but could not be pushed ({reason}): push it later with `hf upload {name} {output}`"
         ) from error
+    if done is None:
+        raise EditError(f"{name} is public on the hub, and --private was asked for: {output} stays where it is")
+    return done.repo_url.url
