@@ -67,3 +67,11 @@ def test_entries_that_half_precision_has_no_room_for_are_refused(source, checkpo
     editor.language_model.weight(1).add(torch.full((32, 64), 1e5))
     with pytest.raises(EditError, match=r"blk.1.ffn_down.weight has entries that f16 has no room for"):
         write_gguf(editor, tmp_path / "edited.gguf")
+
+
+def test_a_model_that_runs_in_half_precision_is_known_to_be_the_files(source, tmp_path):
+    editor = edited(str(source), "bfloat16", size=0.02)
+    write_gguf(editor, tmp_path / "edited.gguf")
+    expected, unedited = editor.language_model.network, load_model(str(source), "bfloat16")[0]
+    written = load_model(str(tmp_path / "edited.gguf"), "bfloat16")[0]
+    assert (logits(written) - logits(expected)).norm() < 0.1 * (logits(unedited) - logits(expected)).norm()
