@@ -33,6 +33,9 @@ COMMANDS = {
     ),
     "validate": Command("score a model on facts, unedited or from a checkpoint (--ckpt_path)"),
     "real": Command("edit a small public model, which is downloaded; arguments of fit", "commands.real", fits=True),
+    "singly": Command(
+        "make each edit alone, on the unedited model (--output); arguments of fit", "commands.singly", fits=True
+    ),
     "compare": Command("run several methods on the same edits and make one table of them (--plan)", "sweeps.compare"),
     "tune": Command(
         "search for hyperparameters on a slice of the edits; arguments of fit follow after --",
