@@ -135,7 +135,9 @@ class About:
             told = (f"{value:.3g} {moment}" for moment, value in perplexity.items() if value is not None)
             said += f"\n\nPerplexity of unrelated text: {', '.join(told)}."
         if not self.is_scored:
-            said += "\n\nEdits were made, undone or redone since: this model itself was not scored."
+            said += (
+                "\n\nThis model itself was not scored: edits were made, undone or redone since, or no run has ended."
+            )
         return said
 
     def _changed(self) -> str:
@@ -209,12 +211,12 @@ def _scores(checkpoint: Mapping[str, Any], editor: Editor) -> tuple[dict[str, An
 def _without_paths(part: Any) -> Any:
     """Leave out what is not set, and of files their names alone: where they lie is nobody's business."""
     if isinstance(part, Mapping):
-        return {name: _without_paths(value) for name, value in part.items() if value is not None}
+        return {str(name): _without_paths(value) for name, value in part.items() if value is not None}
     if isinstance(part, list | tuple):
         return [_without_paths(value) for value in part]
     if isinstance(part, str) and (os.path.isabs(part) or os.path.exists(part)):
         return os.path.basename(part)
-    return part
+    return part if isinstance(part, bool | int | float | str) else str(part)
 
 
 def _table(rows: list[list[str]]) -> str:

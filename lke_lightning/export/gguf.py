@@ -14,6 +14,7 @@ from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.export.card import about
 from lke_lightning.export.change import Change, changes
+from lke_lightning.model.architecture import is_transposed
 from lke_lightning.model.gguf import check_installed, file_of, opened
 from lke_lightning.model.language_model import resolve
 from lke_lightning.results import check_free, replace_file
@@ -143,15 +144,10 @@ def _stored(name: str, tensor: Any, change: Change, dtype: str) -> Stored:
 
 def _is_same(base: Tensor, change: Change) -> bool:
     """Tell whether a matrix of the file (d_out, d_key) is the unedited one, as far as the network's dtype tells."""
-    known = change.base.cpu() if change.base.shape == change.stored().shape else None
-    if known is None:
-        return False
-    if change.stored() is not change.total:
-        known = known.T
-    if known.shape != base.shape:
-        return False
-    slack = 4 * torch.finfo(known.dtype).eps
-    return torch.allclose(base, known.float(), rtol=slack, atol=slack * base.abs().max().item())
+    known = change.base.cpu().float()
+    known = known.T if is_transposed(change.matrix) else known
+    slack = 4 * torch.finfo(change.base.dtype).eps
+    return known.shape == base.shape and torch.allclose(base, known, slack, slack * base.abs().max().item())
 
 
 def _copy(reader: Any, path: Path, replaced: Mapping[str, Stored], facts: Mapping[str, str]) -> None:

@@ -60,7 +60,7 @@ def test_a_model_that_was_changed_since_was_not_scored(run, tmp_path):
     edited.export(tmp_path / "undone")
     text = card(tmp_path / "undone").text
     assert "7 in the weights, 1 replaced, 1 undone" in text
-    assert "this model itself was not scored" in text
+    assert "This model itself was not scored" in text
 
 
 @pytest.mark.parametrize(
