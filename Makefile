@@ -11,7 +11,7 @@ CORE := tests/test_api.py tests/test_bounds.py tests/test_checkpoints.py tests/t
         tests/commands tests/data tests/export tests/families/test_conformance.py tests/metrics tests/model \
         tests/stage_one tests/stage_two
 
-.PHONY: fit real test test-oldest lint clean
+.PHONY: fit real test test-oldest lint docs clean
 
 fit: $(READY)
 	$(BIN)/python -m lke_lightning fit
@@ -28,6 +28,11 @@ test-oldest: $(OLDEST)/.ready
 lint: $(READY)
 	$(BIN)/ruff check lke_lightning tests
 	$(BIN)/ruff format --check lke_lightning tests
+
+# The site in build/site; a link that leads nowhere, or a docstring that cannot be read, is an error.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs . build/site
 
 $(READY): constraints.txt
 $(OLDEST)/.ready: constraints-oldest.txt
