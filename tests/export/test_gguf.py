@@ -14,11 +14,11 @@ gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 from tests.gguf_files import write_gguf as write_file  # noqa: E402 - it needs the package
 
 
-@pytest.fixture(scope="module", params=["F32", "Q4_1"])
-def source(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gguf")
     texts = {"general__license": "Apache-2.0", "lke_lightning__edits": "3 earlier ones"}
-    return write_file(folder / "tiny.gguf", tiny_network("llama"), tiny_tokenizer(), request.param, **texts)
+    return write_file(folder / "tiny.gguf", tiny_network("llama"), tiny_tokenizer(), "Q4_1", **texts)
 
 
 @pytest.fixture(scope="module")
