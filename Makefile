@@ -8,7 +8,8 @@ OLDEST := .venv-oldest
 
 # What `test-oldest` runs: the two stages, models of every family, data and the command line; no faults, no notebooks.
 CORE := tests/test_api.py tests/test_bounds.py tests/test_checkpoints.py tests/test_cli.py tests/test_private_names.py \
-        tests/commands tests/data tests/families/test_conformance.py tests/metrics tests/model tests/stage_one tests/stage_two
+        tests/commands tests/data tests/export tests/families/test_conformance.py tests/metrics tests/model \
+        tests/stage_one tests/stage_two
 
 .PHONY: fit real test test-oldest package lint docs clean
 
