@@ -26,7 +26,6 @@ def lm_eval(run: str, arguments: list[str] | None = None, trust: list[str] | Non
     """
     if find_spec("lm_eval") is None:
         raise EditError("the command needs lm-eval: pip install 'lke-lightning[eval]'")
-    import lm_eval.models
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
