@@ -115,7 +115,8 @@ class EditStream(LightningDataModule):
     def consumed(self, batches: int) -> dict[str, Any]:
         """Return the identity of the first batches of the stream, for a checkpoint."""
         count = self.batches[batches - 1].stop if batches else 0
-        return {"batch_size": self.batch_size, "digests": _digests(self.requests[:count]), "ends": self.ends}
+        digests = _digests(self.requests[:count])
+        return {"name": self.name, "batch_size": self.batch_size, "digests": digests, "ends": self.ends}
 
     def check_continues(self, saved: dict[str, Any]) -> None:
         """Check that this stream begins with the batches that an interrupted run has edited, and continue after them.
