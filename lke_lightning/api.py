@@ -242,7 +242,7 @@ class EditedModel:
         Arguments and errors are those of `python -m lke_lightning export`.
         """
         options = export.Options(format, rank, tolerance, dtype, push_to_hub, private)
-        run = self._run and self._run.checkpoint
+        run = None if self._run is None else self._run.checkpoint
         self._follow()
         export.write(self.editor, Path(output), options, run)
         export.push(self.editor, Path(output), options, run)

@@ -205,7 +205,7 @@ class EditRequest:
             if count > 1:
                 raise EditError(f"the subject {subject!r} occurs {count} times in {prompt!r}: mark the one with '{{}}'")
             prompt = prompt.replace(subject, SLOT)
-        return cls(prompt=prompt, subject=subject, **fields)  # type: ignore[arg-type]
+        return cls(prompt=prompt, subject=subject, **fields)  # type: ignore[arg-type]  # their own types
 
     @property
     def text(self) -> str:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lke_lightning.edits import EditError
-
-if TYPE_CHECKING:
-    from lke_lightning.model.language_model import LanguageModel
 
 
 Generate = Callable[[Sequence[str], int], list[str]]
@@ -44,8 +41,8 @@ class Beside(nn.Module, ABC):
         """Those that `install` put into the network; `LanguageModel.detach` takes them out."""
 
     @abstractmethod
-    def install(self, model: LanguageModel) -> None:
-        """Put `hooks` into the network; without edits, and while it is off, they change nothing, bit for bit.
+    def install(self, model: Any) -> None:
+        """Put `hooks` into the network of a `LanguageModel`; without edits, and while it is off, they change nothing, bit for bit.
 
         Raises:
             EditError: it cannot stand beside this model.

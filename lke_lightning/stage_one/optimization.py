@@ -323,8 +323,8 @@ class TargetOptimization(StageOne):
                 reached = torch.zeros(len(built), dtype=torch.bool, device=device).index_copy(0, active, reason >= 0)
                 aimed, *beside = (scaled * unit).split(size, dim=1)
                 norm, *beside_norm = norms.unbind(1)
-                gradient = scaled.grad / unit  # type: ignore[arg-type]  # `backward` has filled it
-                move = Move(step, change.detach()[:, :size], aimed, gradient[:, :size], reached, norm)
+                gradient: Any = scaled.grad  # not `None` any more
+                move = Move(step, change.detach()[:, :size], aimed, (gradient / unit)[:, :size], reached, norm)
                 aimed, state = self.space.step(state, move)
                 space: Any = self.space  # where something is beside, one that only projects
                 beside = [space.project(*part) for part in zip(beside, beside_norm, strict=True)]
