@@ -109,9 +109,9 @@ class RunCheckpoint(Checkpoint):
             numbers.append(environment.requeue_signal or signal.SIGUSR1)
 
         def receive(number: int, _: Any) -> None:
-            launcher: Any = trainer.strategy.launcher
-            if self._signal is None and hasattr(launcher, "kill"):
-                launcher.kill(signal.SIGTERM)  # processes that this one has started
+            strategy: Any = trainer.strategy  # only some have a launcher, and only some of these can kill
+            if self._signal is None and hasattr(strategy.launcher, "kill"):
+                strategy.launcher.kill(signal.SIGTERM)  # processes that this one has started
             self._signal = self._signal or number
 
         for number in numbers if threading.current_thread() is threading.main_thread() else ():

@@ -42,7 +42,7 @@ class Beside(nn.Module, ABC):
 
     @abstractmethod
     def install(self, model: Any) -> None:
-        """Put `hooks` into the network of a `LanguageModel`; without edits, and while it is off, they change nothing, bit for bit.
+        """Put `hooks` into a `LanguageModel`; without edits, and while it is off, they change nothing, bit for bit.
 
         Raises:
             EditError: it cannot stand beside this model.
