@@ -12,7 +12,6 @@ from torch.utils.hooks import RemovableHandle
 
 from lke_lightning.edits import EditError
 
-
 Generate = Callable[[Sequence[str], int], list[str]]
 """Continues texts by at most so many tokens, up to a line break; the network alone does it."""
 
