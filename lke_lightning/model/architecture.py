@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers.pytorch_utils import Conv1D
 
     Matrix = nn.Linear | Conv1D
+    """What holds an edited weight."""
 
 OUTPUT_MATRICES = (
     "mlp.down_proj", "mlp.c_proj", "mlp.fc_out", "mlp.dense_4h_to_h", "mlp.fc2", "fc2", "ffn.down_proj"

@@ -171,6 +171,7 @@ class LanguageModel(nn.Module):
         self._architecture = (architecture,)  # holds modules of the network: not to be registered a second time
         self.layers = list(layers)
         self.edited: Any = nn.ModuleDict({str(layer): EditedWeight(architecture.matrix(layer)) for layer in layers})
+        """The `EditedWeight` of each layer, by its number as text."""
         self.beside: Any = nn.ModuleDict()
         """Modules that change what the network does without changing its weights, by name."""
 
