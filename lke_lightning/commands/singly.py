@@ -39,8 +39,8 @@ def singly(args: list[str], fit: Fit) -> None:
 
     The protocol of single editing, and that of *The Butterfly Effect of Model Editing* (arXiv 2402.09656): an edit
     after which the texts' mean perplexity (ME-PPL) is a multiple of what it was has ruined the model. Such edits are
-    written to `hard.jsonl`, as facts that `--data JsonLines` reads. One line of `singly.jsonl` per batch; an interrupted
-    run goes on with the same command, to the rounding of the solver's memory.
+    written to `hard.jsonl`, as facts that `--data JsonLines` reads. `singly.jsonl` has a line for each batch; an
+    interrupted run goes on with the same command, to the rounding of the solver's memory.
 
     Args:
         args: see the parser; the rest are arguments of `fit`.
