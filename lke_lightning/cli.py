@@ -50,6 +50,7 @@ COMMANDS = {
         "commands.ask",
         ("run", "prompts"),
     ),
+    "studio": Command("serve a page to ask, edit and undo on, on this machine: studio RUN", "studio", ("run",)),
     "log": Command("list what a run did: log RUN", "commands.history", ("run",)),
     "show": Command("print all that is known of one edit: show RUN ID", "commands.history", ("run", "edit")),
     "report": Command("make one page of figures and tables of runs: report RUN [RUN ...]", "report", ("runs",)),
