@@ -98,12 +98,12 @@ def ask(
 def nearest(prompt: str, edits: Sequence[EditRequest]) -> EditRequest | None:
     """Return the edit whose subject a prompt names, of several the one that is worded most like it; perhaps none.
 
-    An edit without a subject is named by its whole prompt.
+    Of edits in the same words it is the newest. An edit without a subject is named by its whole prompt.
     """
     named = [request for request in edits if (request.subject or request.text).casefold() in prompt.casefold()]
     longest = max((len(request.subject or request.text) for request in named), default=0)
     most = [request for request in named if len(request.subject or request.text) == longest]
-    return max(most, key=lambda one: difflib.SequenceMatcher(None, one.text, prompt).ratio(), default=None)
+    return max(reversed(most), key=lambda one: difflib.SequenceMatcher(None, one.text, prompt).ratio(), default=None)
 
 
 def _lines() -> Iterator[str]:

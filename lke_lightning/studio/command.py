@@ -71,7 +71,7 @@ def studio(
         from lke_lightning.studio.page import serve  # NiceGUI, which is an extra
 
         session = Session(model, folder)
-        serve(session, host, port)
+        serve(session, host, port, [host, "localhost"] if is_local(host) else ["*"])
     if session.unsaved:
         print(f"{session.unsaved} changes were not saved, and are lost")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -16,7 +17,6 @@ from lke_lightning.commands.ask import Answer
 from lke_lightning.edits import KINDS, EditError
 from lke_lightning.report.page import page as report_page
 from lke_lightning.report.reading import read_all
-from lke_lightning.studio.command import is_local
 from lke_lightning.studio.session import ARROW, SCORED, Session
 
 CSS = """
@@ -50,9 +50,15 @@ LISTS = (
 )
 
 
-def serve(session: Session, host: str, port: int) -> None:
-    """Serve the page until the process is told to stop."""
-    hosts = [host, "localhost", "127.0.0.1", "[::1]"] if is_local(host) else ["*"]
+def serve(session: Session, host: str, port: int, hosts: list[str]) -> None:
+    """Serve the page until the process is told to stop.
+
+    Args:
+        session: what the page is of.
+        host: the address to listen on.
+        port: the port.
+        hosts: the names by which requests may call this machine.
+    """
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)  # else other sites could name this one as theirs
     app.on_startup(lambda: print(f"Studio  http://{host}:{port}  (Ctrl-C ends it)", flush=True))
 
@@ -67,6 +73,7 @@ def serve(session: Session, host: str, port: int) -> None:
     def index() -> None:
         Tab(session)
 
+    logging.getLogger("nicegui").setLevel(logging.ERROR)  # it counts milliseconds that a busy machine takes
     with suppress(KeyboardInterrupt):
         ui.run(
             host=host, port=port, title="Knowledge editing", favicon="✏️", dark=None, show=False, reload=False,
@@ -81,7 +88,7 @@ class Tab:
         self.session = session
         self._shown: Any = None
         ui.add_css(CSS)
-        ui.colors(primary="#0072b2")
+        ui.colors(primary="#1c7cc0")
         self._header()
         with ui.element("div").classes("page w-full"):
             with ui.column().classes("min-w-0"):
@@ -146,7 +153,7 @@ class Tab:
             ui.label(answer.text.strip() or "…").classes("said")
             for token, probability in answer.first:
                 with ui.row().classes("w-full items-center no-wrap gap-2"):
-                    ui.label(repr(token)).classes("token w-24 overflow-hidden")
+                    ui.label(repr(token)).classes("token w-28 overflow-hidden")
                     ui.linear_progress(probability, show_value=False).classes("grow").props("rounded")
                     ui.label(f"{probability:.2f}").classes("token")
 
@@ -261,6 +268,6 @@ def _chart(points: list[tuple[float, float]]) -> dict[str, Any]:
         "xAxis": {"type": "value", "min": 0, "max": points[-1][0], "splitLine": {"show": False}},
         "yAxis": {"type": "value", "min": 0, "max": 1, "interval": 0.5},
         "tooltip": {"trigger": "axis"},
-        "series": [{"type": "line", "data": points, "showSymbol": len(points) < 20, "color": "#0072b2"}],
+        "series": [{"type": "line", "data": points, "showSymbol": len(points) < 20, "color": "#1c7cc0"}],
         "animation": False,
     }
