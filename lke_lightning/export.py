@@ -17,6 +17,7 @@ from lke_lightning.edits import EditError
 from lke_lightning.low_rank import LowRank, approximate
 from lke_lightning.model.architecture import is_transposed
 from lke_lightning.model.language_model import resolve
+from lke_lightning.progress import work
 from lke_lightning.results import check_free, replace, replace_folder, write_tensors
 
 DELTA, DELTA_VERSION = "lke_lightning.delta", "1"
@@ -58,7 +59,9 @@ def export(
     """
     check(Path(output), format, rank, tolerance)
     editor = load(ckpt_path, tuple(trust or ()), trust_remote_code)
-    for name, low in write(editor, Path(output), format, rank, tolerance).items():
+    with work(f"Writing {output}"):
+        found = write(editor, Path(output), format, rank, tolerance)
+    for name, low in found.items():
         print(f"{name}  rank {low.rank}  relative error {low.error:.2e}")
     print(f"{len(editor.edited)} edits written to {output}")
 

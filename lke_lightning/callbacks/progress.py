@@ -1,17 +1,18 @@
-"""One line per edit batch, on a terminal or in a log file."""
+"""One line per edit batch, and how many are done."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch
+from lke_lightning.progress import Work, work
 
 
 class BatchLine(Callback):
@@ -19,13 +20,18 @@ class BatchLine(Callback):
 
     def __init__(self) -> None:
         self._started = 0.0
+        self._open = ExitStack()
+        self._going: Work | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: Editor) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
+        self._going = self._open.enter_context(work("Editing", trainer.num_training_batches, "batches"))
+        self._going.advance(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, _: int) -> None:
         """Print the line."""
+        self._going.advance()
         if not trainer.is_global_zero:
             return
         now = time.perf_counter()
@@ -44,7 +50,9 @@ class BatchLine(Callback):
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: Editor) -> None:
-        """Let Lightning's bar go when it stops: it would stand above the scorecard."""
-        bar = trainer.progress_bar_callback
-        if isinstance(bar, RichProgressBar) and bar.progress is not None:
-            bar.progress.live.transient = True
+        """Let the bar go."""
+        self._open.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: Editor, exception: BaseException) -> None:
+        """Let the bar go."""
+        self._open.close()

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from rich.progress import track
 
 from lke_lightning.callbacks.measuring import PROTOCOL, Measurement
 from lke_lightning.callbacks.printing import show
@@ -23,6 +22,7 @@ from lke_lightning.evaluation.summary import FREE, INTERVALS, by_batch, probabil
 from lke_lightning.evaluation.teacher_forced import Scores
 from lke_lightning.evaluation.unedited import UneditedScores, user_cache
 from lke_lightning.metrics import MEASURES
+from lke_lightning.progress import track
 from lke_lightning.results import versions, write
 
 ACTIVITIES = ("stage_one", "stage_two", "evaluation", "guard", "checkpoint")
@@ -159,7 +159,7 @@ class Scorecard(Callback):
         with pl_module.as_unedited():
             known = UneditedScores(pl_module.language_model, trainer.precision, self.cache)
             before = set(self.unedited)
-            for part in track(parts, "Scoring the unedited model", transient=True):
+            for part in track(parts, "Scoring the unedited model"):
                 self.unedited.update(self._score(pl_module, part, "before", known))
             self.recalled += len(self.unedited.keys() - before - known.keep())
             if with_text:
@@ -219,7 +219,7 @@ class Scorecard(Callback):
             return
         self.on_validation_epoch_start(trainer, pl_module)
         stream = trainer.datamodule  # not its loader, which would draw a random number
-        for numbers in track(stream.batches, "Scoring all edits", transient=True):
+        for numbers in track(stream.batches, "Scoring all edits"):
             batch = EditBatch([stream.requests[number] for number in numbers])
             self.on_validation_batch_end(trainer, pl_module, None, batch)
         self._finish(trainer, pl_module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from lke_lightning.api import EditedModel
 from lke_lightning.commands.ask import Answer, answers, nearest
 from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.progress import Work, reported
 from lke_lightning.report.records import History, Series
 from lke_lightning.stage_two.register import HOLDS
 
@@ -33,7 +34,7 @@ class Session:
     def __init__(self, model: EditedModel, folder: Path, new_tokens: int = 40) -> None:
         self.model, self.folder, self.new_tokens = model, folder, new_tokens
         self._lock = threading.Lock()
-        self.doing = ""
+        self.doing = self._what = ""
         """What is being done, in words; empty: nothing."""
         self.changes = 0
         """How often the model was changed, which is how a tab knows that it is out of date."""
@@ -112,12 +113,17 @@ class Session:
         """Return the fulfilment of each batch, the median of its layers, after how many edits; see the report."""
         return History(list(self.model.history())).curves["arrival"].get("fulfilment (median of layers)", [])
 
+    def show(self, works: Sequence[Work]) -> None:
+        """Take what long work says of itself into `doing`."""
+        if works:
+            self.doing = f"{self._what}: {works[-1]}"
+
     def _hear(self, answers: list[Answer]) -> None:
         self.answers = answers
 
     def _changed(self) -> None:
         self.unsaved += 1
-        self.doing = "Scoring"
+        self._what = self.doing = "Scoring"
         self._score()
         self.changes += 1
 
@@ -132,9 +138,9 @@ class Session:
     @contextmanager
     def _busy(self, doing: str) -> Iterator[None]:
         with self._lock:
-            self.doing = doing
+            self._what = self.doing = doing
             try:
-                with warnings.catch_warnings(record=True) as warned:
+                with warnings.catch_warnings(record=True) as warned, reported(self):
                     yield
             finally:
                 self.doing = ""

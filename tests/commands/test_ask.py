@@ -47,7 +47,7 @@ def test_a_wrong_line_does_not_end_the_conversation(finished, capsys, monkeypatc
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{'Ana ' * 3000}\n{PROMPT}\n"))
     main(["ask", str(finished), "--new_tokens", "2"])
     said = capsys.readouterr()
-    assert said.err.startswith("error: ")
+    assert "\nerror: " in f"\n{said.err}"
     assert PROMPT in said.out
 
 

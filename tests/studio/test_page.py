@@ -32,8 +32,8 @@ def test_a_browser_asks_edits_undoes_and_saves(run, tmp_path):
     pipes = {"env": plain, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, **pipes) as server, playwright.sync_playwright() as started:
         try:
-            first = server.stdout.readline()
-            assert f"127.0.0.1:{port}" in first
+            lines = iter(server.stdout.readline, "")
+            assert any(f"127.0.0.1:{port}" in line for line in lines)
             browser = started.chromium.launch_persistent_context(
                 tmp_path / "profile", executable_path=BROWSER, args=ARGUMENTS
             )
