@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from rich.console import Console
 
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch
@@ -39,14 +38,14 @@ class BatchLine(Callback):
         efficacy = trainer.callback_metrics.get("just_after/efficacy")
         shares = pl_module.step.shares.values()
         done, steps = len(pl_module.step), pl_module.step.targets.steps
-        Console().print(
+        print(  # not by a console of its own, which would write into the bar
             f"batch {trainer.global_step}/{trainer.num_training_batches}  {done} edits in {seconds:.1f} s"
             + (f"  median {statistics.median(steps):g} steps" if done else "")
             + (f"  {pl_module.step.rounds} rounds" if pl_module.step.rounds > 1 else "")
             + (f"  efficacy {efficacy:.2f}" if efficacy is not None and pl_module.step.scores else "")
             + (f"  fulfilment {statistics.median(shares):.2f}" if shares and done else "")
             + (f"  {len(pl_module.step.left_out)} left out" if pl_module.step.left_out else ""),
-            highlight=False,
+            flush=True,
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: Editor) -> None:
