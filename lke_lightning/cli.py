@@ -102,12 +102,11 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"error: no command {command!r}{hint}")
     try:
         with reported(reporter_for(sys.stderr)):
-            if COMMANDS[command].module is None or COMMANDS[command].fits:
-                run = _imported("fitting", command).run
-                if COMMANDS[command].module is None:
-                    run(args)
-                else:
-                    _function(command)(args[1:], lambda given, instead: run(["fit", *given], instead))
+            if COMMANDS[command].module is None:
+                _imported("fitting", command).run(args)
+            elif COMMANDS[command].fits:
+                function, run = _function(command), import_module("lke_lightning.fitting").run
+                function(args[1:], lambda given, instead: run(["fit", *given], instead))
             else:
                 _run_function(command, args[1:])
     except Exception as error:

@@ -124,7 +124,7 @@ class Lines:
         begins = [work for work in works if work.total is None and work not in self._begun]
         self._begun += begins
         now = time.monotonic()
-        if begins or (works and now - self._last >= EVERY):
+        if begins or (works and works[-1].done and now - self._last >= EVERY):
             self._last = now
             print("; ".join(map(str, begins or works)), file=self.file, flush=True)
 

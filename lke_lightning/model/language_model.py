@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = Fals
     options = {"trust_remote_code": trust_remote_code, **file}
     whole = {"dtype": getattr(torch, dtype), "output_loading_info": True, **(gguf.dequantised() if file else {})}
     try:
-        with work(f"Loading {pretrained}"):
+        with work(f"Loading {pretrained}"), gguf.counted() if file else nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(where, **options)
             network, report = AutoModelForCausalLM.from_pretrained(where, **options, **whole)
     except Exception as error:  # a dozen kinds of transformers, safetensors, the hub's client, pickle and struct
