@@ -21,6 +21,57 @@ def methods() -> str:
     return _table(["method", "paper", "stage one stops at; its own parts", "stage two solves"], rows)
 
 
+def headlines() -> str:
+    """Return the results that the README has, each with its file."""
+    rows = [
+        [what, says(json.loads((ROOT / "results" / f"{name}.json").read_text())), f"[file](results/{name}.json)"]
+        for name, (what, says) in HEADLINES.items()
+    ]
+    return _table(["what", "result", ""], rows)
+
+
+def _real(result: dict[str, Any]) -> str:
+    shown = [f"{kind} {_fraction(result['final'][kind]['success'])}" for kind in KINDS]
+    before = _fraction(result["before"]["neighborhood"]["success"])
+    return f"{', '.join(shown)} (before: {before}), S {_fraction(result['final']['score'])}"
+
+
+def _thousand(result: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{row['name']}: S {_fraction(row['final']['S'])}, perplexity "
+        f"{row['perplexity']['before']:.0f} > {row['perplexity']['final']:.0f}"
+        for row in result["rows"]
+        if row["status"] == "done"
+    )
+
+
+def _best(result: dict[str, Any]) -> str:
+    found = {row["name"]: row["final"]["S"] for row in result["rows"] if row["status"] == "done"}
+    best = ", ".join(f"{_fraction(found[name])} ({name})" for name in ("NeuralDB", "NAS", "ENCORE"))
+    return f"S {best}, each ± 0.04; {len(found)} methods"
+
+
+def _faster(result: dict[str, Any]) -> str:
+    runs = [run for run in result["runs"] if run["dtype"] == "float32" and not run["early_stop"]]
+    ratios = [f"{run['ratio']:.1f} ({run['shape']})" for run in runs]
+    return f"{' and '.join(ratios)} times as fast as the published way"
+
+
+def _undone(result: dict[str, Any]) -> str:
+    [run] = [run for run in result["runs"] if (run["undone"], run["edits"]) == (100, 200)]
+    return f"{run['undo_seconds']:.1f} s; {run['error_after']:.0e} from never having made them"
+
+
+HEADLINES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "real-smollm2-100": ("100 facts of the real world, SmolLM2-135M-Instruct, ENCORE", _real),
+    "compare-smollm2-1000": ("1,000 facts of CounterFact, the same model", _thousand),
+    "compare-cf-llama-9m-200": ("200 facts of CounterFact, a Llama of 9M parameters", _best),
+    "benchmark-stage_one-cpu": ("stage one, 32 edits together, random weights", _faster),
+    "benchmark-undo-cpu": ("100 of 200 edits undone, demo model", _undone),
+}
+"""The files of the README's results: what was done, and what came of it."""
+
+
 def performance() -> str:
     """Return a row for each run of each benchmark; half precision on a CPU and small solves stay in the files."""
     rows = []
@@ -30,7 +81,9 @@ def performance() -> str:
         shown = [run for run in result.get("runs", ()) if run.get("dtype") != "bfloat16" or "cpu" not in path.name]
         for run in [run for run in shown if run.get("d_key", 6400) >= 6400] if describe else ():
             what, ours, theirs = describe(run)
-            rows.append([what, result["machine"], ours, theirs, f"**{run['ratio']}**", f"[file](results/{path.name})"])
+            rows.append(
+                [what, result["machine"], ours, theirs, f"**{run['ratio']}**", f"[file](../results/{path.name})"]
+            )
     return _table(["what", "machine", "ours", "plain or published", "ratio", ""], rows)
 
 
@@ -166,7 +219,7 @@ def _number(value: float | None, form: str = ".3f") -> str:
 
 def rewritten(page: str) -> str:
     """Return a page with the present tables in the place of those it has."""
-    for table in (methods, performance, survival, control, ranks, families, small, kinds, costs):
+    for table in (headlines, methods, performance, survival, control, ranks, families, small, kinds, costs):
         begin, end = markers(table.__name__)
         page = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table()}\n{end}", page, flags=re.DOTALL)  # noqa: B023
     return page
@@ -262,5 +315,5 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    for file in (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("export", "methods", "models"))):
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         file.write_text(rewritten(file.read_text()))

@@ -258,14 +258,24 @@ class EditedModel:
             return respond(self.editor.language_model, prompts, new_tokens)
 
     def export(
-        self, output: str | Path, format: str = "merged", rank: int | None = None, tolerance: float | None = None
+        self,
+        output: str | Path,
+        format: str = "merged",
+        rank: int | None = None,
+        tolerance: float | None = None,
+        dtype: str | None = None,
+        push_to_hub: str | None = None,
+        private: bool = False,
     ) -> None:
-        """Write the edits as a plain transformers folder, as their change alone or as a LoRA adapter.
+        """Write the edits as a model, as their change alone, as a LoRA adapter, as a memory or as a GGUF file.
 
         Arguments and errors are those of `python -m lke_lightning export`.
         """
+        options = export.Options(format, rank, tolerance, dtype, push_to_hub, private)
+        run = self._run and self._run.checkpoint
         self._follow()
-        export.write(self.editor, Path(output), format, rank, tolerance)
+        export.write(self.editor, Path(output), options, run)
+        export.push(self.editor, Path(output), options, run)
 
     def save(self, folder: str | Path, keep: int = -1) -> None:
         """Write a run's folder, for `resume` and for the commands `log`, `show`, `undo`, `redo`, `export`.

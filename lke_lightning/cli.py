@@ -39,6 +39,9 @@ COMMANDS = {
     ),
     "validate": Command("score a model on facts, unedited or from a checkpoint (--ckpt_path)"),
     "real": Command("edit a small public model, which is downloaded; arguments of fit", "commands.real", fits=True),
+    "singly": Command(
+        "make each edit alone, on the unedited model (--output); arguments of fit", "commands.singly", fits=True
+    ),
     "compare": Command("run several methods on the same edits and make one table of them (--plan)", "sweeps.compare"),
     "tune": Command(
         "search for hyperparameters on a slice of the edits; arguments of fit follow after --",
@@ -64,10 +67,15 @@ COMMANDS = {
     "undo": Command("undo edits of a run, exactly: undo RUN --edit ID [ID ...]", "commands.undo", ("run",)),
     "redo": Command("write edits again that were undone: redo RUN --edit ID [ID ...]", "commands.undo", ("run",)),
     "export": Command(
-        "write the edits for use elsewhere, as a model, a delta, an adapter or a memory: export RUN --output X",
+        "write the edits as a model, a delta, an adapter, a GGUF file or a memory: export RUN --output X",
         "export",
         ("ckpt_path",),
         is_named=True,
+    ),
+    "lm_eval": Command(
+        "run lm-eval's tasks on the edited model of a run: lm_eval RUN -- --tasks NAME",
+        "commands.lm_eval",
+        ("run", "arguments"),
     ),
     "pretrain": Command("train the demo model anew", "demo.pretraining"),
     "knowledge": Command("measure what the demo model, or another, knows of the demo world", "demo.pretraining"),

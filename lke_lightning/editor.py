@@ -23,7 +23,6 @@ from lke_lightning.edits import EditBatch, EditError
 from lke_lightning.model.beside import Beside
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
 from lke_lightning.parts import described, remade
-from lke_lightning.results import replace_folder
 from lke_lightning.shapes import fits, lacking, types_of
 from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.register import Register
@@ -384,21 +383,6 @@ class Editor(lightning.LightningModule):
             if not module.is_of(self.register.units):
                 raise EditError(f"{name!r} in the checkpoint is not of its edits: use another one")
         return result
-
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the edited model as a plain transformers folder, complete or not at all.
-
-        Raises:
-            EditError: the folder exists and is not empty, or it cannot be written.
-        """
-        self.configure_model()
-
-        def write(unfinished: Path) -> None:
-            with self.as_read():
-                self.language_model.network.save_pretrained(unfinished)
-            self.language_model.text.tokenizer.save_pretrained(unfinished)
-
-        return replace_folder(Path(folder), write)
 
 
 def check_same_method(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:

@@ -29,6 +29,10 @@ class LowRank:
         """The inner size."""
         return self.up.shape[1]
 
+    def __str__(self) -> str:
+        """Say what it is for the user."""
+        return f"rank {self.rank}  relative error {self.error:.2e}"
+
 
 def errors(values: Tensor) -> Tensor:
     """Return the relative Frobenius error of the best approximation of rank 0, 1, ... (values + 1,).

@@ -40,6 +40,21 @@ def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     _at_once(path, create)
 
 
+def replace_file(path: Path, create: Callable[[Path], Any]) -> None:
+    """Let `create` make a file under the path that it is given, whole or not at all, for writers that open it.
+
+    Raises:
+        EditError: it cannot be written, with the reason; what was there before still is.
+    """
+
+    def synced(unfinished: Path) -> None:
+        create(unfinished)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+
+    _at_once(path, synced)
+
+
 def replace_folder(folder: Path, write: Callable[[Path], Any]) -> Path:
     """Write a folder, complete or not at all, also where the power fails.
 

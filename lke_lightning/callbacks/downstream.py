@@ -36,7 +36,8 @@ class Downstream(Callback):
 
     Args:
         tasks: the tasks to measure; see docs/capability.md.
-        every_n_edits: measure after the batch that completes every so many edits; 0: only before and at the end.
+        every_n_edits: measure after the batch that completes every so many edits; 0: only before, after each time step
+            of the data, if it has any, and at the end.
         before: measure the unedited model first; without it there is nothing to compare with.
         max_tokens: how many tokens are run at once.
 
@@ -84,8 +85,9 @@ class Downstream(Callback):
         self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, batch_idx: int
     ) -> None:
         """Measure if it is due."""
-        last = max(self.found, default=0)
-        if self.tasks and self.every_n_edits and pl_module.made // self.every_n_edits > last // self.every_n_edits:
+        last, every = max(self.found, default=0), self.every_n_edits
+        often = every and pl_module.made // every > last // every
+        if self.tasks and (often or trainer.datamodule.due(trainer.global_step)):
             self._measure(trainer, pl_module, pl_module.made)
             self._log(pl_module)
 

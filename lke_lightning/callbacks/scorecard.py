@@ -18,7 +18,7 @@ from lke_lightning.editor import Editor
 from lke_lightning.edits import KINDS, EditBatch, EditError, EditRequest
 from lke_lightning.evaluation.judge import Judge
 from lke_lightning.evaluation.packing import pack, unpack
-from lke_lightning.evaluation.summary import FREE, INTERVALS, by_batch, probability, section, summarize
+from lke_lightning.evaluation.summary import FREE, INTERVALS, by_batch, by_step, probability, section, summarize
 from lke_lightning.evaluation.teacher_forced import Scores
 from lke_lightning.evaluation.unedited import UneditedScores, user_cache
 from lke_lightning.metrics import MEASURES
@@ -178,7 +178,10 @@ class Scorecard(Callback):
             value = summary[kind]["success" if summary[kind]["success"] is not None else "accuracy"]
             if value is not None:
                 pl_module.log(f"just_after/{kind}", value, batch_size=len(edited), prog_bar=kind == "efficacy")
-        if time.perf_counter() >= self._write_from:
+        due = trainer.datamodule.due(trainer.global_step)
+        if due and self.report:
+            self._evaluate(trainer, pl_module, due)
+        if due or time.perf_counter() >= self._write_from:
             self._write(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: Editor) -> None:
@@ -217,12 +220,17 @@ class Scorecard(Callback):
         """Score all edits, unless an evaluation just did, as when `val_check_interval` does not divide the batches."""
         if not self.report or self._evaluated_at == pl_module.made or not trainer.enable_validation:
             return
-        self.on_validation_epoch_start(trainer, pl_module)
-        stream = trainer.datamodule  # not its loader, which would draw a random number
-        for numbers in track(stream.batches, "Scoring all edits"):
-            batch = EditBatch([stream.requests[number] for number in numbers])
-            self.on_validation_batch_end(trainer, pl_module, None, batch)
-        self._finish(trainer, pl_module)
+        self._evaluate(trainer, pl_module, trainer.datamodule.requests)
+
+    def _evaluate(self, trainer: Trainer, editor: Editor, requests: Sequence[EditRequest]) -> None:
+        """Score edits in the batches in which they were made; not by a loader, which would draw a random number."""
+        chosen, stream = {request.id for request in requests}, trainer.datamodule
+        batches = [[stream.requests[number] for number in numbers] for numbers in stream.batches]
+        batches = [[request for request in batch if request.id in chosen] for batch in batches]
+        self.on_validation_epoch_start(trainer, editor)
+        for batch in track([batch for batch in batches if batch], "Scoring edits made so far"):
+            self.on_validation_batch_end(trainer, editor, None, EditBatch(batch))
+        self._finish(trainer, editor)
 
     def _finish(self, trainer: Trainer, editor: Editor) -> dict[str, float]:
         """End an evaluation: summarize it for the loggers, the ledger and the retention matrix."""
@@ -243,6 +251,9 @@ class Scorecard(Callback):
             if self.measurement.generated:
                 kept["generated_exact"] = [batch and batch.get(FREE, {}).get("exact") for batch in batches]
             event["efficacy_by_batch"] = kept
+            if trainer.datamodule.steps:
+                steps = [[request.id for request in step] for step in trainer.datamodule.steps]
+                kept["time_steps"] = by_step(self.final, steps, self.unedited)
             self.kept = [row for row in self.kept if row["edits"] != editor.made]
             self.kept.append({"edits": editor.made, **kept})
         editor.events.append(event)

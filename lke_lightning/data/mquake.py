@@ -45,6 +45,8 @@ class MQuAKE(RecordFile):
         shuffle_seed: see `RecordFile`.
         consistent: leave cases out whose reasoning uses a fact that any other case changes, edits and all: what is left
             of MQuAKE-CF-3k is MQuAKE-2002 (arXiv 2401.10471).
+        by_case: each case is a time step of its own, with all of its edits and questions, whatever the others change:
+            for `singly`, which makes each case on the unedited model, as the publications do. A batch must hold a case.
     """
 
     def __init__(
@@ -54,12 +56,18 @@ class MQuAKE(RecordFile):
         limit: int | None = None,
         shuffle_seed: int | None = None,
         consistent: bool = False,
+        by_case: bool = False,
     ) -> None:
         super().__init__(path, batch_size, limit, shuffle_seed)
-        self.consistent = consistent
+        if by_case and (shuffle_seed is not None or consistent):
+            raise EditError("data.by_case keeps all cases, in order: leave data.shuffle_seed and data.consistent out")
+        self.consistent, self.by_case = consistent, by_case
 
     def read(self) -> Iterator[EditRequest]:
-        """Yield the edits of all cases; the whole file is read first."""
+        """Yield the edits of all cases; the whole file is read first, unless it goes case by case."""
+        if self.by_case:
+            yield from self._whole_cases()
+            return
         made: dict[Fact, EditRequest] = {}
         cases: list[tuple[_Case, list[Fact]]] = []
         for edits, case in self._consistent() if self.consistent else self._cases():
@@ -84,6 +92,14 @@ class MQuAKE(RecordFile):
         self.report()
         for fact, edit in made.items():
             yield replace(edit, two_hop=asked.get(fact, ()))
+
+    def _whole_cases(self) -> Iterator[EditRequest]:
+        self.edges = []
+        for edits, case in self._cases():
+            if len(edits) > self.batch_size:
+                raise EditError(f"a case has {len(edits)} edits: data.by_case needs a data.batch_size of that at least")
+            self.edges.append(len(edits) + (self.edges[-1] if self.edges else 0))
+            yield from (*edits[:-1], replace(edits[-1], two_hop=case.questions))
 
     def _cases(self) -> Iterator[tuple[list[EditRequest], _Case]]:
         """Yield the edits of each case, and what else it has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from lke_lightning.data.fields import Fields
@@ -51,6 +52,11 @@ def own_request(record: Mapping[str, Any], index: int = 0) -> EditRequest:
         EditError: a field is unknown, missing or of another form.
     """
     return _request(Fields(record, index=index))
+
+
+def as_fact(request: EditRequest) -> dict[str, Any]:
+    """Return the dict that `own_request` turns into this request; what is empty is left out."""
+    return {name: value for name, value in asdict(request).items() if value not in (None, ())}
 
 
 def _request(record: Fields) -> EditRequest:

@@ -53,6 +53,8 @@ class EditStream(LightningDataModule):
             raise EditError(f"data.limit is {limit}: at least one edit is needed, or null for all")
         self.batch_size, self.limit, self.shuffle_seed = batch_size, limit, shuffle_seed
         self.requests: list[EditRequest] = []
+        self.edges: list[int] = []
+        """Positions in the stream at which a time step ends, for a stream that has such steps."""
         self.ends: list[int] = []
         """Positions in the stream at which earlier parts of the run ended with a short batch."""
 
@@ -96,15 +98,25 @@ class EditStream(LightningDataModule):
 
     @property
     def batches(self) -> list[range]:
-        """The numbers of the requests of each batch; the last one of the stream, or before an end, may be short."""
-        edges = itertools.pairwise([0, *self.ends, len(self.requests)])
+        """The numbers of the requests of each batch; the last one of a step, or before an end, may be short."""
+        edges = itertools.pairwise(sorted({0, *self.edges, *self.ends, len(self.requests)}))
         size = self.batch_size
         return [range(i, min(i + size, end)) for begin, end in edges for i in range(begin, end, size)]
+
+    @property
+    def steps(self) -> list[list[EditRequest]]:
+        """The edits of each time step; none without steps."""
+        return [self.requests[begin:end] for begin, end in itertools.pairwise([0, *self.edges])]
+
+    def due(self, batches: int) -> list[EditRequest]:
+        """Return the edits to score once so many batches are made, before the end; none without time steps."""
+        return []
 
     def consumed(self, batches: int) -> dict[str, Any]:
         """Return the identity of the first batches of the stream, for a checkpoint."""
         count = self.batches[batches - 1].stop if batches else 0
-        return {"batch_size": self.batch_size, "digests": _digests(self.requests[:count]), "ends": self.ends}
+        digests = _digests(self.requests[:count])
+        return {"name": self.name, "batch_size": self.batch_size, "digests": digests, "ends": self.ends}
 
     def check_continues(self, saved: dict[str, Any]) -> None:
         """Check that this stream begins with the batches that an interrupted run has edited, and continue after them.

@@ -237,3 +237,22 @@ def _distribution(scores: list[Scores], kind: str, rival: bool = False, known: b
     for name in ("per_token", "joint"):
         found[name]["mean"] = _figure(found[name]["mean"])
     return found if found["facts"] else None
+
+
+def by_step(
+    scores: Mapping[str, Scores], steps: Sequence[Sequence[str]], unedited: Mapping[str, Scores]
+) -> list[dict[str, Any] | None]:
+    """Summarize each time step over its edits with scores; `None` for a step without.
+
+    Returns:
+        For each step: how many edits, and the token accuracy of each kind of prompt, of locality in place of the
+        neighborhood's where the unedited model was scored: WikiBigEdit's measure (arXiv 2503.05683).
+    """
+    found: list[dict[str, Any] | None] = []
+    for step in steps:
+        names = [name for name in step if name in scores]
+        summed = section(scores, names, unedited)
+        kinds = (summed or {}).get(TEACHER_FORCED, {})
+        accuracies = {kind: kinds[kind]["token_accuracy"] for kind in (*ASKED, "locality") if kind in kinds}
+        found.append({"edits": len(names), **accuracies} if summed else None)
+    return found

@@ -46,6 +46,39 @@ def located(name: str) -> tuple[str, dict[str, str]]:
     return folder, {"gguf_file": file}
 
 
+def file_of(name: str) -> Path | None:
+    """Return the file that a model is read from, as it lies on this machine; `None`: that is no GGUF file.
+
+    Args:
+        name: as for `located`.
+    """
+    where, file = located(name)
+    if not file:
+        return None
+    if Path(where).is_dir():
+        return Path(where, file["gguf_file"])
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(where, file["gguf_file"]))
+
+
+def opened(path: Path) -> Any:
+    """Open a file with `gguf.GGUFReader`, whose tensors stay on disk until they are read.
+
+    Raises:
+        EditError: it cannot be read, or its numbers have another machine's order of bytes.
+    """
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+    except (IndexError, KeyError, OSError, ValueError) as error:
+        raise EditError(f"cannot read {path}: {why(str(path), str(path.parent), path.name, error)}") from error
+    if reader.byte_order != "I":
+        raise EditError(f"{path} has the order of bytes of another machine: convert it with gguf-convert-endian")
+    return reader
+
+
 def check_installed(name: str) -> None:
     """Raise `EditError` unless GGUF files such as this one can be read here."""
     missing = [package for package in PACKAGES if find_spec(package) is None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,10 @@ class Comparison:
     """By name: one run, or one for each order of the edits."""
 
     @classmethod
-    def read(cls, path: str) -> Comparison:
+    def read(cls, path: str, arguments: list[str] | None = None, only: list[str] | None = None) -> Comparison:
         """Read a plan: `rows`, each with a `name` and `arguments` of `fit`, and optionally common `arguments`.
+
+        Those given here follow the common ones, and `only` names the rows to take.
 
         Each row gets the common YAML files, its own, the common options, and its own, in this order; `without` lists
         common options, given as `--NAME=VALUE`, that it does not get, by their names or beginnings of these. A row with
@@ -41,7 +44,15 @@ class Comparison:
         if not isinstance(given.get("rows"), list) or not given["rows"]:
             raise EditError(f"{what} has no rows: it needs a list `rows`, each with a name and arguments")
         _check_keys(given, {"arguments", "rows"}, what)
+        if arguments:
+            given["arguments"] = [*given.get("arguments", []), *arguments]
         common = _arguments(given, what)
+        if only:
+            known = {str(row.get("name")): row for row in given["rows"] if isinstance(row, dict)}
+            missing = [name for name in only if name not in known]
+            if missing:
+                raise EditError(f"{what} has no row {missing[0]!r}: it has {', '.join(known)}")
+            given["rows"] = [known[name] for name in only]
         rows = [_row(row, i, common) for i, row in enumerate(given["rows"], 1)]
         names = [name for row, jobs in rows for name in {row, *(job.name for job in jobs)}]
         twice = {name for name in names if names.count(name) > 1}
@@ -61,7 +72,9 @@ class Comparison:
         return [part[0] if len(part) == 1 else together(part, name) for name, part in parts.items()]
 
 
-def compare(plan: str, output: str | None = None) -> None:
+def compare(
+    plan: str, output: str | None = None, options: list[str] | None = None, rows: list[str] | None = None
+) -> None:
     """Run several methods on the same edits and write one table of them.
 
     Finished runs are not repeated and interrupted ones are continued, unless their arguments or configuration files
@@ -71,27 +84,31 @@ def compare(plan: str, output: str | None = None) -> None:
         plan: a YAML file with `rows`, each a `name` and `arguments` of `fit`, and optionally `orders`, seeds of
             `data.shuffle_seed`; and optionally `arguments` of all rows.
         output: folder of the table and of each row's run; default: `runs/` and the name of the plan.
+        options: NAME=VALUE for all rows, behind the plan's common arguments: data=ZsRE data.path=zsre.json, say, for
+            the same methods on other data.
+        rows: names of the rows to run; default: all.
 
     Raises:
         EditError: the plan is invalid, and nothing was run; or rows failed, and the others are in the table.
     """
-    read = Comparison.read(plan)
+    read = Comparison.read(plan, [f"--{option}" for option in options or []], rows)
     folder = made_folder(output or Path("runs") / Path(plan).stem)
     command = f"python -m lke_lightning compare --plan {plan} --output {folder}"
+    for name, words in (("options", options), ("rows", rows)):
+        command += f" --{name} {shlex.join(words)}" if words else ""
 
     def report(outcomes: list[Outcome]) -> None:
         entries = [entry(outcome) for outcome in outcomes]
         found = {"plan": read.given, **circumstances(command), "rows": entries}
         write(folder / "comparison.json", json.dumps(found, indent=1) + "\n")
-        rows = read.in_rows(entries)
-        header, lines = table(rows)
-        named = [[row["name"], *cells] for row, cells in zip(rows, lines, strict=True)]
+        joined = read.in_rows(entries)
+        header, lines = table(joined)
+        named = [[row["name"], *cells] for row, cells in zip(joined, lines, strict=True)]
         shown = markdown(["method", *header], named)
         write(folder / "comparison.md", f"{shown}\n{CAPTION[0].upper()}{CAPTION[1:]}.\n")
 
     outcomes = carry_out_all(read.jobs, folder, report)
-    rows = read.in_rows([entry(outcome) for outcome in outcomes])
-    show(Path(plan).stem, [(row["name"], row) for row in rows])
+    show(Path(plan).stem, [(row["name"], row) for row in read.in_rows([entry(outcome) for outcome in outcomes])])
     print(f"Table  {folder / 'comparison.md'}, {folder / 'comparison.json'}")
     failed = [outcome.job.name for outcome in outcomes if outcome.error]
     if failed:

@@ -54,6 +54,18 @@ def test_mquake_makes_every_edit_once_and_asks_when_all_are_made(tmp_path):
     assert sum(stream.irregular.values()) == 1
 
 
+def test_mquake_case_by_case_keeps_all_cases_whole(tmp_path):
+    first, second, other = ("Ana", "loves", "Bo"), ("Bo", "lives", "Oslo"), ("Ana", "loves", "Cy")
+    cases = case(7, [first, second], [first, second]), case(8, [other], [other])
+    stream = read(MQuAKE, tmp_path, *cases, by_case=True)
+    assert [len(batch) for batch in stream.batches] == [2, 1]
+    assert [len(request.two_hop) for request in stream.requests] == [0, 2, 2]
+    with pytest.raises(EditError, match=r"a data\.batch_size of that at least"):
+        read(MQuAKE, tmp_path, *cases, by_case=True, batch_size=1)
+    with pytest.raises(EditError, match="keeps all cases"):
+        MQuAKE("x", by_case=True, shuffle_seed=1)
+
+
 def test_mquake_leaves_out_what_contradicts_an_earlier_case(tmp_path, capsys):
     stream = read(
         MQuAKE, tmp_path,

@@ -51,7 +51,7 @@ def a_pipe(folder, world):
 
 
 CASES = [
-    Bad("export-format-unknown", export("--format", "gguf"), r"unknown --format 'gguf': there are merged, delta, lora"),
+    Bad("export-format-unknown", export("--format", "zip"), r"unknown --format 'zip': there are merged, delta, lora"),
     Bad("export-format-empty", export("--format", ""), r"unknown --format '': there are merged, delta, lora"),
     Bad("export-rank-zero", export("--format", "delta", "--rank", "0"), r"--rank is 0: it must be at least 1"),
     Bad("export-rank-negative", export("--format", "lora", "--rank", "-3"), r"--rank is -3: it must be at least 1"),
@@ -62,6 +62,11 @@ CASES = [
     Bad("export-tolerance-nan", export("--format", "lora", "--tolerance", ".nan"), r"--tolerance is nan: .*above 0"),
     Bad("export-tolerance-of-a-delta", export("--format", "delta", "--tolerance", "0.1"), r"--tolerance chooses"),
     Bad("export-tolerance-and-rank", export("--format", "lora", "--tolerance", "0.1", "--rank", "2"), r"leave one out"),
+    Bad("export-dtype-of-a-folder", export("--dtype", "f16"), r"--dtype is 'f16': it is for --format gguf"),
+    Bad("export-dtype-unknown", export("--format", "gguf", "--dtype", "q4_0"), r"--dtype is 'q4_0': .* f16, q8_0"),
+    Bad("export-file-of-gguf-taken", export("--format", "gguf", output="taken"), r"taken exists and .*another name"),
+    Bad("export-private-alone", export("--private", "true"), r"--private is for --push_to_hub"),
+    Bad("export-hub-name", export("--push_to_hub", "a/b/c"), r"--push_to_hub 'a/b/c' is no name of a repository"),
     Bad("export-folder-taken", export(output="taken"), r"taken exists and is no folder: choose another name"),
     Bad("export-folder-full", export(output="full"), r"full exists and is not empty: choose another folder"),
     Bad("export-file-taken", export("--format", "delta", output="taken"), r"taken exists and .*choose another name"),

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lke_lightning.cli import main
-from lke_lightning.edits import KINDS
+from lke_lightning.edits import KINDS, EditError
 from lke_lightning.sweeps.compare import Comparison
 from lke_lightning.sweeps.report import brief_cells, entry, table, together
 from lke_lightning.sweeps.runs import Job, Outcome
@@ -40,6 +40,18 @@ def test_methods_in_one_table(tiny, tmp_path, capsys):
     assert lines[2].startswith("| broken | failed |")
     assert lines[3].startswith("| ENCORE, two edits | ")
     assert "ENCORE" in capsys.readouterr().out
+
+
+def test_some_rows_and_further_arguments(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    rows = [{"name": name, "arguments": [f"--seed={name}"]} for name in "abc"]
+    plan.write_text(yaml.safe_dump({"arguments": ["--data=CounterFact"], "rows": rows}))
+    read = Comparison.read(str(plan), ["--data=ZsRE"], ["c", "a"])
+    assert [job.arguments for job in read.jobs] == [
+        ("--data=CounterFact", "--data=ZsRE", "--seed=c"), ("--data=CounterFact", "--data=ZsRE", "--seed=a"),
+    ]  # fmt: skip
+    with pytest.raises(EditError, match="has no row 'd': it has a, b, c"):
+        Comparison.read(str(plan), only=["d"])
 
 
 CARD = {

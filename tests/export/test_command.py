@@ -11,25 +11,19 @@ import peft
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM
 
-from lke_lightning import run_folder
 from lke_lightning.cli import main
 from lke_lightning.composition import compose
-from lke_lightning.editor import Editor
-from lke_lightning.edits import EditError, EditRequest
+from lke_lightning.edits import EditError
 from lke_lightning.export import changes, export, load, write_delta, write_lora
 from lke_lightning.low_rank import approximate, errors
-from lke_lightning.stage_one.optimization import TargetOptimization
 from lke_lightning.stage_two.transforms import SpectralCap
-from lke_lightning.stage_two.update import WeightUpdate
-from lke_lightning.stages import Stages
-from lke_lightning.testing import tiny_network, tiny_tokenizer
+from lke_lightning.testing import tiny_network
+from tests.export.edited import base, edited, fresh, logits, save
 
 ROOT = Path(__file__).parents[2]
-IDS = torch.tensor([[5, 6, 7, 8], [9, 3, 2, 4]])
 # peft asks the network by a name that transformers has announced to remove.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 CAP = {"class_path": "lke_lightning.stage_two.transforms.SpectralCap", "init_args": {"base": 1.2}}
@@ -37,40 +31,11 @@ CAP = {"class_path": "lke_lightning.stage_two.transforms.SpectralCap", "init_arg
 
 def page_function():
     """The function that docs/export.md prints, made from the page alone."""
-    [source] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), flags=re.DOTALL)
+    [source] = [block for block in blocks if "def apply_delta" in block]
     names = {}
     exec(source, names)
     return names["apply_delta"]
-
-
-def base(folder, family, seed=0, dtype=torch.float32):
-    tiny_network(family, seed=seed).to(dtype).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-def edited(pretrained, dtype="float32", rank=3, noise=0.0, size=0.05):
-    """An editor whose matrices are changed by something of a known rank, with or without noise on it."""
-    editor = Editor(pretrained, dtype, layers=[0, 1, 3])
-    editor.configure_model()
-    torch.manual_seed(1)
-    for weight in editor.language_model.edited.values():
-        rows, columns = weight.delta.shape
-        weight.add(size * torch.randn(rows, rank) @ torch.randn(rank, columns) + noise * torch.randn(rows, columns))
-    requests = [EditRequest(str(i), prompt=f"{i} is", target="a") for i in range(7)]
-    editor.register.enter(requests, range(7))
-    return editor
-
-
-def save(editor, path, readout=None):
-    """Write a checkpoint as a run does; a readout is what its configuration says."""
-    stages = Stages(TargetOptimization(), WeightUpdate())
-    stages.two.memory = {layer: {} for layer in editor.language_model.layers}
-    checkpoint = run_folder.write(path.parent / f"run-{path.stem}", None, editor, stages, [], batch_size=1).checkpoint
-    if readout is not None:
-        checkpoint["editing"]["configuration"] = {"stage_one": {}, "stage_two": {"readout": readout}}
-    torch.save(checkpoint, path)
-    return str(path)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -86,15 +51,6 @@ def pretrained(family, tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(pretrained, tmp_path_factory):
     return save(edited(pretrained), tmp_path_factory.mktemp("checkpoints") / "batch-00000001.ckpt")
-
-
-def logits(network):
-    with torch.no_grad():
-        return network(IDS).logits
-
-
-def fresh(pretrained, dtype=torch.float32):
-    return AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype).eval()
 
 
 def test_a_delta_is_applied_and_taken_back_by_the_function_of_the_docs(pretrained, checkpoint, tmp_path):
@@ -168,6 +124,32 @@ def test_the_function_of_the_docs_refuses_what_is_not_the_base(family, pretraine
             assert torch.equal(other.state_dict()[name], weight)
 
 
+@pytest.mark.parametrize("spoiled", ["a number", "the metadata"])
+def test_a_damaged_delta_is_refused_by_the_function_of_the_docs(spoiled, pretrained, checkpoint, tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_delta(load(checkpoint), path)
+    data = bytearray(path.read_bytes())
+    data[-1 if spoiled == "a number" else data.index(b"ENCORE")] ^= 1
+    path.write_bytes(data)
+    network = fresh(pretrained)
+    with pytest.raises(ValueError, match=r"x.safetensors is damaged: its checksum is wrong"):
+        page_function()(network, path)
+    for name, weight in fresh(pretrained).state_dict().items():
+        assert torch.equal(network.state_dict()[name], weight)
+
+
+def test_a_delta_from_before_there_were_checksums_is_applied(pretrained, checkpoint, tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_delta(load(checkpoint), path)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    del about["checksum"]
+    save_file(load_file(path), path, about)
+    network = fresh(pretrained)
+    page_function()(network, path)
+    assert torch.equal(logits(network), logits(load(checkpoint).language_model.network))
+
+
 def test_the_stated_error_of_a_low_rank_is_true(pretrained, tmp_path, capsys):
     editor = edited(pretrained, noise=0.01)
     checkpoint = save(editor, tmp_path / "x.ckpt")
@@ -214,16 +196,17 @@ def test_peft_loads_a_lora_adapter_as_the_edited_model(pretrained, checkpoint, t
         assert torch.equal(logits(adapted), logits(fresh(pretrained)))
     merged = adapted.merge_and_unload()
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-5)
-    assert sorted(path.name for path in out.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    files = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == files
     found = peft.AutoPeftModelForCausalLM.from_pretrained(out)  # by the name of its base model
     torch.testing.assert_close(logits(found), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_peft_loads_matrices_of_different_ranks(pretrained, tmp_path):
+def test_matrices_of_different_ranks_share_the_largest(pretrained, tmp_path):
     editor = edited(pretrained)
     editor.language_model.weight(3).add(0.05 * torch.randn(32, 4) @ torch.randn(4, 64))
     low = write_lora(editor, tmp_path / "adapter")
-    assert [part.rank for part in low.values()] == [3, 3, 7]
+    assert [part.rank for part in low.values()] == [7, 7, 7]  # llama.cpp knows no pattern of ranks
     adapted = peft.PeftModel.from_pretrained(fresh(pretrained), tmp_path / "adapter")
     torch.testing.assert_close(logits(adapted), logits(editor.language_model.network), rtol=1e-4, atol=1e-5)
 
@@ -300,7 +283,7 @@ def test_a_runs_folder_stands_for_its_newest_checkpoint(pretrained, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format", "gguf"], "unknown --format 'gguf': there are merged, delta, lora"),
+        (["--format", "zip"], "unknown --format 'zip': there are merged, delta, lora, module, gguf"),
         (["--format", "delta", "--rank", "0"], "--rank is 0: it must be at least 1"),
         (["--rank", "4"], "--rank is for --format delta and lora"),
         (["--format", "delta", "--tolerance", "0.1"], "--tolerance chooses"),
@@ -308,6 +291,8 @@ def test_a_runs_folder_stands_for_its_newest_checkpoint(pretrained, tmp_path):
         (["--format", "lora", "--tolerance", "2"], "above 0 and below 1"),
         (["--format", "delta", "--rank", "22"], "leave --rank out"),
         (["--format", "lora", "--rank", "22"], "use --format delta"),
+        (["--dtype", "f16"], "--dtype is 'f16': it is for --format gguf"),
+        (["--format", "gguf"], "is no GGUF file: use --format merged"),
         (["--ckpt_path", "nowhere.ckpt"], "neither a checkpoint nor the folder of a run"),
     ],
 )
