@@ -70,10 +70,7 @@ def studio(
         model.model.to(device)
         from lke_lightning.studio.page import serve  # NiceGUI, which is an extra
 
-        session = Session(model, folder)
-        serve(session, host, port, [host, "localhost"] if is_local(host) else ["*"])
-    if session.unsaved:
-        print(f"{session.unsaved} changes were not saved, and are lost")
+        serve(Session(model, folder), host, port, [host, "localhost"] if is_local(host) else ["*"])
 
 
 def _check_place(host: str, port: int) -> None:

@@ -62,6 +62,12 @@ def serve(session: Session, host: str, port: int, hosts: list[str]) -> None:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)  # else other sites could name this one as theirs
     app.on_startup(lambda: print(f"Studio  http://{host}:{port}  (Ctrl-C ends it)", flush=True))
 
+    def tell() -> None:
+        if session.unsaved:
+            print(f"{session.unsaved} changes were not saved, and are lost", flush=True)
+
+    app.on_shutdown(tell)  # by a signal too
+
     @app.get("/report")
     def report() -> HTMLResponse:
         try:
@@ -115,7 +121,13 @@ class Tab:
                 ).bind_enabled_from(self, "can_save").props(f'title="{session.folder}"')
         with ui.row().classes("w-full h-6 max-w-[1240px] mx-auto items-center gap-3"):
             ui.label().classes("quiet").bind_text_from(
-                session, "doing", lambda doing: f"{doing} …" if doing else "Edits stay in memory until they are saved."
+                session,
+                "doing",
+                lambda doing: (
+                    f"{doing} …"
+                    if doing
+                    else f"Edits stay in memory until they are saved into the folder {session.folder.name}."
+                ),
             )
             ui.linear_progress(show_value=False).props("indeterminate").classes("w-64").bind_visibility_from(
                 session, "doing", bool
@@ -240,6 +252,9 @@ class Tab:
             await run.io_bound(work)
         except EditError as error:
             ui.notify(str(error), type="negative", **told)
+        except Exception as error:
+            ui.notify(f"This should not happen, the terminal says more: {error}", type="negative", **told)
+            raise
         while self.session.notes:
             ui.notify(self.session.notes.pop(0), type="warning", **told)
         self._follow()
