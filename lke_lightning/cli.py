@@ -43,6 +43,11 @@ COMMANDS = {
         "make each edit alone, on the unedited model (--output); arguments of fit", "commands.singly", fits=True
     ),
     "compare": Command("run several methods on the same edits and make one table of them (--plan)", "sweeps.compare"),
+    "study": Command(
+        "measure again what a publication has measured, and hold its claims against it: study NAME",
+        "sweeps.study",
+        ("name",),
+    ),
     "tune": Command(
         "search for hyperparameters on a slice of the edits; arguments of fit follow after --",
         "sweeps.tune",

@@ -61,7 +61,7 @@ def classes(part):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_other_files_parse(path, capsys):
-    if path.parent.name not in (*FOLDERS, "compare"):
+    if path.parent.name not in (*FOLDERS, "compare", "study"):
         assert "lke_lightning.stage_two" in str(parsed(capsys, "-c", path))
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lke_lightning.configuration import read
 from lke_lightning.edits import EditError
 from lke_lightning.results import made_folder, write
 from lke_lightning.sweeps.report import CAPTION, circumstances, entry, markdown, show, table, together
-from lke_lightning.sweeps.runs import FILE_OPTIONS, LOG, Job, Outcome, carry_out_all
+from lke_lightning.sweeps.runs import CARDS, FILE_OPTIONS, LOG, Job, Outcome, carry_out_all
 
 
 @dataclass(frozen=True)
@@ -28,37 +28,53 @@ class Comparison:
 
     @classmethod
     def read(cls, path: str, arguments: list[str] | None = None, only: list[str] | None = None) -> Comparison:
-        """Read a plan: `rows`, each with a `name` and `arguments` of `fit`, and optionally common `arguments`.
+        """Read the plan of a file; arguments and errors are those of `of`."""
+        return cls.of(read(path), f"the plan {path!r}", arguments, only)
 
-        Those given here follow the common ones, and `only` names the rows to take.
+    @classmethod
+    def of(
+        cls,
+        given: dict[str, Any],
+        what: str,
+        arguments: list[str] | None = None,
+        only: list[str] | None = None,
+        folder: Path | None = None,
+    ) -> Comparison:
+        """Make out a plan: `rows`, each with a `name` and `arguments` of `fit`, and optionally common `arguments`.
 
         Each row gets the common YAML files, its own, the common options, and its own, in this order; `without` lists
         common options, given as `--NAME=VALUE`, that it does not get, by their names or beginnings of these. A row with
-        `orders`, a list of seeds, is a run for each order of its edits (`data.shuffle_seed`).
+        `orders`, a list of seeds, is a run for each order of its edits (`data.shuffle_seed`); one with `command:
+        singly` is a run of that command.
+
+        Args:
+            given: the plan.
+            what: its name in errors.
+            arguments: follow the common ones.
+            only: names of the rows to take.
+            folder: stands where an argument says $OUTPUT, so that a run can use what an earlier one has written.
 
         Raises:
-            EditError: the file is missing or is not a plan.
+            EditError: it is not a plan, or has no such row.
         """
-        what = f"the plan {path!r}"
-        given = read(path)
         if not isinstance(given.get("rows"), list) or not given["rows"]:
             raise EditError(f"{what} has no rows: it needs a list `rows`, each with a name and arguments")
         _check_keys(given, {"arguments", "rows"}, what)
         if arguments:
-            given["arguments"] = [*given.get("arguments", []), *arguments]
+            given = {**given, "arguments": [*given.get("arguments", []), *arguments]}
         common = _arguments(given, what)
-        if only:
-            known = {str(row.get("name")): row for row in given["rows"] if isinstance(row, dict)}
-            missing = [name for name in only if name not in known]
-            if missing:
-                raise EditError(f"{what} has no row {missing[0]!r}: it has {', '.join(known)}")
-            given["rows"] = [known[name] for name in only]
         rows = [_row(row, i, common) for i, row in enumerate(given["rows"], 1)]
         names = [name for row, jobs in rows for name in {row, *(job.name for job in jobs)}]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise EditError(f"several rows of the plan are named {min(twice)!r}: names must differ")
-        return cls(given, dict(rows))
+        found = dict(rows)
+        missing = [name for name in only or [] if name not in found]
+        if missing:
+            raise EditError(f"{what} has no row {missing[0]!r}: it has {', '.join(found)}")
+        if folder is not None:
+            found = {name: [_placed(job, folder) for job in jobs] for name, jobs in found.items()}
+        return cls(given, {name: found[name] for name in only or found})
 
     @property
     def jobs(self) -> list[Job]:
@@ -92,6 +108,9 @@ def compare(
         EditError: the plan is invalid, and nothing was run; or rows failed, and the others are in the table.
     """
     read = Comparison.read(plan, [f"--{option}" for option in options or []], rows)
+    others = [job.name for job in read.jobs if job.command != "fit"]
+    if others:
+        raise EditError(f"{others[0]} is no run of fit: `study` takes such plans")
     folder = made_folder(output or Path("runs") / Path(plan).stem)
     command = f"python -m lke_lightning compare --plan {plan} --output {folder}"
     for name, words in (("options", options), ("rows", rows)):
@@ -120,8 +139,10 @@ def _row(row: Any, place: int, common: list[str]) -> tuple[str, list[Job]]:
     what = f"row {place} of the plan"
     if not isinstance(row, dict):
         raise EditError(f"{what} is {row!r}: it needs a name and arguments")
-    _check_keys(row, {"name", "arguments", "orders", "without"}, what)
-    name, orders = row.get("name"), row.get("orders")
+    _check_keys(row, {"name", "arguments", "command", "orders", "without"}, what)
+    name, orders, command = row.get("name"), row.get("orders"), row.get("command", "fit")
+    if command not in CARDS:
+        raise EditError(f"{what} has the command {command!r}: it may be {' or '.join(CARDS)}")
     if not isinstance(name, str) or not re.fullmatch(r"[^\W_][^/\\\n]*", name):
         raise EditError(
             f"{what} has the name {name!r}: it names a folder, so start with a letter or digit and use no slash"
@@ -129,10 +150,16 @@ def _row(row: Any, place: int, common: list[str]) -> tuple[str, list[Job]]:
     lacks = tuple(f"{name}{end}" for name in _lacks(row, what) for end in "=.")
     arguments = _files_first([*(part for part in common if not part.startswith(lacks)), *_arguments(row, what)])
     if orders is None:
-        return name, [Job(name, tuple(arguments))]
+        return name, [Job(name, tuple(arguments), command)]
     if not isinstance(orders, list) or len({*map(str, orders)}) < 2 or not all(type(seed) is int for seed in orders):
         raise EditError(f"{what}: orders is {orders!r}: it must be a list of two or more different seeds")
-    return name, [Job(f"{name}, order {seed}", (*arguments, "--data.shuffle_seed", str(seed))) for seed in orders]
+    return name, [
+        Job(f"{name}, order {seed}", (*arguments, "--data.shuffle_seed", str(seed)), command) for seed in orders
+    ]
+
+
+def _placed(job: Job, folder: Path) -> Job:
+    return replace(job, arguments=tuple(part.replace("$OUTPUT", str(folder)) for part in job.arguments))
 
 
 def _lacks(row: dict[str, Any], what: str) -> list[str]:

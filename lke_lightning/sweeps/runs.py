@@ -1,4 +1,4 @@
-"""Runs of `fit`, each in its own process and folder: finished ones are not repeated, interrupted ones are continued."""
+"""Runs, each in its own process and folder: finished ones are not repeated, interrupted ones are continued."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from lke_lightning.results import write
 
 LOG, BEGUN, DONE, SCORECARD = "log.txt", "begun.json", "done.json", "scorecard.json"
 DOWNSTREAM = "downstream.json"
-MEASURED = (DOWNSTREAM, "drift.json")
-"""What a run may have written beside its scorecard."""
+CARDS = {"fit": SCORECARD, "singly": "singly.json"}
+"""The commands that a run may be of, with the file that says what it has found."""
+MEASURED = (DOWNSTREAM, "drift.json", *CARDS.values(), "singly.jsonl")
+"""What a run may have written of what it measured."""
 FILE_OPTIONS = ("-c", "--config")
 TAIL = 15
 """Lines of the log that are kept of a failed run."""
@@ -33,10 +35,12 @@ TAIL = 15
 
 @dataclass(frozen=True)
 class Job:
-    """A run: its name, which is also its folder's, and the arguments of `fit`."""
+    """A run: its name, which is also its folder's, its arguments, and the command that takes them."""
 
     name: str
     arguments: tuple[str, ...]
+    command: str = "fit"
+    """A key of `CARDS`."""
 
     def configurations(self) -> Iterator[Path]:
         """Yield the YAML files that the arguments name."""
@@ -55,7 +59,13 @@ class Job:
     def identity(self) -> str:
         """Hash the arguments and the contents of their YAML files."""
         contents = [path.read_text() for path in self.configurations()]
-        return hashlib.sha256(json.dumps([self.arguments, contents]).encode()).hexdigest()[:16]
+        told = [self.arguments, contents, *([] if self.command == "fit" else [self.command])]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+    @property
+    def card(self) -> str:
+        """The file that says what it has found, in its folder."""
+        return CARDS[self.command]
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class Outcome:
 
     job: Job
     card: dict[str, Any] | None = None
-    """Its scorecard, if it is done."""
+    """Its scorecard, or what its command has in that place, if it is done."""
     downstream: dict[str, Any] | None = None
     """Its `downstream.json`, if it is done and has measured tasks."""
     error: str | None = None
@@ -118,7 +128,7 @@ def call(*arguments: str) -> list[str]:
 
 def _found(job: Job, folder: Path) -> Outcome:
     """Return the outcome of this very job, if it was done before."""
-    if not (folder / SCORECARD).is_file() or _identity(folder / DONE) != job.identity():
+    if not (folder / job.card).is_file() or _identity(folder / DONE) != job.identity():
         return Outcome(job)
     return _done(job, folder)
 
@@ -127,7 +137,7 @@ def _done(job: Job, folder: Path) -> Outcome:
     tasks = folder / DOWNSTREAM
     return Outcome(
         job,
-        json.loads((folder / SCORECARD).read_text()),
+        json.loads((folder / job.card).read_text()),
         json.loads(tasks.read_text()) if tasks.is_file() else None,
     )
 
@@ -143,16 +153,17 @@ def _ran(job: Job, folder: Path, where: str) -> Outcome:
     if (folder / LOG).is_file() and _identity(folder / BEGUN) != identity:
         # left by another job of this name, whose files must not pass for this one's
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        for name in (DONE, SCORECARD, ledger.NAME, *MEASURED):
+        for name in (DONE, ledger.NAME, *MEASURED):
             (folder / name).unlink(missing_ok=True)
     about = json.dumps({"identity": identity, "arguments": job.arguments}, indent=1) + "\n"
     write(folder / BEGUN, about)
     quiet = ("--trainer.enable_progress_bar", "false")  # a log has no use for it; the run's own arguments may differ
     # a row may name a checkpoint of its own to begin with; from its first one on it goes on where it was left
     where_left = ("--ckpt_path", "last") if any((folder / "checkpoints").glob("*.ckpt")) else ()
-    command = call("fit", *quiet, *job.arguments, *where_left, "--trainer.default_root_dir", str(folder))
+    place = "--trainer.default_root_dir" if job.command == "fit" else "--output"
+    command = call(job.command, *quiet, *job.arguments, *where_left, place, str(folder))
     code = _watched(command, folder / LOG, where)
-    if code == 0 and (folder / SCORECARD).is_file():
+    if code == 0 and (folder / job.card).is_file():
         write(folder / DONE, about)
         return _done(job, folder)
     ended = "It ended without a scorecard." if code == 0 else f"It ended with exit code {code}."
