@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from rich.progress import track
 
 from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.data import EditStream, as_fact
@@ -24,6 +23,7 @@ from lke_lightning.evaluation.teacher_forced import Scores
 from lke_lightning.evaluation.text_perplexity import MEPPL
 from lke_lightning.evaluation.unedited import UneditedScores, user_cache
 from lke_lightning.ledger import locked
+from lke_lightning.progress import track
 from lke_lightning.results import made_folder, versions, write
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stages import Stages
@@ -113,13 +113,13 @@ class Singles:
         known = UneditedScores(editor.language_model, self.precision, user_cache())
         requests, size = self.stream.requests, 100
         before: dict[str, Scores] = {}
-        for i in track(range(0, len(requests), size), "Scoring the unedited model", transient=True):
+        for i in track(range(0, len(requests), size), "Scoring the unedited model"):
             before |= self.scorecard.measurement.score(editor, requests[i : i + size], False, known)[0]
         known.keep()
         at_first = self._perplexity()
         self.stages.prepare(editor.language_model, requests)
         with (self.folder / LINES).open("a") as file:
-            for number in track(range(len(done), len(batches)), "Editing", transient=True):
+            for number in track(range(len(done), len(batches)), "Editing", "batches"):
                 line = self._single(number, [requests[i] for i in batches[number]])
                 file.write(json.dumps(line) + "\n")
                 file.flush()
