@@ -141,7 +141,7 @@ def _told(error: BaseException) -> str | None:
 
 def _function(command: str) -> Callable[..., Any]:
     """Return what a command calls; imported only now, because some of them take seconds to import."""
-    return getattr(_imported(COMMANDS[command].module, command), command)
+    return getattr(_imported(str(COMMANDS[command].module), command), command)
 
 
 def _imported(module: str, command: str) -> ModuleType:
