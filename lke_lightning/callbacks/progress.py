@@ -25,7 +25,8 @@ class BatchLine(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Editor) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
-        self._going = self._open.enter_context(work("Editing", int(trainer.num_training_batches), "batches"))
+        batches: Any = trainer.num_training_batches  # a stream has an end
+        self._going = self._open.enter_context(work("Editing", batches, "batches"))
         self._going.advance(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, _: int) -> None:
