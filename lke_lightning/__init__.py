@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lke_lightning.api import EditedModel as EditedModel
+    from lke_lightning.api import begin as begin
     from lke_lightning.api import edit as edit
     from lke_lightning.api import resume as resume
     from lke_lightning.editor import Editor as Editor
@@ -23,11 +24,12 @@ _HOMES = {
     "EditedModel": "api",
     "Editor": "editor",
     "Probe": "edits",
+    "begin": "api",
     "edit": "api",
     "resume": "api",
 }
 
-__all__ = ["EditError", "EditRequest", "EditedModel", "Editor", "Probe", "edit", "resume"]
+__all__ = ["EditError", "EditRequest", "EditedModel", "Editor", "Probe", "begin", "edit", "resume"]
 
 
 def __getattr__(name: str) -> Any:

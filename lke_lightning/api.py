@@ -21,7 +21,7 @@ from lke_lightning.edits import EditBatch, EditError, EditRequest, check_list, c
 from lke_lightning.evaluation.generated import respond
 from lke_lightning.evaluation.summary import summarize
 from lke_lightning.evaluation.teacher_forced import Scores, score
-from lke_lightning.ledger import Entry, locked
+from lke_lightning.ledger import Entry, Ledger, locked
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.run_folder import BATCH_SIZE, Run
 from lke_lightning.stage_one.stage import StageOne
@@ -61,18 +61,42 @@ def edit(
     Raises:
         EditError: a fact or the model cannot be edited with; the model is what it was then, as after any error.
     """
-    configuration = read(find(config))
-    stages, written = compose(configuration)
-    section = configuration.get("model") or {}
+    stages, written, options = _composed(config, layers)
     if stage_one or stage_two:
         stages, written = Stages(stage_one or stages.one, stage_two or stages.two), {}
-        section = {**section, "method": "stages of your own"}
+        options["method"] = "stages of your own"
     if stages.one.contexts or stages.two.memory:
         raise EditError("these stages know the edits of another model: make a stage_one and a stage_two for this one")
-    options = {name: section[name] for name in ("matrix", "chat", "system", "method") if name in section}
-    editor = Editor.around(model, tokenizer, layers or section.get("layers"), stages, **options)
+    editor = Editor.around(model, tokenizer, options.pop("layers"), stages, **options)
     editor.configuration = written
     return EditedModel(editor, stages, batch_size).edit(facts)
+
+
+def begin(
+    pretrained: str,
+    layers: list[int] | None = None,
+    config: str | Path = "method/encore.yaml",
+    chat: bool = False,
+    trust_remote_code: bool = False,
+) -> EditedModel:
+    """Load a model that no run has edited, on the CPU; `edit` makes its first edits, and `save` a run's folder.
+
+    Args:
+        pretrained: a folder, a hub name, a GGUF file in either, or `demo`.
+        layers: see `edit`.
+        config: see `edit`.
+        chat: ask every prompt through the tokenizer's chat template.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        EditError: the model cannot be loaded or edited.
+    """
+    stages, written, options = _composed(config, layers)
+    options["chat"] = chat or options.get("chat", False)
+    editor = Editor(pretrained, trust_remote_code=trust_remote_code, **options)
+    editor.stages, editor.configuration = stages, written
+    editor.configure_model()
+    return EditedModel(editor, stages, BATCH_SIZE)
 
 
 def resume(
@@ -131,7 +155,8 @@ class EditedModel:
         """The run's folder as it was read or written last; `None`: there is none yet."""
         self._entries: list[Entry] = []
         """What the ledger is to be told of what happened since."""
-        self._requests = {} if run is None else {request.id: request for request in run.requests()}
+        self.requests = {} if run is None else {request.id: request for request in run.requests()}
+        """All edits ever made, by id; of those that `resume` has read, what the ledger keeps."""
 
     def __repr__(self) -> str:
         """Count the edits."""
@@ -179,8 +204,14 @@ class EditedModel:
         self.before, self.after = summarize([before[name] for name in after]), summarize(after.values())
         self.batch_size = size
         self._entries += entries
-        self._requests |= {request.id: request for request in requests}
+        self.requests |= {request.id: request for request in requests}
         return self
+
+    def history(self) -> Iterator[Entry]:
+        """Yield what happened to the model, as in the ledger: what `save` wrote, then what it has not written yet."""
+        if self._run is not None:
+            yield from Ledger(self._run.root).read(self._run.size)
+        yield from self._entries
 
     def undo(self, *ids: str | int) -> dict[str, str | None]:
         """Take edits back, exactly, as if they had never been made; returns which earlier edit each brings back.
@@ -212,7 +243,7 @@ class EditedModel:
             facts: what is asked; default: all edits that are in the weights. Of those that `resume` has read, the
                 folder knows the edited prompts alone.
         """
-        holding = [self._requests[name] for name in self.edited]
+        holding = [self.requests[name] for name in self.edited]
         return summarize(self._score(holding if facts is None else _read(facts)).values())
 
     def answer(self, prompts: Sequence[str], new_tokens: int = 32) -> list[str]:
@@ -316,6 +347,14 @@ class EditedModel:
         for weight in self.editor.language_model.edited.values():
             weight.to(weight.matrix.weight.device)
         self.editor.language_model.beside.to(self.model.device)
+
+
+def _composed(config: str | Path, layers: list[int] | None) -> tuple[Stages, dict[str, Any], dict[str, Any]]:
+    """Return the stages of a YAML file, what a checkpoint is told of them, and an editor's options."""
+    configuration = read(find(config))
+    section = configuration.get("model") or {}
+    options = {name: section[name] for name in ("matrix", "chat", "system", "method") if name in section}
+    return *compose(configuration), {**options, "layers": layers or section.get("layers")}
 
 
 def _read(facts: Sequence[Fact], used: Sequence[str] = ()) -> list[EditRequest]:

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_info
 
 from lke_lightning.configuration import NODES, unfolded
 from lke_lightning.edits import EditError
-from lke_lightning.results import UNFINISHED, replace
+from lke_lightning.results import UNFINISHED
 from lke_lightning.shapes import lacking
 
 FOLDER, LAST, PATTERN = "checkpoints", "last.ckpt", "batch-*.ckpt"
@@ -226,21 +224,3 @@ def link_last(path: Path) -> None:
 
 def _numbered(folder: Path) -> list[Path]:
     return sorted(path.resolve() for path in folder.glob(PATTERN))
-
-
-class SafeCheckpointIO(CheckpointIO):
-    """What Lightning saves and loads checkpoints with."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint, whole or not at all."""
-        replace(Path(path), lambda file: torch.save(checkpoint, file))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load a checkpoint that is whole."""
-        checkpoint = read(path)
-        rank_zero_info(f"Continuing from {path}")
-        return checkpoint
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Delete a checkpoint."""
-        Path(path).unlink(missing_ok=True)

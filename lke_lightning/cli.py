@@ -8,8 +8,12 @@ import errno
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import import_module
+from types import ModuleType
 from typing import Any, NamedTuple, NoReturn, get_args, get_type_hints
+
+from lke_lightning.progress import reported, reporter_for, work
 
 
 class Command(NamedTuple):
@@ -24,6 +28,8 @@ class Command(NamedTuple):
     """Whether the word may be given by its name as well."""
     fits: bool = False
     """Whether it takes arguments of `fit`, and `fit` to hand them to."""
+    is_quick: bool = False
+    """Whether it needs neither torch nor Lightning, which take seconds to import."""
 
 
 COMMANDS = {
@@ -52,12 +58,14 @@ COMMANDS = {
         "print the YAML file of published hyperparameters: published METHOD MODEL [DATA]",
         "published",
         ("method", "model", "data"),
+        is_quick=True,
     ),
     "ask": Command(
         "let the unedited and the edited model answer, side by side: ask RUN [PROMPT ...]",
         "commands.ask",
         ("run", "prompts"),
     ),
+    "studio": Command("serve a page to ask, edit and undo on, on this machine: studio RUN", "studio", ("run",)),
     "log": Command("list what a run did: log RUN", "commands.history", ("run",)),
     "show": Command("print all that is known of one edit: show RUN ID", "commands.history", ("run", "edit")),
     "report": Command("make one page of figures and tables of runs: report RUN [RUN ...]", "report", ("runs",)),
@@ -106,13 +114,14 @@ def main(args: Sequence[str] | None = None) -> None:
         hint = f": did you mean {close[0]!r}?" if close else f"; there are {', '.join(COMMANDS)}"
         sys.exit(f"error: no command {command!r}{hint}")
     try:
-        if COMMANDS[command].module is None:
-            import_module("lke_lightning.fitting").run(args)
-        elif COMMANDS[command].fits:
-            run = import_module("lke_lightning.fitting").run
-            _function(command)(args[1:], lambda given, instead: run(["fit", *given], instead))
-        else:
-            _run_function(command, args[1:])
+        with reported(reporter_for(sys.stderr)):
+            if COMMANDS[command].module is None:
+                _imported("fitting", command).run(args)
+            elif COMMANDS[command].fits:
+                function, run = _function(command), import_module("lke_lightning.fitting").run
+                function(args[1:], lambda given, instead: run(["fit", *given], instead))
+            else:
+                _run_function(command, args[1:])
     except Exception as error:
         told = _told(error)
         if told is None:
@@ -132,7 +141,15 @@ def _told(error: BaseException) -> str | None:
 
 def _function(command: str) -> Callable[..., Any]:
     """Return what a command calls; imported only now, because some of them take seconds to import."""
-    return getattr(import_module(f"lke_lightning.{COMMANDS[command].module}"), command)
+    return getattr(_imported(COMMANDS[command].module, command), command)
+
+
+def _imported(module: str, command: str) -> ModuleType:
+    """Import a module of the package, and say first that something is done where that takes seconds."""
+    name = f"lke_lightning.{module}"
+    is_quick = name in sys.modules or COMMANDS[command].is_quick
+    with nullcontext() if is_quick else work(f"Starting {command}"):
+        return import_module(name)
 
 
 def _run_function(command: str, args: list[str]) -> None:

@@ -141,10 +141,12 @@ class Editor(lightning.LightningModule):
         Raises:
             EditError: it cannot be loaded, or cannot be edited, or other processes have loaded another one.
         """
-        if not hasattr(self, "language_model"):
+        is_new = not hasattr(self, "language_model")
+        if is_new:
             self._take(*load(self.pretrained, self.dtype_name, self.trust_remote_code))
         if self._trainer is not None:
-            rank_zero_info(self.language_model.describe())
+            if is_new:
+                rank_zero_info(self.language_model.describe())
             Team.of().check_same(self.language_model.base_hash, "model, by its content hash")
 
     def _take(self, network: nn.Module, tokenizer: Any) -> None:

@@ -18,12 +18,14 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import set_dumper, set_loader
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from lke_lightning import checkpoints
+from lke_lightning.callbacks.checkpoint import SafeCheckpointIO
 from lke_lightning.callbacks.progress import BatchLine
 from lke_lightning.composition import complete, plainly
 from lke_lightning.configuration import configs, load, read
@@ -34,6 +36,7 @@ from lke_lightning.edits import EditError
 from lke_lightning.evaluation.downstream import Task
 from lke_lightning.ledger import locked
 from lke_lightning.model.units import Expansion
+from lke_lightning.progress import AboveBars, reported, reporter_for
 from lke_lightning.stage_one.objectives import Objective
 from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_one.stopping import StopRule
@@ -64,6 +67,16 @@ BASES = (
 
 METHOD = "method/encore.yaml"
 """What is done where no method is named."""
+
+FOREIGN = (
+    "Seed set to", "GPU available:", "TPU available:", "LOCAL_RANK:", "\N{ELECTRIC LIGHT BULB} Tip:", "Restor",
+    "Loaded model weights", "`Trainer.fit` stopped: `max_epochs=1`",
+)  # fmt: skip
+"""How lines of Lightning's begin that say nothing about an editing run, or what it says itself."""
+SPEAKERS = (
+    "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed",
+)  # fmt: skip
+"""The loggers that they come through, as do our own lines."""
 
 Instead = Callable[[Trainer, Editor, EditStream], None]
 
@@ -182,8 +195,13 @@ class EditCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         more = trainer["callbacks"] if isinstance(trainer["callbacks"], list) else [trainer["callbacks"]]
         check_order([*(self._get(self.config_init, section) for section in CALLBACKS), *more])
+        has_bar = any(isinstance(part, ProgressBar) for part in more)
+        if has_bar or trainer["enable_progress_bar"] is False:
+            self._held.enter_context(reported(reporter_for(sys.stderr, bar=False)))
+        if not has_bar:  # the bar is ours
+            kwargs["enable_progress_bar"] = False
         try:
-            return super().instantiate_trainer(**kwargs, plugins=[*plugins, checkpoints.SafeCheckpointIO()])
+            return super().instantiate_trainer(**kwargs, plugins=[*plugins, SafeCheckpointIO()])
         except (MisconfigurationException, ImportError, RuntimeError, ValueError, TypeError) as error:
             raise EditError(f"no trainer can be made of these arguments (trainer): {error}") from error
 
@@ -207,10 +225,7 @@ def run(args: list[str], instead: Instead | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True")
     warnings.filterwarnings("ignore", message=".*set_vital.*")  # deprecation inside torchdata 0.11
     warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
-    own = logging.getLogger("lke_lightning")  # of the parts that know torch only; the others say it through Lightning
-    own.setLevel(logging.INFO)
-    if not own.hasHandlers():
-        own.addHandler(logging.StreamHandler())
+    _speak_plainly()
     set_loader("yaml", load, (yaml.YAMLError,))
     set_dumper("yaml", _dump)
     defaults = [str(configs() / name) for name in (METHOD, "model/demo.yaml", "data/demo.yaml")]
@@ -233,6 +248,24 @@ def run(args: list[str], instead: Instead | None = None) -> None:
             )
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
+
+
+def _speak_plainly() -> None:
+    """Let what parts say stand above a bar, and leave out what Lightning says of every run."""
+    own = logging.getLogger("lke_lightning")  # of the parts that know torch only; the others say it through Lightning
+    own.setLevel(logging.INFO)
+    if not own.hasHandlers():
+        own.addHandler(AboveBars())
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        if logger.handlers:  # else there are those of the program that this is called from
+            logger.handlers = [AboveBars()]
+    for name in SPEAKERS:
+        logging.getLogger(name).addFilter(_is_wanted)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(FOREIGN)
 
 
 def _dump(content: Any) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from lke_lightning import EditError, EditRequest, Probe, checkpoints, edit, resume, run_folder
+from lke_lightning import EditError, EditRequest, Probe, api, checkpoints, edit, resume, run_folder
 from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.cli import main
 from lke_lightning.composition import compose
@@ -127,6 +127,17 @@ def test_editing_twice_is_one_run_of_two_batches(begin, small_world, config):
     assert twice.edited == editor.edited == ["bob", "ana"]
     assert twice.after["efficacy"]["magnitude"] > twice.before["efficacy"]["magnitude"]
     assert repr(twice).endswith("2 of 2 edits in the weights)")
+
+
+def test_a_model_is_loaded_and_edited_later(begin, small_world, config, tmp_path):
+    model = api.begin(str(small_world / "model"), config=config)
+    assert (model.edited, list(model.history())) == ([], [])
+    model.edit([BOB]).save(tmp_path / "run")
+    assert same(deltas(model), deltas(begin([BOB])))
+    again = resume(tmp_path / "run")
+    assert list(again.requests) == again.edited == ["bob"]
+    again.undo("bob")
+    assert [entry["event"] for entry in again.history()] == ["edit", "batch", "undo"]
 
 
 def test_only_the_edited_matrices_change_and_the_model_stays_where_it_is(begin, small_world):

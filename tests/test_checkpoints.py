@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from lke_lightning import checkpoints
+from lke_lightning.callbacks.checkpoint import SafeCheckpointIO
 from lke_lightning.editor import check_same_method
 from lke_lightning.edits import EditError
+from lke_lightning.results import replace
 from tests import blank
 
 
 def written(folder, batches):
     path = folder / checkpoints.FOLDER / checkpoints.file_name(batches)
     saved = blank.checkpoint(global_step=batches, state_dict={"delta": torch.arange(1000.0)})
-    checkpoints.SafeCheckpointIO().save_checkpoint(saved, path)
+    SafeCheckpointIO().save_checkpoint(saved, path)
     return path
 
 
@@ -64,7 +66,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(EditError, match="No space left"):
-        checkpoints.replace(path, breaks_off)
+        replace(path, breaks_off)
     assert checkpoints.read(path)["global_step"] == 1
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 

@@ -11,6 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -21,6 +23,7 @@ from lke_lightning import checkpoints
 from lke_lightning.distributed import Team
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError, check_number
+from lke_lightning.results import replace
 
 
 class RunCheckpoint(Checkpoint):
@@ -152,3 +155,21 @@ def _requeue() -> None:
         subprocess.run(["scontrol", "requeue", job], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         rank_zero_warn(f"job {job} could not be requeued: {error}")
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """What Lightning saves and loads checkpoints with."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint, whole or not at all."""
+        replace(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint that is whole."""
+        checkpoint = checkpoints.read(path)
+        rank_zero_info(f"Continuing from {path}")
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from rich.progress import track
 
 from lke_lightning.callbacks.measuring import PROTOCOL, Measurement
 from lke_lightning.callbacks.printing import show
@@ -23,6 +22,7 @@ from lke_lightning.evaluation.summary import FREE, INTERVALS, by_batch, by_step,
 from lke_lightning.evaluation.teacher_forced import Scores
 from lke_lightning.evaluation.unedited import UneditedScores, user_cache
 from lke_lightning.metrics import MEASURES
+from lke_lightning.progress import track
 from lke_lightning.results import versions, write
 
 ACTIVITIES = ("stage_one", "stage_two", "evaluation", "guard", "checkpoint")
@@ -159,7 +159,7 @@ class Scorecard(Callback):
         with pl_module.as_unedited():
             known = UneditedScores(pl_module.language_model, trainer.precision, self.cache)
             before = set(self.unedited)
-            for part in track(parts, "Scoring the unedited model", transient=True):
+            for part in track(parts, "Scoring the unedited model"):
                 self.unedited.update(self._score(pl_module, part, "before", known))
             self.recalled += len(self.unedited.keys() - before - known.keep())
             if with_text:
@@ -228,7 +228,7 @@ class Scorecard(Callback):
         batches = [[stream.requests[number] for number in numbers] for numbers in stream.batches]
         batches = [[request for request in batch if request.id in chosen] for batch in batches]
         self.on_validation_epoch_start(trainer, editor)
-        for batch in track([batch for batch in batches if batch], "Scoring edits made so far", transient=True):
+        for batch in track([batch for batch in batches if batch], "Scoring edits made so far"):
             self.on_validation_batch_end(trainer, editor, None, EditBatch(batch))
         self._finish(trainer, editor)
 

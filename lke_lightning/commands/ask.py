@@ -33,10 +33,14 @@ class Answer:
     first: list[tuple[str, float]] = field(default_factory=list)
     """The most probable first tokens, with their probabilities."""
 
+    @property
+    def sure(self) -> str:
+        """How sure it is of the first token, in words."""
+        return "   ".join(f"{token!r} {probability:.2f}" for token, probability in self.first)
+
     def shown(self) -> Text:
         """Return what it says, and below it how sure it is of the first token."""
-        sure = "   ".join(f"{token!r} {probability:.2f}" for token, probability in self.first)
-        return Text.assemble(self.text.strip() or "...", "\n", (sure, "dim"))
+        return Text.assemble(self.text.strip() or "...", "\n", (self.sure, "dim"))
 
 
 def ask(
@@ -94,12 +98,12 @@ def ask(
 def nearest(prompt: str, edits: Sequence[EditRequest]) -> EditRequest | None:
     """Return the edit whose subject a prompt names, of several the one that is worded most like it; perhaps none.
 
-    An edit without a subject is named by its whole prompt.
+    Of edits in the same words it is the newest. An edit without a subject is named by its whole prompt.
     """
     named = [request for request in edits if (request.subject or request.text).casefold() in prompt.casefold()]
     longest = max((len(request.subject or request.text) for request in named), default=0)
     most = [request for request in named if len(request.subject or request.text) == longest]
-    return max(most, key=lambda one: difflib.SequenceMatcher(None, one.text, prompt).ratio(), default=None)
+    return max(reversed(most), key=lambda one: difflib.SequenceMatcher(None, one.text, prompt).ratio(), default=None)
 
 
 def _lines() -> Iterator[str]:
@@ -115,25 +119,44 @@ def _lines() -> Iterator[str]:
             yield line
 
 
-def _answer(editor: Editor, prompt: str, new_tokens: int, edits: Sequence[EditRequest]) -> None:
-    """Print the answers, token by token on a terminal."""
+def answers(
+    editor: Editor, prompt: str, new_tokens: int, show: Callable[[list[Answer]], None] = lambda _: None
+) -> list[Answer]:
+    """Let the unedited and the edited model answer, one after the other; where nothing is edited there is one.
+
+    Args:
+        editor: holds the model.
+        prompt: what is asked.
+        new_tokens: how long an answer may become.
+        show: is called with the answers after each token.
+
+    Raises:
+        EditError: the prompt does not fit into the model.
+    """
     if editor.made:
         moments = [(Answer("unedited"), editor.as_unedited), (Answer("edited"), editor.as_read)]
     else:
         moments = [(Answer(editor.pretrained), nullcontext)]
+    found = [answer for answer, _ in moments]
+    for answer, moment in moments:
+        _fill(editor, answer, moment(), prompt, new_tokens, lambda: show(found))
+    return found
+
+
+def _answer(editor: Editor, prompt: str, new_tokens: int, edits: Sequence[EditRequest]) -> None:
+    """Print the answers, token by token on a terminal."""
     console = Console()
 
-    def table() -> Table:
+    def table(answers: list[Answer]) -> Table:
         found = Table(title=Text(prompt, style="bold"), title_justify="left", expand=True)
-        for answer, _ in moments:
+        for answer in answers:
             found.add_column(answer.title, ratio=1)
-        found.add_row(*(answer.shown() for answer, _ in moments))
+        found.add_row(*(answer.shown() for answer in answers))
         return found
 
     with Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else nullcontext() as live:
-        for answer, moment in moments:
-            _fill(editor, answer, moment(), prompt, new_tokens, lambda: live and live.update(table(), refresh=True))
-    console.print(table())
+        said = answers(editor, prompt, new_tokens, lambda now: live and live.update(table(now), refresh=True))
+    console.print(table(said))
     edit = nearest(prompt, edits)
     if edit is not None:
         console.print(Text(f"Edit {edit.id}: {edit.text} -> {edit.target.strip()}", style="dim"))

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from rich.progress import track
 
 from lke_lightning.callbacks.scorecard import Scorecard
 from lke_lightning.data import EditStream, as_fact
@@ -24,6 +23,7 @@ from lke_lightning.evaluation.teacher_forced import Scores
 from lke_lightning.evaluation.text_perplexity import MEPPL
 from lke_lightning.evaluation.unedited import UneditedScores, user_cache
 from lke_lightning.ledger import locked
+from lke_lightning.progress import track
 from lke_lightning.results import made_folder, versions, write
 from lke_lightning.stage_two.register import Register
 from lke_lightning.stages import Stages
@@ -38,9 +38,9 @@ def singly(args: list[str], fit: Fit) -> None:
     """Make each batch of edits on the unedited model, score it, measure the perplexity of short texts, take it back.
 
     The protocol of single editing, and that of *The Butterfly Effect of Model Editing* (arXiv 2402.09656): an edit
-    after which the texts' mean perplexity (ME-PPL) is above a limit has ruined the model. Such edits are written to
-    `hard.jsonl`, as facts that `--data JsonLines` reads. One line of `singly.jsonl` per batch; an interrupted run goes
-    on with the same command, to the rounding of the solver's memory.
+    after which the texts' mean perplexity (ME-PPL) is a multiple of what it was has ruined the model. Such edits are
+    written to `hard.jsonl`, as facts that `--data JsonLines` reads. `singly.jsonl` has a line for each batch; an
+    interrupted run goes on with the same command, to the rounding of the solver's memory.
 
     Args:
         args: see the parser; the rest are arguments of `fit`.
@@ -60,7 +60,7 @@ def singly(args: list[str], fit: Fit) -> None:
         "--text", metavar="FILE", help="ME-PPL's file: records with a field Text; without it, no ME-PPL"
     )
     parser.add_argument(
-        "--ruined", type=float, default=1000.0, metavar="X", help="the ME-PPL above which a model is ruined"
+        "--ruined", type=float, default=10.0, metavar="X", help="ruined: ME-PPL is X times as large (10)"
     )
     own, rest = parser.parse_known_args(args)
     check_number("--ruined", own.ruined, above=1)
@@ -86,7 +86,7 @@ class Singles:
         stream: the edits.
         folder: where lines and summary go.
         text: measures ME-PPL; `None`: it is not measured.
-        ruined: the ME-PPL above which an edit is a hard one.
+        ruined: the multiple of the unedited model's ME-PPL above which an edit is a hard one.
     """
 
     def __init__(
@@ -113,13 +113,13 @@ class Singles:
         known = UneditedScores(editor.language_model, self.precision, user_cache())
         requests, size = self.stream.requests, 100
         before: dict[str, Scores] = {}
-        for i in track(range(0, len(requests), size), "Scoring the unedited model", transient=True):
+        for i in track(range(0, len(requests), size), "Scoring the unedited model"):
             before |= self.scorecard.measurement.score(editor, requests[i : i + size], False, known)[0]
         known.keep()
         at_first = self._perplexity()
         self.stages.prepare(editor.language_model, requests)
         with (self.folder / LINES).open("a") as file:
-            for number in track(range(len(done), len(batches)), "Editing", transient=True):
+            for number in track(range(len(done), len(batches)), "Editing", "batches"):
                 line = self._single(number, [requests[i] for i in batches[number]])
                 file.write(json.dumps(line) + "\n")
                 file.flush()
@@ -218,7 +218,8 @@ class Singles:
     def _damage(self, lines: list[dict[str, Any]], at_first: float) -> dict[str, Any]:
         """Write the edits that ruined the model into a file, and tell how the texts' perplexity changed."""
         after = sorted(line["perplexity"] for line in lines)
-        numbers = [line["batch"] for line in lines if not line["perplexity"] <= self.ruined]
+        limit = self.ruined * at_first
+        numbers = [line["batch"] for line in lines if not line["perplexity"] <= limit]
         hard = [self.stream.requests[i] for number in numbers for i in self.stream.batches[number]]
         write(self.folder / HARD, "".join(json.dumps(as_fact(request)) + "\n" for request in hard))
         return {
@@ -226,7 +227,7 @@ class Singles:
             "before": at_first,
             "median": after[len(after) // 2],
             "worst": after[-1],
-            "above": self.ruined,
+            "above": round(limit, 4),
             "ruined": len(numbers),
             "hard": [request.id for request in hard],
         }

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from rich.progress import track
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lke_lightning.data.records import Record, records
 from lke_lightning.edits import EditError
 from lke_lightning.evaluation.answers import Answers, Ids, common_beginning
 from lke_lightning.model.language_model import LanguageModel
+from lke_lightning.progress import track
 
 RESERVED = 10
 """Records at the start of a file that are reserved for solved examples, as in the published code."""
@@ -134,7 +134,7 @@ class FewShot(Task):
         asked = [item for found in fitting.values() for item, _ in found]
         parts = [(kind, start) for kind, found in fitting.items() for start in range(0, len(found), PART)]
         given: list[int] = []
-        for kind, start in track(parts, self.name, transient=True):
+        for kind, start in track(parts, self.name):
             prompts = [ids for _, ids in fitting[kind]]
             if not start:
                 scorer = Answers(model, common_beginning(prompts), max_tokens)

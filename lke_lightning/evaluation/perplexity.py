@@ -15,6 +15,7 @@ from lke_lightning.evaluation.windows import windows
 from lke_lightning.model.batching import by_length, within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row
+from lke_lightning.progress import track
 
 Ids = tuple[int, ...]
 
@@ -51,7 +52,7 @@ def summed_nll(model: LanguageModel, rows: Sequence[Ids], max_tokens: int = 1638
 
     def run(part: list[Ids]) -> Tensor:
         sums = torch.zeros(len(part), dtype=torch.float64)
-        for members in by_length([len(row) for row in part], max_tokens, model.device):
+        for members in track(by_length([len(row) for row in part], max_tokens, model.device), "reading text", "passes"):
             found = predict(model, [part[i] for i in members])
             row = torch.tensor(members, device=model.device)[found.predicted.nonzero()[:, 0]]
             sums.index_add_(0, row.cpu(), found.nll)

@@ -17,6 +17,7 @@ from lke_lightning.evaluation.likelihood import likelihoods
 from lke_lightning.model.batching import by_length, within_memory
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.prefix import Prefixes, shared_beginnings
+from lke_lightning.progress import track
 
 ASKED = (*KINDS, "portability", "two_hop")
 """All kinds of prompts; the last two only where records have them."""
@@ -219,7 +220,8 @@ def _states(
     if not model.is_token_wise or SHARED_COST * (apart - alike + sum(map(len, set(shared)))) > apart:
         shared = [()] * len(rows)
     prefixes = Prefixes.run(model, shared, max_tokens)
-    for members in by_length([len(rows[i]) - len(shared[i]) for i in range(len(rows))], max_tokens, model.device):
+    groups = by_length([len(rows[i]) - len(shared[i]) for i in range(len(rows))], max_tokens, model.device)
+    for members in track(groups, "reading prompts", "passes"):
         batch = prefixes.followed_by(model, [shared[i] for i in members], [rows[i][len(shared[i]) :] for i in members])
         wanted = [(place, len(shared[i]), read) for place, i in enumerate(members) for read in reads[rows[i]]]
         number = torch.tensor([place for place, _, _ in wanted], device=model.device)

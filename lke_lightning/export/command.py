@@ -16,6 +16,7 @@ from lke_lightning.export import delta, gguf, hub
 from lke_lightning.export.lora import TOLERANCE, write_lora
 from lke_lightning.export.merged import write_merged
 from lke_lightning.export.module import write_module
+from lke_lightning.progress import work
 from lke_lightning.results import check_free
 
 CARDS = {"delta": delta.card, "gguf": gguf.card}
@@ -128,7 +129,9 @@ def export(
     options.check(Path(output))
     saved = checkpoints.read(checkpoints.find(ckpt_path))
     editor = _restored(saved, tuple(trust or ()), trust_remote_code)
-    for name, part in write(editor, Path(output), options, saved).items():
+    with work(f"Writing {output}"):
+        found = write(editor, Path(output), options, saved)
+    for name, part in found.items():
         print(f"{name}  {part}")
     print(f"{len(editor.edited)} edits written to {output}")
     push(editor, Path(output), options, saved)

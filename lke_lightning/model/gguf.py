@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from lke_lightning.edits import EditError
+from lke_lightning.progress import track
 
 SUFFIX = ".gguf"
 PACKAGES = ("gguf", "accelerate")
@@ -92,6 +95,19 @@ def dequantised() -> dict[str, Any]:
 
     config = getattr(transformers, "GgufConfig", None)  # before there was one, nothing could be left in blocks
     return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+@contextmanager
+def counted() -> Iterator[None]:
+    """Count tensors as ours while a file is read: transformers draws a bar that cannot be turned off."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = getattr(reader, "tqdm", None)
+    reader.tqdm = lambda tensors, desc: track(tensors, "dequantizing", "tensors")
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def forget_blocks(network: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from lke_lightning.model.refusals import check_complete, check_numbers, check_vo
 from lke_lightning.model.targets import Site
 from lke_lightning.model.tokens import TextEncoder
 from lke_lightning.model.weights import EditedWeight
+from lke_lightning.progress import track, work
 
 DEMO = "demo"
 """The name under which the model that comes with the package is loaded."""
@@ -62,8 +63,9 @@ def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = Fals
     options = {"trust_remote_code": trust_remote_code, **file}
     whole = {"dtype": getattr(torch, dtype), "output_loading_info": True, **(gguf.dequantised() if file else {})}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        network, report = AutoModelForCausalLM.from_pretrained(where, **options, **whole)
+        with work(f"Loading {pretrained}"), gguf.counted() if file else nullcontext():
+            tokenizer = AutoTokenizer.from_pretrained(where, **options)
+            network, report = AutoModelForCausalLM.from_pretrained(where, **options, **whole)
     except Exception as error:  # a dozen kinds of transformers, safetensors, the hub's client, pickle and struct
         reason = gguf.why(pretrained, where, file["gguf_file"], error) if file else why(where, error)
         raise EditError(f"cannot load a causal language model from {pretrained!r}: {reason}") from error
@@ -76,7 +78,7 @@ def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = Fals
 def content_hash(network: nn.Module) -> str:
     """Hash the names, dtypes, shapes and bytes of all weights (sha256, 16 hex digits), one weight at a time."""
     digest = hashlib.sha256()
-    for name, weight in sorted(network.state_dict().items()):
+    for name, weight in track(sorted(network.state_dict().items()), "Hashing the weights"):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         for part in _plain_tensors(weight.detach()):
             digest.update(part.cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -26,6 +26,7 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.reading import SlotReader
 from lke_lightning.model.targets import Site, Targets
 from lke_lightning.model.units import Expansion, Whole
+from lke_lightning.progress import track
 from lke_lightning.stage_one.contexts import ContextTemplates
 from lke_lightning.stage_one.expansion import cut, in_turn
 from lke_lightning.stage_one.history import UpdateHistory
@@ -293,7 +294,7 @@ class TargetOptimization(StageOne):
         seen = {name: torch.stack([request.seen[name] for request in built]) for name in built[0].seen}
         state = self.space.start(initial[:, :size], seen, updates)
 
-        for step in range(1, self.max_steps + 1):
+        for step in track(range(1, self.max_steps + 1), f"targets of {len(built)} edits", "steps"):
             change = scaled * unit
             nll, most_probable, essence = rows.predict(change[active])
             essence_before = essence.detach() if essence_before is None else essence_before

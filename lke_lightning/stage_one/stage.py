@@ -14,6 +14,7 @@ from torch import Tensor
 from lke_lightning.edits import EditBatch, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.units import Expansion
+from lke_lightning.progress import work
 from lke_lightning.step import EditStep
 
 
@@ -61,7 +62,7 @@ class StageOne(Callback, ABC):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the requests of the run."""
-        with pl_module.working("preparation") if self.pilot else nullcontext():
+        with work("Preparing stage one"), pl_module.working("preparation") if self.pilot else nullcontext():
             self.prepare(pl_module.language_model, trainer.datamodule.requests)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:

@@ -22,6 +22,7 @@ from lke_lightning.model.draws import drawn
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.tokens import Row
 from lke_lightning.model.units import Expansion
+from lke_lightning.progress import track
 from lke_lightning.stage_two.register import UNDONE, Register
 from lke_lightning.stage_two.room import Space
 from lke_lightning.stage_two.solvers import EditSystem
@@ -245,7 +246,7 @@ class FineTuning(StageTwo):
         starts = {layer: weight.delta.clone() for layer, weight in weights.items()}
         change = self.parametrisation.start(weights, drawn(*lesson.key, part, "start"))
         optimizer = self.optimizer(change.parameters)
-        for epoch in range(self.epochs):
+        for epoch in track(range(self.epochs), "learning", "epochs"):
             seen: list[float] = []
             for minibatch in self.order.epoch(part, drawn(*lesson.key, epoch)):
                 losses, gradients = self._gradients(model, lesson, minibatch)

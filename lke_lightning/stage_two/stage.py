@@ -14,6 +14,7 @@ from torch import Tensor
 from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.units import Expansion
+from lke_lightning.progress import work
 from lke_lightning.stage_two.arrival import Watch
 from lke_lightning.stage_two.placement import AllLayers, LayerPolicy
 from lke_lightning.stage_two.register import REPLACED, UNDONE, Register
@@ -90,7 +91,8 @@ class StageTwo(Callback, ABC):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make ready for the requests of the run."""
         one = pl_module.stages.one
-        self.prepare(pl_module.language_model, trainer.datamodule.requests, one.contexts, one.expansion)
+        with work("Preparing stage two"):
+            self.prepare(pl_module.language_model, trainer.datamodule.requests, one.contexts, one.expansion)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
         """Put the batch into the model."""

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from lke_lightning.edits import EditError
 from lke_lightning.model.backward import Curvature, curvature
 from lke_lightning.model.language_model import DEMO, LanguageModel, resolve
 from lke_lightning.model.tokens import Row
+from lke_lightning.progress import track, work
 
 FLOATS = ("F64", "F32", "BF16", "F16")
 """What safetensors calls the dtypes that a second moment may have."""
@@ -239,7 +239,8 @@ class KeyStatistics(Statistics):
             key = {"content": digest({"second_moment": moment})}
             cached = self.cache.get("eigen", key)
             if cached is None:
-                values, vectors = torch.linalg.eigh(moment)
+                with work(f"Decomposing key statistics, {len(moment)} x {len(moment)}", 1):
+                    values, vectors = torch.linalg.eigh(moment)
                 self.cache.put("eigen", key, {"values": values, "vectors": vectors})
             else:
                 values, vectors = cached["values"].to(moment.device), cached["vectors"].to(moment.device)
@@ -267,7 +268,7 @@ class KeyStatistics(Statistics):
         what = f"Key statistics of layers {list(layers)}"
         with model.unedited():  # they are cached under the hash of the unedited weights
             batches = team.share(self._batches(model, tokens))
-            for rows in track(batches, what, transient=True, disable=not team.is_first):
+            for rows in track(batches, what):
                 batch = model.text.pad(rows, model.device)
                 real = batch.mask.bool()
                 for total, (keys, _) in zip(sums, model.observe(batch, matrices, stop=layers[-1] + 1), strict=True):

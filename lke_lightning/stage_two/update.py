@@ -19,6 +19,7 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.reading import SlotReader, Spread
 from lke_lightning.model.targets import Asked
 from lke_lightning.model.units import Expansion
+from lke_lightning.progress import track
 from lke_lightning.stage_two.key_filter import SharedDirections, own_part
 from lke_lightning.stage_two.keys import ContextMean, KeyPolicy
 from lke_lightning.stage_two.placement import AllLayers, LayerPolicy
@@ -329,7 +330,7 @@ class WeightUpdate(StageTwo):
         """
         part, rows, exact = step.chosen(places), step.targets.places(places), self.why_not_exact() is None
         reader = self._reader(model, part)
-        for i, layer in enumerate(layers):
+        for i, layer in enumerate(track(layers, "writing", "layers")):
             weight = model.weight(layer)
             share = SPREAD[self.spread](len(layers) - i)
             keys, anchors, residuals = self._asked(reader, part, layer, layers[-1], share)

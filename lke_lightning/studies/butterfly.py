@@ -9,19 +9,19 @@ from matplotlib.axes import Axes
 
 from lke_lightning.studies.study import Claim, Facts, Study, figure, listed, verdict
 
-COLLAPSE = 1000
-"""The ME-PPL of a collapsed model."""
+COLLAPSE = 10
+"""A collapsed model has more than this multiple of the unedited one's ME-PPL."""
 
 
 class Butterfly(Study):
-    """Every edit alone on the unedited model, ME-PPL after each; then the hard ones one after another."""
+    """Every edit alone on the unedited model, ME-PPL after each; then one after another."""
 
     title: ClassVar[str] = "Can one edit ruin a model?"
     source: ClassVar[str] = "The Butterfly Effect of Model Editing, Yang et al., arXiv 2402.09656"
     asks: ClassVar[str] = (
         "Every edit is made alone, on the unedited model, and the mean perplexity of short texts (ME-PPL) is measured "
-        "after it; an edit is hard where ME-PPL is then above the limit that the table names. The hard edits of ROME "
-        "are then made one after another, and the perplexity of ordinary text is measured at the end."
+        "after it; an edit is hard where ME-PPL is then above the limit that the table names. The same edits are "
+        "then made one after another, and the perplexity of ordinary text is measured at the end."
     )
 
     def facts(self, card: Mapping[str, Any]) -> Facts:
@@ -77,8 +77,10 @@ class Butterfly(Study):
         return [
             Claim(
                 "A single edit by ROME can make a model collapse.",
-                verdict(bool(rome and rome["worst"] > COLLAPSE), bool(hard.get("ROME")), rome is not None),
-                f"Hard edits: {told}. It holds if one edit takes ME-PPL above {COLLAPSE:,}, partly if above the limit.",
+                verdict(
+                    bool(rome and rome["worst"] > COLLAPSE * rome["before"]), bool(hard.get("ROME")), rome is not None
+                ),
+                f"Hard edits: {told}. It holds if one makes ME-PPL {COLLAPSE} times as large, partly if one is hard.",
             ),
             Claim(
                 "Other methods rarely have such edits.",
@@ -88,7 +90,7 @@ class Butterfly(Study):
                 "It holds if ROME has hard edits, and each other method at most half as many.",
             ),
             Claim(
-                "Nearly all methods collapse within a few hard edits made one after another.",
+                "Nearly all methods collapse within a few edits made one after another.",
                 verdict(len(collapsed) == len(growth), bool(collapsed), bool(growth)),
                 f"Perplexity of ordinary text: {after}. A method collapses where it doubles.",
             ),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.progress import track
 
 from lke_lightning.composition import compose
 from lke_lightning.configuration import find, read
@@ -22,6 +21,7 @@ from lke_lightning.edits import EditBatch, EditError, EditRequest
 from lke_lightning.evaluation.summary import summarize
 from lke_lightning.evaluation.teacher_forced import continuation_nll, score
 from lke_lightning.model.language_model import DEMO, LanguageModel, load
+from lke_lightning.progress import track
 from lke_lightning.results import made_folder, replace, write
 from lke_lightning.stage_two.register import Register
 from lke_lightning.sweeps import grid
@@ -94,7 +94,7 @@ def probe(
     print(f"{whole.describe()}\nThe model has {count} layers and knows {len(known)} of the facts tried")
 
     parts = [known[i : i + TOGETHER] for i in range(0, len(known), TOGETHER)]
-    for part in track(parts, "Tracing", transient=True):
+    for part in track(parts, "Tracing"):
         new = [fact for fact in part if f"trace {fact.id}" not in done.found]
         for fact, traced in zip(new, trace(whole, new, noise, samples) if new else [], strict=True):
             done.add(f"trace {fact.id}", asdict(traced))
@@ -106,13 +106,13 @@ def probe(
 
     chosen = known[:trials]
     by_layer: dict[int, float] = {}
-    for layer in track(candidates(count), "Trial edits by layer", transient=True):
+    for layer in track(candidates(count), "Trial edits by layer"):
         found = done.once(f"layer {layer}", lambda layer=layer: tried([layer], config, chosen, alone=True))
         if found["score"] is not None:
             by_layer[layer] = found["score"]
     layers = best_window(by_layer, count)
     together = []
-    for point in track(grid.strengths(config), f"Strengths on layers {layers}", transient=True):
+    for point in track(grid.strengths(config), f"Strengths on layers {layers}"):
         at = grid.configured(config, point)
         found = done.once(f"strength {grid.name(point)}", lambda at=at: tried(layers, at, chosen, alone=False))
         together.append({"settings": point, **found})

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from lke_lightning import ledger
 from lke_lightning.edits import EditError
+from lke_lightning.progress import work
 from lke_lightning.results import write
 
 LOG, BEGUN, DONE, SCORECARD = "log.txt", "begun.json", "done.json", "scorecard.json"
@@ -115,7 +115,7 @@ def carry_out(job: Job, folder: Path, number: str) -> Outcome:
         console.print(f"{where}: already done", highlight=False, markup=False)
         return outcome
     start = time.perf_counter()
-    outcome = _ran(job, folder, where, console)
+    outcome = _ran(job, folder, where)
     took = f"{outcome.status} in {time.perf_counter() - start:.0f} s"
     console.print(f"{where}: {took}", highlight=False, markup=False)
     return outcome
@@ -147,7 +147,7 @@ def _identity(file: Path) -> str | None:
     return json.loads(file.read_text())["identity"] if file.is_file() else None
 
 
-def _ran(job: Job, folder: Path, where: str, console: Console) -> Outcome:
+def _ran(job: Job, folder: Path, where: str) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     identity = job.identity()
     if (folder / LOG).is_file() and _identity(folder / BEGUN) != identity:
@@ -162,7 +162,7 @@ def _ran(job: Job, folder: Path, where: str, console: Console) -> Outcome:
     where_left = ("--ckpt_path", "last") if any((folder / "checkpoints").glob("*.ckpt")) else ()
     place = "--trainer.default_root_dir" if job.command == "fit" else "--output"
     command = call(job.command, *quiet, *job.arguments, *where_left, place, str(folder))
-    code = _watched(command, folder / LOG, where, console)
+    code = _watched(command, folder / LOG, where)
     if code == 0 and (folder / job.card).is_file():
         write(folder / DONE, about)
         return _done(job, folder)
@@ -170,12 +170,12 @@ def _ran(job: Job, folder: Path, where: str, console: Console) -> Outcome:
     return Outcome(job, error="\n".join([*_last_lines(folder / LOG), ended]))
 
 
-def _watched(command: Sequence[str], log: Path, where: str, console: Console) -> int:
-    """Run a command with its output in a file and the last line of it on the terminal."""
+def _watched(command: Sequence[str], log: Path, where: str) -> int:
+    """Run a command with its output in a file, and show the last line of it."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # as an exception, like Ctrl-C
     with (
         log.open("w") as file,
-        console.status(escape(where)) as status,
+        work(where) as going,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT) as process,
     ):
         try:
@@ -183,7 +183,7 @@ def _watched(command: Sequence[str], log: Path, where: str, console: Console) ->
                 try:
                     return process.wait(timeout=0.3)
                 except subprocess.TimeoutExpired:
-                    status.update(escape(f"{where}: {''.join(_last_lines(log)[-1:])}"))
+                    going.say("".join(_last_lines(log)[-1:]).strip())
         except BaseException:  # an interrupted sweep leaves nothing running
             process.terminate()
             raise

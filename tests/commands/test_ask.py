@@ -47,7 +47,7 @@ def test_a_wrong_line_does_not_end_the_conversation(finished, capsys, monkeypatc
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{'Ana ' * 3000}\n{PROMPT}\n"))
     main(["ask", str(finished), "--new_tokens", "2"])
     said = capsys.readouterr()
-    assert said.err.startswith("error: ")
+    assert "\nerror: " in f"\n{said.err}"
     assert PROMPT in said.out
 
 
@@ -60,6 +60,8 @@ def test_the_nearest_edit_is_about_the_longest_subject_and_worded_most_alike():
     assert nearest("What is the capital of new york?", edits).id == "c"
     assert nearest("Who is the mayor of York?", edits).id == "a"
     assert nearest("Where is Rome?", edits) is None
+    again = EditRequest("d", "The capital of {} is", " W", subject="New York", relation="capital")
+    assert nearest("The capital of New York is", [*edits, again]).id == "d"
 
 
 @pytest.mark.parametrize(

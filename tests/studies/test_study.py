@@ -1,6 +1,7 @@
 """A study on a tiny model and its page; the rules by which claims hold; the plans that are shipped."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,11 @@ def test_what_is_no_study_is_refused(tmp_path):
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(SystemExit, match="it may be fit or singly"):
         main(["compare", "--plan", str(tmp_path / "plan.yaml")])
+
+
+def test_the_pages_are_those_of_the_result_files():
+    made = runpy.run_path("docs/studies.py")["written"]()
+    assert made.keys() == {path.name for path in Path("docs/studies").iterdir()}
+    for name, content in made.items():
+        if name.endswith(".md"):  # the drawings differ by the version of matplotlib
+            assert content == Path("docs/studies", name).read_bytes(), "run python docs/studies.py"
