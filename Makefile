@@ -34,8 +34,9 @@ package: $(READY)
 	cd build/package && bin/lke-lightning export run --output edited
 
 lint: $(READY)
-	$(BIN)/ruff check lke_lightning tests
-	$(BIN)/ruff format --check lke_lightning tests
+	$(BIN)/ruff check lke_lightning tests benchmarks docs
+	$(BIN)/ruff format --check lke_lightning tests benchmarks docs
+	$(BIN)/mypy
 
 # The site in build/site; a link that leads nowhere, or a docstring that cannot be read, is an error.
 docs: $(READY)

@@ -6,9 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from lke_lightning import checkpoints, export, run_folder
 from lke_lightning.callbacks.recording import entries_of
@@ -28,12 +26,15 @@ from lke_lightning.stage_one.stage import StageOne
 from lke_lightning.stage_two.stage import StageTwo
 from lke_lightning.stages import Stages
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Fact = EditRequest | dict[str, Any]
 """An edit; as a dict it has the fields of a record of `JsonLines`."""
 
 
 def edit(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,
     facts: Sequence[Fact],
     layers: list[int] | None = None,
@@ -164,7 +165,7 @@ class EditedModel:
         return f"EditedModel({name}: {len(self.edited)} of {self.editor.made} edits in the weights)"
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> PreTrainedModel:
         """The transformers model; it may be moved to another device."""
         return self.editor.language_model.network
 
@@ -272,7 +273,7 @@ class EditedModel:
         Arguments and errors are those of `python -m lke_lightning export`.
         """
         options = export.Options(format, rank, tolerance, dtype, push_to_hub, private)
-        run = self._run and self._run.checkpoint
+        run = None if self._run is None else self._run.checkpoint
         self._follow()
         export.write(self.editor, Path(output), options, run)
         export.push(self.editor, Path(output), options, run)

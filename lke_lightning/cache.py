@@ -87,5 +87,5 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        found.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -136,12 +136,12 @@ def _told(error: BaseException) -> str | None:
     own = EditError.behind(error)
     if own is None and isinstance(error, OSError) and error.errno in UNWRITABLE:
         return f"cannot write {error.filename}: {error.strerror}. What was saved before is whole"
-    return own and str(own)
+    return None if own is None else str(own)
 
 
 def _function(command: str) -> Callable[..., Any]:
     """Return what a command calls; imported only now, because some of them take seconds to import."""
-    return getattr(_imported(COMMANDS[command].module, command), command)
+    return getattr(_imported(str(COMMANDS[command].module), command), command)
 
 
 def _imported(module: str, command: str) -> ModuleType:
@@ -153,7 +153,7 @@ def _imported(module: str, command: str) -> ModuleType:
 
 
 def _run_function(command: str, args: list[str]) -> None:
-    parser = _parser(command)
+    parser: Any = _parser(command)  # jsonargparse puts methods on it that are not declared
     result = _function(command)(**parser.instantiate(parser.parse_args(args)).as_dict())
     for name, value in (result or {}).items():
         print(f"{name:20} {value:.4g}")
@@ -186,7 +186,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_function_arguments(function, as_group=False, skip={*words, *lists})
     for name in dict.fromkeys((*words, *lists)):
         is_required = parameters[name].default is inspect.Parameter.empty
-        nargs = {"nargs": "+" if is_required else "*"} if name in lists else {} if is_required else {"nargs": "?"}
+        nargs: Any = {"nargs": "+" if is_required else "*"} if name in lists else {} if is_required else {"nargs": "?"}
         if name in words and COMMANDS[command].is_named:
             either = parser.add_mutually_exclusive_group(required=True)
             either.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=help_of[name])

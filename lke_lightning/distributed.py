@@ -66,7 +66,7 @@ class Team:
     def gather_rows(self, rows: Tensor | None, device: torch.device) -> Tensor:
         """Put rows (share, ...) together into (items, ...) on `device`; `None` where the share is empty."""
         if self.size == 1:
-            return rows
+            return rows  # type: ignore[return-value]  # the share is all of them
         return torch.cat(self.gather([] if rows is None else [rows.cpu()])).to(device)
 
     def first(self, value: Any) -> Any:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import lightning
 import torch
@@ -30,6 +30,9 @@ from lke_lightning.stage_two.transforms import ReadoutTransform
 from lke_lightning.stage_two.update import WeightUpdate
 from lke_lightning.stages import Stages
 from lke_lightning.step import EditStep
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAME_RESULTS = frozenset(
     {
@@ -78,7 +81,7 @@ class Editor(lightning.LightningModule):
     """
 
     language_model: LanguageModel
-    stages: Stages | None = None
+    stages: Stages = None  # type: ignore[assignment]  # whatever asks it what they do is part of a run
     """The stages that edit; there are none in a model that is only scored or exported."""
     step: EditStep
     """The present batch."""
@@ -126,12 +129,18 @@ class Editor(lightning.LightningModule):
 
     @classmethod
     def around(
-        cls, network: nn.Module, tokenizer: Any, layers: list[int] | None, stages: Stages | None = None, **options: Any
+        cls,
+        network: PreTrainedModel,
+        tokenizer: Any,
+        layers: list[int] | None,
+        stages: Stages | None = None,
+        **options: Any,
     ) -> Editor:
         """Make an editor of a model that is already loaded; it is edited in place."""
         name = getattr(network.config, "name_or_path", "") or type(network).__name__
         editor = cls(name, str(network.dtype).removeprefix("torch."), layers, **options)
-        editor.stages = stages
+        if stages is not None:
+            editor.stages = stages
         editor._take(network, tokenizer)
         return editor
 
@@ -149,7 +158,7 @@ class Editor(lightning.LightningModule):
                 rank_zero_info(self.language_model.describe())
             Team.of().check_same(self.language_model.base_hash, "model, by its content hash")
 
-    def _take(self, network: nn.Module, tokenizer: Any) -> None:
+    def _take(self, network: PreTrainedModel, tokenizer: Any) -> None:
         layers = self.layers or getattr(network.config, "edit_layers", None) or []
         if self.stages is not None:
             used = self.stages.two.placement.among(layers)

@@ -98,9 +98,9 @@ def check_number(
     at_most: float | None = None,
 ) -> None:
     """Raise `EditError` unless the value of an option, `name`, is a finite number within the given bounds."""
-    bounds = [("above", above, operator.gt), ("at least", at_least, operator.ge)]
-    bounds += [("below", below, operator.lt), ("at most", at_most, operator.le)]
-    bounds = [bound for bound in bounds if bound[1] is not None]
+    given = [("above", above, operator.gt), ("at least", at_least, operator.ge)]
+    given += [("below", below, operator.lt), ("at most", at_most, operator.le)]
+    bounds = [(word, limit, holds) for word, limit, holds in given if limit is not None]
     is_finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max  # nan compares as false
     if not is_finite or not all(holds(value, limit) for _, limit, holds in bounds):
         allowed = " and ".join(f"{word} {limit:g}" for word, limit, _ in bounds)
@@ -205,7 +205,7 @@ class EditRequest:
             if count > 1:
                 raise EditError(f"the subject {subject!r} occurs {count} times in {prompt!r}: mark the one with '{{}}'")
             prompt = prompt.replace(subject, SLOT)
-        return cls(prompt=prompt, subject=subject, **fields)  # type: ignore[arg-type]
+        return cls(prompt=prompt, subject=subject, **fields)  # type: ignore[arg-type]  # their own types
 
     @property
     def text(self) -> str:

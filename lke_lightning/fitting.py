@@ -276,4 +276,4 @@ def _dump(content: Any) -> str:
 
 
 def _is_first_rank() -> bool:
-    return rank_zero_only.rank == 0
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning keeps it on the function

@@ -79,7 +79,8 @@ def construct(kind: type, arguments: Any) -> Any:
     Raises:
         EditError: they do not fit.
     """
-    hints = get_type_hints(kind.__init__) if kind.__module__.startswith("lke_lightning.") else {}
+    made_by: Any = kind.__init__  # type: ignore[misc]  # of the class itself, which is then called
+    hints = get_type_hints(made_by) if kind.__module__.startswith("lke_lightning.") else {}
     try:
         wrong = [name for name, value in arguments.items() if name in hints and not fits(value, hints[name])]
         if wrong:

@@ -73,7 +73,10 @@ class Run:
             EditError: the ledger is damaged.
         """
         entries = (entry for entry in Ledger(self.root).read(self.size) if entry["event"] == "edit")
-        return [EditRequest(id=entry["id"], **{name: entry.get(name) for name in FIELDS}) for entry in entries]
+        told: list[dict[str, Any]] = [
+            {"id": entry["id"], **{name: entry.get(name) for name in FIELDS}} for entry in entries
+        ]
+        return [EditRequest(**fields) for fields in told]
 
     def check_newest(self) -> None:
         """Raise `EditError` where the folder holds a state that this one does not know, and that would be lost."""

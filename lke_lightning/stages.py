@@ -55,7 +55,7 @@ class Stages:
         Raises:
             EditError: one of them is missing, is there twice, or stage two acts first.
         """
-        found = [part for part in callbacks if isinstance(part, (StageOne, StageTwo))]
+        found: list[Any] = [part for part in callbacks if isinstance(part, (StageOne, StageTwo))]
         if [isinstance(part, StageOne) for part in found] != [True, False]:
             names = ", ".join(type(part).__name__ for part in found) or "neither"
             raise EditError(f"a trainer needs one stage one and, behind it, one stage two; it has {names}")
@@ -108,7 +108,8 @@ class Stages:
         repeat = self.two.repeat
         if repeat is None or step.rounds >= repeat.rounds:
             return False
-        if repeat.is_settled([nll for _, nll in step.targets.nlls], self.one.present_nlls(model, step)):
+        one: Any = self.one  # `check` has seen that it has these
+        if repeat.is_settled([nll for _, nll in step.targets.nlls or ()], one.present_nlls(model, step)):
             return False
         step.rounds, step.later = step.rounds + 1, list(step.passes)
         return True
@@ -116,7 +117,8 @@ class Stages:
     def _passes(self, model: LanguageModel, requests: Sequence[EditRequest]) -> list[Placement]:
         def dry_run(layer: int) -> list[float]:
             step = self.one.aim(model, EditBatch(requests), layer)
-            changes = self.two.relative_changes(model, step, layer)
+            two: Any = self.two  # one with such a policy has these
+            changes = two.relative_changes(model, step, layer)
             found = {request.id: change for request, change in zip(step.requests, changes, strict=True)}
             return [found.get(request.id, math.inf) for request in requests]
 

@@ -63,7 +63,8 @@ class Sharded(ModelParallelStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         """Divide the network, then do as usual."""
-        model = self.lightning_module.language_model
+        editor: Any = self.lightning_module
+        model = editor.language_model
         shard(model.network, model.architecture.blocks, self.device_mesh["data_parallel"])
         super().setup(trainer)
 

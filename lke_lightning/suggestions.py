@@ -21,7 +21,8 @@ def suggest(message: str, options: Sequence[str], classes: Sequence[str] = ()) -
     message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
     section = re.match(r"--([\w.]+):", message)
     within = f"{section[1]}." if section and any(option.startswith(f"{section[1]}.") for option in options) else ""
-    unknown = {next(filter(None, groups)) for groups in UNKNOWN.findall(message)} - ({section[1]} if within else set())
+    named = {section[1]} if section and within else set()
+    unknown = {next(filter(None, groups)) for groups in UNKNOWN.findall(message)} - named
     unknown = {name if "." in name else within + name for name in unknown}
     last = {option.rsplit(".", 1)[-1]: option for option in options}
     close: list[str] = []
@@ -42,6 +43,7 @@ def options_of(parser: ArgumentParser) -> list[str]:
 
 def subclasses(base: type) -> Iterator[type]:
     """Yield all that derive from a class, at any distance."""
-    for part in base.__subclasses__():
+    known: list[type] = base.__subclasses__()
+    for part in known:
         yield part
         yield from subclasses(part)

@@ -76,7 +76,8 @@ class RunCheckpoint(Checkpoint):
         """Save if it is due and no evaluation is; before the last batch too, whose evaluation may take long."""
         self._agree_to_stop(trainer)
         left = trainer.num_training_batches - (batch_idx + 1)
-        is_evaluation_due = bool(trainer.enable_validation) and (batch_idx + 1) % trainer.val_check_batch == 0
+        every: Any = trainer.val_check_batch  # a number, once the fit has begun
+        is_evaluation_due = bool(trainer.enable_validation) and (batch_idx + 1) % every == 0
         if left and not is_evaluation_due and (left == 1 or self._is_due(trainer)):
             self._save(trainer)
 
@@ -111,8 +112,9 @@ class RunCheckpoint(Checkpoint):
             numbers.append(environment.requeue_signal or signal.SIGUSR1)
 
         def receive(number: int, _: Any) -> None:
-            if self._signal is None and hasattr(trainer.strategy.launcher, "kill"):
-                trainer.strategy.launcher.kill(signal.SIGTERM)  # processes that this one has started
+            strategy: Any = trainer.strategy  # only some have a launcher, and only some of these can kill
+            if self._signal is None and hasattr(strategy.launcher, "kill"):
+                strategy.launcher.kill(signal.SIGTERM)  # processes that this one has started
             self._signal = self._signal or number
 
         for number in numbers if threading.current_thread() is threading.main_thread() else ():
@@ -136,7 +138,8 @@ class RunCheckpoint(Checkpoint):
         if self.keep == 0 or self._saved_batches == trainer.global_step:
             return
         path = self.folder / checkpoints.file_name(trainer.global_step)
-        with trainer.lightning_module.working("checkpoint"):
+        editor: Any = trainer.lightning_module
+        with editor.working("checkpoint"):
             trainer.save_checkpoint(path, weights_only=False)  # all of the run's state
         self._saved_at, self._saved_batches, self.last_model_path = time.monotonic(), trainer.global_step, str(path)
         if trainer.is_global_zero:

@@ -171,7 +171,7 @@ class Downstream(Callback):
 
 def mean_f1(results: dict[str, Result]) -> float | None:
     """Return the mean of the tasks' weighted F1, the figure of the publication's plots; `None` where none has one."""
-    found = [result["f1"] for result in results.values() if result.get("f1") is not None]
+    found = [f1 for result in results.values() if (f1 := result.get("f1")) is not None]
     return round(sum(found) / len(found), 6) if found else None
 
 

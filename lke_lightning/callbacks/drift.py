@@ -110,7 +110,7 @@ class Drift(Callback):
         self.norms.append({"edits": edits, "norms": norms})
 
     def _take_snapshot(self, trainer: Trainer, editor: Editor) -> None:
-        statistics, moments = editor.stages.two.statistics, {}
+        statistics, moments = editor.stages.two.statistics, dict[int, Any]()
         if statistics is not None:
             with editor.as_unedited():  # those without a cache are computed from the model as it is
                 moments = statistics.second_moments(editor.language_model)

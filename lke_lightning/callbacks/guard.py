@@ -161,7 +161,7 @@ class Guard(Callback):
         growth = max(now / before for before, now in (model.weight(layer).norms() for layer in model.layers))
         measured = {"norm_growth": growth}
         if self._canary is not None:
-            measured |= self._canary.examine(model).compared_with(self._unedited)
+            measured |= self._canary.examine(model).compared_with(self._unedited)  # type: ignore[arg-type]  # with it
         return Team.of(model.network).first(measured)
 
     def _broken(self, measured: dict[str, float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditBatch
-from lke_lightning.progress import Work, work
+from lke_lightning.progress import work
 
 
 class BatchLine(Callback):
@@ -20,12 +20,13 @@ class BatchLine(Callback):
     def __init__(self) -> None:
         self._started = 0.0
         self._open = ExitStack()
-        self._going: Work | None = None
+        self._going: Any = None  # a `Work`, once training has begun
 
     def on_train_start(self, trainer: Trainer, pl_module: Editor) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
-        self._going = self._open.enter_context(work("Editing", trainer.num_training_batches, "batches"))
+        batches: Any = trainer.num_training_batches  # a stream has an end
+        self._going = self._open.enter_context(work("Editing", batches, "batches"))
         self._going.advance(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Editor, outputs: Any, batch: EditBatch, _: int) -> None:

@@ -44,7 +44,7 @@ class Recorder(Callback):
         if trainer.is_global_zero:
             ledger = Ledger(trainer.default_root_dir)
             if not ledger.size and self._size:  # a run that forks from another one's checkpoint takes its past along
-                ledger.begin_with(Ledger(Path(trainer.ckpt_path).parents[1]), self._size)
+                ledger.begin_with(Ledger(Path(str(trainer.ckpt_path)).parents[1]), self._size)
             lost = ledger.cut(self._size)
             ledger.append([])
             if lost:

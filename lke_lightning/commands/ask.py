@@ -133,6 +133,7 @@ def answers(
     Raises:
         EditError: the prompt does not fit into the model.
     """
+    moments: list[tuple[Answer, Callable[[], AbstractContextManager[None]]]]
     if editor.made:
         moments = [(Answer("unedited"), editor.as_unedited), (Answer("edited"), editor.as_read)]
     else:
@@ -155,7 +156,12 @@ def _answer(editor: Editor, prompt: str, new_tokens: int, edits: Sequence[EditRe
         return found
 
     with Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else nullcontext() as live:
-        said = answers(editor, prompt, new_tokens, lambda now: live and live.update(table(now), refresh=True))
+
+        def show(now: list[Answer]) -> None:
+            if live:
+                live.update(table(now), refresh=True)
+
+        said = answers(editor, prompt, new_tokens, show)
     console.print(table(said))
     edit = nearest(prompt, edits)
     if edit is not None:
@@ -171,7 +177,7 @@ def _fill(
     show: Callable[[], None],
 ) -> None:
     """Let the model answer under a moment, and show the answer as it grows."""
-    model, tokens = editor.language_model, []
+    model, tokens = editor.language_model, list[int]()
 
     def choose(logits: Tensor, numbers: Tensor, step: int) -> Tensor:
         chosen = first_choice(logits, numbers, step)
@@ -179,7 +185,7 @@ def _fill(
             best = logits[0].softmax(0).topk(min(LIKELY, logits.shape[1]))
             words = [model.text.tokenizer.decode([token]) for token in best.indices.tolist()]
             answer.first = list(zip(words, best.values.tolist(), strict=True))
-        tokens.append(chosen.item())
+        tokens.append(int(chosen))
         answer.text = model.text.tokenizer.decode(tokens)
         show()
         return chosen

@@ -138,8 +138,9 @@ def _state(entry: Entry, register: Register) -> str:
     if entry["event"] != "edit":
         return ""
     number = entry.get("number")
-    is_known = isinstance(number, int) and 0 <= number < len(register) and register.ids[number] == entry.get("id")
-    return register.states[number] if is_known else NOT_SAVED
+    if isinstance(number, int) and 0 <= number < len(register) and register.ids[number] == entry.get("id"):
+        return register.states[number]
+    return NOT_SAVED
 
 
 def _row(entry: Entry) -> list[str]:

@@ -142,7 +142,8 @@ def spaces(trainer: Trainer, editor: Editor, stream: EditStream) -> list[Space]:
     """
     update, checkpoint, edits = _part(trainer, StageTwo), _part(trainer, RunCheckpoint), len(stream.requests)
     network, shapes = skeleton(editor, update.placement)
-    dtype = trainer.precision_plugin.convert_module(nn.Linear(1, 1, dtype=network.dtype)).weight.dtype
+    converted: Any = trainer.precision_plugin.convert_module(nn.Linear(1, 1, dtype=network.dtype))
+    dtype = converted.weight.dtype
     wide, on_gpu = torch.promote_types(dtype, torch.float32).itemsize, trainer.strategy.root_device.type != "cpu"
     weights = sum(weight.numel() for weight in network.parameters()) * dtype.itemsize
     entries = sum(d_out * d_key for d_out, d_key in shapes)
@@ -226,7 +227,7 @@ class Sample(Statistics):
         """Run the sample, or load what is cached."""
         return self._timed(model, "curvature", lambda given: given.curvatures(model))
 
-    def _timed(self, model: LanguageModel, kind: str, read: Callable[[Statistics], Found]) -> Found:
+    def _timed(self, model: LanguageModel, kind: str, read: Callable[[Any], Found]) -> Found:
         given = self.given
         if isinstance(given, KeyStatistics) and not given.is_cached(model, kind):
             wanted = given.wanted(model)
@@ -241,7 +242,7 @@ class Sample(Statistics):
 
     def eigen(self, moment: Tensor) -> tuple[Tensor, Tensor]:
         """Decompose as the run does."""
-        return self.given.eigen(moment)
+        return super().eigen(moment) if self.given is None else self.given.eigen(moment)
 
 
 def measure(found: Plan, trainer: Trainer, editor: Editor, stream: EditStream) -> None:

@@ -45,7 +45,9 @@ class KnowEdit(RecordFile):
 
     def _probes(self, record: Fields, part: str, but: str | None) -> Iterator[Probe]:
         """Yield the questions of a part whose answers are not `but`."""
-        asked = record.part(part) if part in record else ()
+        if part not in record:
+            return
+        asked = record.part(part)
         for topic in asked:
             for question in asked.parts(topic):
                 given = _answers(question)
@@ -56,8 +58,8 @@ class KnowEdit(RecordFile):
                     self.note(f"a {part} question has the target as its answer: left out")
                 else:
                     (first, *aliases), *others = answers
-                    others = [name for names in others for name in names]
-                    yield Probe(question.text("prompt"), first, tuple(dict.fromkeys([*aliases, *others])))
+                    aliases += [name for names in others for name in names]
+                    yield Probe(question.text("prompt"), first, tuple(dict.fromkeys(aliases)))
 
 
 class WikiBio(RecordFile):

@@ -153,7 +153,7 @@ def _triples(case: Fields, kind: str) -> list[Triple]:
     """Return subject, relation and object of a case's `edit`s, or its `new` chain of facts, as Wikidata names them."""
     if "orig" not in case:
         return []
-    found = []
+    found: list[Triple] = []
     for entry, path in case.part("orig").entries(f"{kind}_triples"):
         triple = check_list(entry, f"field {path!r}", check_text)
         if len(triple) != 3:

@@ -11,7 +11,7 @@ import re
 import zlib
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -151,7 +151,7 @@ def _of_file(file: Path) -> Iterator[Record]:
         raise EditError(f"{file}: the file is empty")
 
 
-_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 """Functions that open compressed files, by their first bytes."""
 
 
@@ -159,7 +159,8 @@ def _opened(file: Path) -> IO[bytes]:
     """Open a file for reading; compression is recognized by its first bytes."""
     with file.open("rb") as stream:
         head = stream.read(8)
-    return next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), open)(file, "rb")
+    opener = next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), open)
+    return opener(file, "rb")
 
 
 def _skip_mark(lines: IO[bytes], file: Path) -> None:

@@ -153,7 +153,8 @@ class EditStream(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Return all requests, a batch at a time."""
-        return DataLoader(self.requests, batch_sampler=EditBatches(self.batches), collate_fn=EditBatch)
+        requests: Any = self.requests  # a list does, though no `Dataset`
+        return DataLoader(requests, batch_sampler=EditBatches(self.batches), collate_fn=EditBatch)
 
 
 class RequestList(EditStream):

@@ -42,7 +42,7 @@ def _records(
 ) -> Iterator[dict[str, Any]]:
     edits, others = questions(relation, "edits"), list(questions(relation, "others").values())
     known = dict(zip(others, is_known(others), strict=True))
-    others.sort(key=known.get, reverse=True)
+    others.sort(key=known.__getitem__, reverse=True)
     answers = [answer for _, answer in edits.values()]
     for number, ((subject, (prompt, original)), is_fact) in enumerate(
         zip(edits.items(), is_known(list(edits.values())), strict=True)
@@ -53,7 +53,7 @@ def _records(
         turned = [*answers[number:], *answers[:number]][len(answers) // 3 :]
         target = next(answer for answer in [*turned, *answers] if answer != original)
         beside = [question for question in others if question[1] != target]
-        first = number % max(1, sum(map(known.get, beside)) - NEIGHBOURS + 1)
+        first = number % max(1, sum(map(known.__getitem__, beside)) - NEIGHBOURS + 1)
         yield {
             "prompt": prompt,
             "subject": subject.removeprefix("the "),

@@ -233,7 +233,7 @@ def pretrain(
     world = make_world(seed)
     tokenizer = train_tokenizer(world.training_documents(seed, passes=2), vocabulary)
     windows = pack(world.training_documents(seed, passes), tokenizer, window)
-    config = LlamaConfig(
+    config = LlamaConfig(  # type: ignore[call-arg]  # it keeps fields that it does not know
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=mlp,
@@ -264,7 +264,8 @@ def pretrain(
         loader = DataLoader(windows, batch_size, shuffle=True)
         trainer.fit(Pretraining(LlamaForCausalLM(config), learning_rate, weight_decay, warmup_steps), loader)
         minutes = (time.monotonic() - started) / 60
-        model = trainer.lightning_module.model.to(torch.bfloat16).eval()
+        trained: Any = trainer.lightning_module
+        model = trained.model.to(torch.bfloat16).eval()
         measured = measure_knowledge(model, tokenizer, world.records())
         measured["heldout_perplexity"] = perplexity(model, tokenizer, world.heldout_documents(seed))
         measured |= {"parameters": model.num_parameters(), "training_minutes": minutes, "facts": len(world.facts)}

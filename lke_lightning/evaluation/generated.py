@@ -257,7 +257,8 @@ def _next(batch: Padded, chosen: Tensor, going: list[int]) -> Padded:
     if len(going) < len(chosen):
         past = past.select(rows)
     ids = chosen[rows].unsqueeze(1)
-    return Padded(ids, torch.ones_like(ids), torch.zeros_like(rows), batch.positions[rows] + 1, past)
+    positions = batch.positions[rows] + 1  # type: ignore[index]  # rows with a cache have them
+    return Padded(ids, torch.ones_like(ids), torch.zeros_like(rows), positions, past)
 
 
 def first_choice(logits: Tensor, numbers: Tensor, step: int) -> Tensor:

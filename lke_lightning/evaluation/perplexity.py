@@ -37,7 +37,8 @@ def predict(model: LanguageModel, rows: Sequence[Ids]) -> Prediction:
     """Read token sequences in one pass, each from its beginning."""
     batch = model.text.pad([Row(row, len(row) - 1) for row in rows], model.device)
     predicted = batch.mask[:, 1:].bool()
-    states = model.states(batch, *predicted.nonzero(as_tuple=True))
+    row, position = predicted.nonzero(as_tuple=True)
+    states = model.states(batch, row, position)
     return Prediction(predicted, *likelihoods(model, states, batch.ids[:, 1:][predicted]))
 
 

@@ -47,7 +47,7 @@ class MEPPL(Task):
             EditError: a record has no text, or the file cannot be read.
         """
         if not self._texts:
-            texts = [record.get("Text") for record in records(self.path)]
+            texts: list[Any] = [record.get("Text") for record in records(self.path)]
             wrong = [index for index, text in enumerate(texts) if not isinstance(text, str)]
             if wrong:
                 raise EditError(f"{self.path}, record {wrong[0]} has no field Text (downstream.tasks, MEPPL)")

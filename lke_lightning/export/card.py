@@ -64,9 +64,9 @@ class About:
         from huggingface_hub import ModelCard, ModelCardData
 
         known = {"base_model": self.on_hub, "base_model_relation": relation} if self.on_hub else {}
+        fields: dict[str, Any] = {**self.licence, **known}
         header = ModelCardData(
-            **self.licence,
-            **known,
+            **fields,
             library_name=library,
             pipeline_tag="text-generation",
             tags=["knowledge-editing", "lke-lightning"],

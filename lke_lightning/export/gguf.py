@@ -103,10 +103,11 @@ def _names(reader: Any, weights: list[str]) -> dict[str, str]:
     kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
     names = get_tensor_name_map(kinds[architecture], blocks)
     found = {weight: names.get_name(weight, try_suffixes=(".weight",)) for weight in weights}
-    unknown = [weight for weight, name in found.items() if name is None]
+    known = {weight: name for weight, name in found.items() if name is not None}
+    unknown = [weight for weight in found if weight not in known]
     if unknown:
         raise EditError(f"the package gguf has no name for {unknown[0]} of {architecture}: use --format merged")
-    return found
+    return known
 
 
 def _stored(name: str, tensor: Any, change: Change, dtype: str) -> Stored:

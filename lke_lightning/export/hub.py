@@ -45,6 +45,7 @@ def push(output: Path, card: str | None, name: str, private: bool) -> str:
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
+    files: dict[str, Path | bytes]
     if card is None:
         files = {path.relative_to(output).as_posix(): path for path in sorted(output.rglob("*")) if path.is_file()}
     else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
@@ -74,7 +74,7 @@ def write_lora(
         "lora_dropout": 0.0,
         "bias": "none",
     }
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, part in low.items():
         prefix = f"base_model.model.{name.removesuffix('.weight')}"
         tensors |= {f"{prefix}.lora_A.weight": part.down, f"{prefix}.lora_B.weight": part.up}

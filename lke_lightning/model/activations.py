@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lke_lightning.model.architecture import Architecture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Captured:
@@ -67,7 +70,7 @@ def change_output(module: nn.Module, change: Callable[[Tensor], Tensor], rows: i
 
 
 @contextmanager
-def before_head(network: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[Captured]:
+def before_head(network: PreTrainedModel, rows: Tensor, positions: Tensor) -> Iterator[Captured]:
     """Capture the head's inputs at (row, position) as `output`, (reads, hidden size), and skip the head."""
     captured = Captured()
 
@@ -83,7 +86,7 @@ def before_head(network: nn.Module, rows: Tensor, positions: Tensor) -> Iterator
 
 
 @contextmanager
-def into_head(network: nn.Module, states: Tensor) -> Iterator[None]:
+def into_head(network: PreTrainedModel, states: Tensor) -> Iterator[None]:
     """Let the head see `states` (reads, hidden size): logits come out as (1, reads, vocabulary).
 
     The model's own transforms of logits after the head (scaling, soft-capping) still apply.
@@ -98,7 +101,7 @@ def into_head(network: nn.Module, states: Tensor) -> Iterator[None]:
 
 
 @torch.no_grad()
-def is_changed_behind(network: nn.Module, architecture: Architecture) -> bool:
+def is_changed_behind(network: PreTrainedModel, architecture: Architecture) -> bool:
     """Tell whether blocks change what their MLP output matrix returns before they add it to the residual stream.
 
     Norms behind the MLP do (Gemma 2 and 3, OLMo 2 and 3). Found by what happens to a few tokens in the first block: a
@@ -117,7 +120,8 @@ def is_changed_behind(network: nn.Module, architecture: Architecture) -> bool:
                 changed.append(module)
 
     # several, because the embedding of one that fills gaps, often the first, may be zero, and so may all that follows
-    tokens = torch.linspace(0, len(network.get_input_embeddings().weight) - 1, 4, device=network.device).long()
+    embeddings: Any = network.get_input_embeddings()
+    tokens = torch.linspace(0, len(embeddings.weight) - 1, 4, device=network.device).long()
     with only_blocks(network, architecture, 0, 1):  # which may run the network itself, so the hooks come later
         handles = [module.register_forward_hook(look) for module in block.modules()]
         try:
@@ -153,7 +157,7 @@ class _Bypass(nn.Module):
 
 @contextmanager
 def only_blocks(
-    network: nn.Module, architecture: Architecture, start: int, stop: int, hidden: Tensor | None = None
+    network: PreTrainedModel, architecture: Architecture, start: int, stop: int, hidden: Tensor | None = None
 ) -> Iterator[None]:
     """Run only blocks `start` to `stop - 1`; `hidden` is what block `start` receives (needed where start > 0)."""
     blocks = architecture.blocks
@@ -170,7 +174,7 @@ def only_blocks(
 
 
 @torch.no_grad()
-def _returns_tuple(network: nn.Module, blocks: nn.ModuleList) -> bool:
+def _returns_tuple(network: PreTrainedModel, blocks: nn.ModuleList) -> bool:
     """Return whether blocks return a tuple (GPT-J) or a tensor, by running one token once per network."""
     kind = type(blocks[0])
     if kind not in _RETURNS_TUPLE:

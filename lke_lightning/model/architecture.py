@@ -6,11 +6,19 @@ Found by structure and by the names that transformers gives, never by the name o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from lke_lightning.edits import EditError
 from lke_lightning.model.refusals import check_block, check_kind, check_matrix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
+
+    Matrix = nn.Linear | Conv1D
+    """What holds an edited weight."""
 
 OUTPUT_MATRICES = (
     "mlp.down_proj", "mlp.c_proj", "mlp.fc_out", "mlp.dense_4h_to_h", "mlp.fc2", "fc2", "ffn.down_proj"
@@ -32,7 +40,7 @@ def is_transposed(matrix: nn.Module) -> bool:
     return type(matrix).__name__ == "Conv1D"
 
 
-def matrix_shape(matrix: nn.Module) -> tuple[int, int]:
+def matrix_shape(matrix: Matrix) -> tuple[int, int]:
     """Return (d_out, d_key)."""
     rows, columns = matrix.weight.shape
     return (columns, rows) if is_transposed(matrix) else (rows, columns)
@@ -50,7 +58,7 @@ class Architecture:
     """Tokens that a text may have, by the configuration."""
 
     @classmethod
-    def of(cls, network: nn.Module, matrix: str | None = None) -> Architecture:
+    def of(cls, network: PreTrainedModel, matrix: str | None = None) -> Architecture:
         """Find the places in a transformers causal language model.
 
         Args:
@@ -67,11 +75,12 @@ class Architecture:
         context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)  # MPT's name
         return cls(blocks, _find_matrix(blocks, config.hidden_size, matrix), config.hidden_size, context)
 
-    def matrix(self, layer: int) -> nn.Module:
+    def matrix(self, layer: int) -> Matrix:
         """Return the MLP output matrix of a layer."""
-        return self.blocks[layer].get_submodule(self.matrix_name)
+        found: Any = self.blocks[layer].get_submodule(self.matrix_name)
+        return found
 
-    def attention_matrix(self, layer: int) -> nn.Module:
+    def attention_matrix(self, layer: int) -> Matrix:
         """Return the attention's output matrix of a layer.
 
         Raises:
@@ -115,7 +124,7 @@ def layers_by_depth(count: int) -> list[int]:
     return list(range(first, min(count, first + max(1, min(5, count // 3)))))
 
 
-def _find_blocks(network: nn.Module, count: int) -> nn.ModuleList:
+def _find_blocks(network: PreTrainedModel, count: int) -> nn.ModuleList:
     # a model that also sees has blocks of its vision tower beside those of its decoder
     decoder = network.get_decoder() if hasattr(network, "get_decoder") else network
     for _, module in decoder.named_modules():

@@ -5,26 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lke_lightning.edits import EditError
-from lke_lightning.model.architecture import Architecture
-from lke_lightning.model.tokens import TextEncoder
-
-
-class Host(Protocol):
-    """What a module stands beside: a `LanguageModel`."""
-
-    network: nn.Module
-    text: TextEncoder
-
-    @property
-    def architecture(self) -> Architecture:
-        """The places in the network."""
-
 
 Generate = Callable[[Sequence[str], int], list[str]]
 """Continues texts by at most so many tokens, up to a line break; the network alone does it."""
@@ -54,8 +40,8 @@ class Beside(nn.Module, ABC):
         """Those that `install` put into the network; `LanguageModel.detach` takes them out."""
 
     @abstractmethod
-    def install(self, model: Host) -> None:
-        """Put `hooks` into the network; without edits, and while it is off, they change nothing, bit for bit.
+    def install(self, model: Any) -> None:
+        """Put `hooks` into a `LanguageModel`; without edits, and while it is off, they change nothing, bit for bit.
 
         Raises:
             EditError: it cannot stand beside this model.

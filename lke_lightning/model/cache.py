@@ -69,14 +69,18 @@ class PrefixCache(Cache):
         mask: 1 for real tokens, 0 for padding on the left, (rows, prefix length), int64.
     """
 
+    layers: list[PrefixLayer]  # type: ignore[assignment]  # no others are ever put in
+
     def __init__(self, layers: list[PrefixLayer], mask: Tensor) -> None:
-        super().__init__(layers=layers)
+        super().__init__(layers=[*layers])
         self.mask = mask
 
     def select(self, rows: Tensor) -> PrefixCache:
         """Keep some rows."""
         kept = [
-            layer if layer.keys is None else PrefixLayer(layer.keys[rows], layer.values[rows], layer.length)
+            layer
+            if layer.keys is None or layer.values is None
+            else PrefixLayer(layer.keys[rows], layer.values[rows], layer.length)
             for layer in self.layers
         ]
         return PrefixCache(kept, self.mask[rows])
@@ -127,7 +131,7 @@ class Padded:
             tokens: what follows each of all rows, (rows before,) int64.
             rows: which are kept.
         """
-        offsets = self.offsets[rows] + 1
+        offsets = self.offsets[rows] + 1  # type: ignore[index]  # rows without a cache have them
         place = offsets.unsqueeze(1)
         ids = pad(self.ids[rows], (0, 1)).scatter(1, place, tokens[rows].unsqueeze(1))
         mask = pad(self.mask[rows], (0, 1)).scatter(1, place, torch.ones_like(place))

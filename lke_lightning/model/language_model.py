@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from lke_lightning.model.tokens import TextEncoder
 from lke_lightning.model.weights import EditedWeight
 from lke_lightning.progress import track, work
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 DEMO = "demo"
 """The name under which the model that comes with the package is loaded."""
 
@@ -44,7 +47,7 @@ def located(pretrained: str) -> tuple[str, dict[str, str]]:
     return gguf.located(resolve(pretrained))
 
 
-def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
+def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = False) -> tuple[PreTrainedModel, Any]:
     """Load a causal language model and its tokenizer.
 
     Args:
@@ -65,10 +68,11 @@ def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = Fals
     try:
         with work(f"Loading {pretrained}"), gguf.counted() if file else nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(where, **options)
-            network, report = AutoModelForCausalLM.from_pretrained(where, **options, **whole)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(where, **options, **whole)
     except Exception as error:  # a dozen kinds of transformers, safetensors, the hub's client, pickle and struct
         reason = gguf.why(pretrained, where, file["gguf_file"], error) if file else why(where, error)
         raise EditError(f"cannot load a causal language model from {pretrained!r}: {reason}") from error
+    network, report = loaded
     if file:
         gguf.forget_blocks(network)
     check_complete(report, pretrained)
@@ -81,7 +85,7 @@ def content_hash(network: nn.Module) -> str:
     for name, weight in track(sorted(network.state_dict().items()), "Hashing the weights"):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         for part in _plain_tensors(weight.detach()):
-            digest.update(part.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(part.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -95,7 +99,7 @@ def _plain_tensors(weight: Tensor) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _check_causal(network: nn.Module, architecture: Architecture) -> None:
+def _check_causal(network: PreTrainedModel, architecture: Architecture) -> None:
     """Raise `EditError` where a token sees what comes after it, by what a block makes of two texts that end unlike."""
     ids = torch.tensor([[0, 1], [0, 2]], device=network.device)
     nowhere = ids.new_zeros(0)
@@ -144,7 +148,7 @@ class LanguageModel(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: PreTrainedModel,
         tokenizer: Any,
         layers: Sequence[int],
         matrix: str | None = None,
@@ -168,8 +172,9 @@ class LanguageModel(nn.Module):
         self.text = TextEncoder(tokenizer, chat, system, architecture.context)
         self._architecture = (architecture,)  # holds modules of the network: not to be registered a second time
         self.layers = list(layers)
-        self.edited = nn.ModuleDict({str(layer): EditedWeight(architecture.matrix(layer)) for layer in layers})
-        self.beside = nn.ModuleDict()
+        self.edited: Any = nn.ModuleDict({str(layer): EditedWeight(architecture.matrix(layer)) for layer in layers})
+        """The `EditedWeight` of each layer, by its number as text."""
+        self.beside: Any = nn.ModuleDict()
         """Modules that change what the network does without changing its weights, by name."""
 
     @property

@@ -127,22 +127,21 @@ class Prefixes:
 
     def _take(self, places: Tensor, batch: Padded) -> None:
         """Copy what a forward left in its cache, which is padded on both sides, to where it belongs."""
-        longest = int(self.lengths.max())
-        if not longest:
+        longest, past = int(self.lengths.max()), batch.past
+        if past is None or not longest:
             return
         column = torch.arange(longest, device=places.device)
         padding = (column < (longest - self.lengths[places]).unsqueeze(1))[:, None, :, None]
-        end = batch.past.mask.shape[1] + batch.mask.sum(1)
+        end = past.mask.shape[1] + batch.mask.sum(1)
         source = (column + (end - longest).unsqueeze(1)).clamp(min=0)[:, None, :, None]
-        for block, layer in enumerate(batch.past.layers):
-            if layer.keys is None:  # only empty sequences so far
+        for block, layer in enumerate(past.layers):
+            if layer.keys is None or layer.values is None:  # only empty sequences so far
                 continue
-            if self.blocks[block] is None:
-                self.blocks[block] = tuple(
-                    states.new_zeros(len(self.lengths), states.shape[1], longest, states.shape[3])
-                    for states in (layer.keys, layer.values)
-                )
-            for kept, states in zip(self.blocks[block], (layer.keys, layer.values), strict=True):
+            both = (layer.keys, layer.values)
+            if (held := self.blocks[block]) is None:
+                keys, values = (x.new_zeros(len(self.lengths), x.shape[1], longest, x.shape[3]) for x in both)
+                held = self.blocks[block] = (keys, values)
+            for kept, states in zip(held, both, strict=True):
                 moved = states.gather(2, source.expand(-1, states.shape[1], -1, states.shape[3]))
                 kept[places] = moved.masked_fill(padding, 0)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from lke_lightning.edits import EditError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Kinds of layers whose past is keys and values of tokens, which can be cached and continued anywhere."""
@@ -58,9 +61,10 @@ def check_numbers(network: nn.Module) -> None:
             raise EditError(f"the weights {name} of this model have infinite or NaN entries")
 
 
-def check_vocabulary(network: nn.Module, tokenizer: Any) -> None:
+def check_vocabulary(network: PreTrainedModel, tokenizer: Any) -> None:
     """Raise `EditError` if a tokenizer has tokens without an embedding in the network."""
-    highest, rows = max(tokenizer.get_vocab().values(), default=-1), network.get_input_embeddings().weight.shape[0]
+    embeddings: Any = network.get_input_embeddings()
+    highest, rows = max(tokenizer.get_vocab().values(), default=-1), embeddings.weight.shape[0]
     if highest >= rows:
         raise EditError(
             f"the tokenizer's ids go up to {highest}, but the model has only {rows} embeddings: use the "
@@ -80,7 +84,7 @@ def check_whole(network: nn.Module) -> None:
         raise EditError("this model has weights that are not loaded (on the meta device): load them first")
 
 
-def check_kind(network: nn.Module) -> None:
+def check_kind(network: PreTrainedModel) -> None:
     """Raise `EditError` if locate-then-edit methods do not apply to this kind of network."""
     config = network.config.get_text_config()
     if getattr(network.config, "is_encoder_decoder", False) or getattr(config, "is_encoder_decoder", False):

@@ -140,7 +140,7 @@ class Replay:
             groups.append(
                 _Group(
                     numbers,
-                    replace(batch, past=batch.past.above(start)),
+                    replace(batch, past=None if batch.past is None else batch.past.above(start)),
                     block_out if site == "block" else block_in,
                     read_numbers,
                     read_rows,

@@ -86,7 +86,7 @@ class RowTargets(Targets):
         return self._with(super().chosen(numbers), rows, before)
 
     @classmethod
-    def joined(cls, parts: Sequence[RowTargets]) -> RowTargets:
+    def joined(cls, parts: Sequence[RowTargets]) -> RowTargets:  # type: ignore[override]  # of one kind, like `cls`
         """Concatenate the targets of several lists of requests."""
         rows = {
             layer: Asked(*map(torch.cat, zip(*(part.rows[layer] for part in parts), strict=True)))

@@ -120,7 +120,7 @@ class Targets:
 
     def chosen(self, numbers: Sequence[int]) -> Targets:
         """Return the targets of some requests only."""
-        lists = {name: [part[i] for i in numbers] for name, part in self._lists()}
+        lists: dict[str, Any] = {name: [part[i] for i in numbers] for name, part in self._lists()}
         return replace(self, vectors=self.vectors[self.places(numbers)], **lists)
 
     @classmethod
@@ -138,13 +138,14 @@ class Targets:
             [math.hypot(*(part.distances[0] for part in parts)) for parts in found],
             [all(part.reached[0] for part in parts) for parts in found],
             [len(parts) for parts in found],
-            nlls=[_mean([part.nlls[0] for part in parts]) for parts in found],
+            nlls=[_mean([part.nlls[0] for part in parts]) for parts in found],  # type: ignore[index]  # descents know them
         )
 
     @classmethod
     def joined(cls, parts: Sequence[Targets]) -> Targets:
         """Concatenate the targets of several lists of requests."""
-        lists = {name: [value for part in parts for value in getattr(part, name)] for name, _ in parts[0]._lists()}
+        names = [name for name, _ in parts[0]._lists()]
+        lists: dict[str, Any] = {name: [value for part in parts for value in getattr(part, name)] for name in names}
         starts = zip(_starts(parts), parts, strict=True)
         lists["groups"] = [start + group for start, part in starts for group in part.groups]
         return replace(parts[0], vectors=torch.cat([part.vectors for part in parts]), **lists)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lke_lightning.distributed import as_stored
 from lke_lightning.model.architecture import is_transposed, matrix_shape
+
+if TYPE_CHECKING:
+    from lke_lightning.model.architecture import Matrix
 
 
 class EditedWeight(nn.Module):
@@ -25,7 +28,7 @@ class EditedWeight(nn.Module):
     base: Tensor
     """The unedited weight in the model's dtype, stored as the matrix stores it."""
 
-    def __init__(self, matrix: nn.Module) -> None:
+    def __init__(self, matrix: Matrix) -> None:
         super().__init__()
         self._matrix = (matrix,)  # in a tuple, so that the network's module is not registered here a second time
         self.register_buffer("base", matrix.weight.detach().clone(), persistent=False)
@@ -33,7 +36,7 @@ class EditedWeight(nn.Module):
         self.register_buffer("delta", torch.zeros(matrix_shape(matrix), dtype=wide, device=matrix.weight.device))
 
     @property
-    def matrix(self) -> nn.Module:
+    def matrix(self) -> Matrix:
         """The module of the network whose weight this is."""
         return self._matrix[0]
 

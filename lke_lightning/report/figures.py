@@ -26,7 +26,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5539c", "#b97a00", "#3b9bd6", "#5
 """Those of Okabe and Ito, distinguishable with every kind of color blindness; the yellow ones darkened."""
 MARKERS, DASHES, GREY = "os^DvPX", ("-", "--", ":", "-."), "#7b8794"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "axes.titlesize": 9,
     "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#dfe3e8", "lines.markersize": 4, "figure.constrained_layout.use": True,
@@ -153,7 +153,7 @@ class Retention:
             ax.grid(False)
             ax.set(xlabel="edits made when evaluated", title=_fitting(run.name) if len(runs) > 1 else "")
             every = [max(1, -(-size // 6)) for size in cells.shape]
-            ax.set_yticks(range(0, len(cells), every[0]), range(1, len(cells) + 1, every[0]))
+            ax.set_yticks(range(0, len(cells), every[0]), [str(n) for n in range(1, len(cells) + 1, every[0])])
             ax.set_xticks(range(0, len(moments), every[1]), [f"{edits:,}" for edits in moments[:: every[1]]])
         axes[0].set_ylabel("batch of the edit")
         figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, ticks=[0, 0.5, 1], label="efficacy")
@@ -190,7 +190,7 @@ def _legend(figure: Figure, always: bool) -> None:
     """Put one legend below all panels, each name once, in as many columns as there is room for."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
-        found |= {_fitting(line.get_label()): line for line in axes.get_lines()}
+        found |= {_fitting(str(line.get_label())): line for line in axes.get_lines()}
     if len(found) > 1 or always:
         room = figure.get_figwidth() / (KEY + LETTER * max(map(len, found)))
         columns = max(1, min(4, len(found), int(room)))

@@ -100,12 +100,12 @@ def _complete(curves: Curves, card: Card, history: History, batches: dict[int, d
             logged.setdefault(kind, []).append((edits_after(batch), value))
     curves["just after"] = curves["just after"] | logged
     if card.retention:
-        at_the_end = [(edits_after(batch), value) for batch, value in card.retention]
+        at_the_end: Series = [(edits_after(batch), value) for batch, value in card.retention]
         curves["retention"] = {"at the end": at_the_end, "just after": curves["just after"]["efficacy"]}
     if not curves["norm growth"]:
         curves["norm growth"] = {layer: [(0, 1.0), (made, value)] for layer, value in card.growth.items()}
     ends = {"before": 0, "final": made}
-    points = {ends[moment]: value for moment, value in card.perplexity.items() if moment in ends}
+    points: dict[float, float] = {ends[moment]: value for moment, value in card.perplexity.items() if moment in ends}
     if "perplexity" in curves:  # evaluations during the run have exact positions
         points = {0: points[0]} if 0 in points else {}
         points |= dict(curves["perplexity"]["perplexity"])

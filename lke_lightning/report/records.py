@@ -106,7 +106,7 @@ class History:
     def _arrival(self, edits: Sequence[Entry], batches: Sequence[Entry]) -> dict[str, Series]:
         """Return the fulfilment of new edits, over all layers and where it is lowest, and what arrived of batches."""
         shares = {int(entry["batch"]): list(map(float, _part(entry, "fulfilment").values())) for entry in batches}
-        found = {
+        found: dict[str, Series] = {
             "fulfilment (median of layers)": [
                 (self.ends[n], statistics.median(parts)) for n, parts in shares.items() if parts
             ],

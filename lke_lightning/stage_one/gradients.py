@@ -159,7 +159,7 @@ class OutputGradients(StageOne):
         found = dict(zip(by_length, (one for part in parts for one in part), strict=True))
         ordered = [found[place] for place in range(len(asked))]
         if team.size > 1:
-            ordered = team.gather([(rows.cpu(), *rest) for rows, *rest in ordered])
+            ordered = team.gather([(rows.cpu(), loss, reached) for rows, loss, reached in ordered])
         rows, losses, said = zip(*ordered, strict=True)
         return _Passed(torch.cat(rows).to(model.device), [len(own) for own in rows], [*losses], [*said])
 

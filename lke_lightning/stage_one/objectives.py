@@ -111,7 +111,7 @@ class TargetNorm(Objective):
     def __call__(self, step: StepView) -> Tensor:
         """Return the penalty; its gradient at delta = 0 is 0."""
         penalty = self.weight * step.change.norm(dim=1) / step.initial_norm**2
-        if step.attention_change is None:
+        if step.attention_change is None or step.attention_norm is None:
             return penalty
         return penalty + self.weight * step.attention_change.norm(dim=1) / step.attention_norm**2
 
@@ -157,7 +157,7 @@ class Overlap(Objective):
 
     def __call__(self, step: StepView) -> Tensor:
         """Return the penalty; its gradient at delta = 0 is 0."""
-        basis = step.history.directions(self.rank).to(step.change)
+        basis = step.history.directions(self.rank).to(step.change)  # type: ignore[union-attr]  # descents have one
         if not basis.shape[1]:
             return torch.zeros_like(step.initial_norm)
         length = step.change.norm(dim=1)

@@ -12,10 +12,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -132,7 +131,7 @@ class TargetOptimization(StageOne):
         self.share_targets, self.reference_quirks = None if reference_quirks else share_targets, reference_quirks
         self.contexts, self.memory = [], {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepare for the requests of the run, and say so where the model's structure puts targets at the matrix."""
         if self.site is None and pl_module.language_model.site == "matrix":
             rank_zero_info(
@@ -224,7 +223,7 @@ class TargetOptimization(StageOne):
         """
         built = build_rows(requests, contexts, model.text, self.reference_quirks)
         for name, parts in (seen or {}).items():
-            built = [replace(rows, seen=rows.seen | {name: part}) for rows, part in zip(built, parts, strict=True)]
+            built = [replace(rows, seen={**rows.seen, name: part}) for rows, part in zip(built, parts, strict=True)]
         others = self.expansion.others(model, requests, contexts)
         units = [cut(rows, self.expansion, about) for rows, about in zip(built, others, strict=True)]
         return in_turn(units, lambda rows, places: self._find(model, [requests[i] for i in places], rows, layer))
@@ -256,7 +255,7 @@ class TargetOptimization(StageOne):
         """Return the mean negative log-likelihood of each request's target before any step, as `Targets.nlls`."""
         at_start = copy.copy(self)
         at_start.max_steps = 1
-        return [nll for nll, _ in at_start.optimize(model, step.requests, step.contexts).nlls]
+        return [nll for nll, _ in at_start.optimize(model, step.requests, step.contexts).nlls or ()]
 
     def descend(self, model: LanguageModel, built: Sequence[RequestRows], layer: int | None = None) -> Targets:
         """Find the targets of requests that are already rows, as many of each."""
@@ -325,9 +324,11 @@ class TargetOptimization(StageOne):
                 reached = torch.zeros(len(built), dtype=torch.bool, device=device).index_copy(0, active, reason >= 0)
                 aimed, *beside = (scaled * unit).split(size, dim=1)
                 norm, *beside_norm = norms.unbind(1)
-                move = Move(step, change.detach()[:, :size], aimed, (scaled.grad / unit)[:, :size], reached, norm)
+                gradient: Any = scaled.grad  # not `None` any more
+                move = Move(step, change.detach()[:, :size], aimed, (gradient / unit)[:, :size], reached, norm)
                 aimed, state = self.space.step(state, move)
-                beside = [self.space.project(*part) for part in zip(beside, beside_norm, strict=True)]
+                space: Any = self.space  # where something is beside, one that only projects
+                beside = [space.project(*part) for part in zip(beside, beside_norm, strict=True)]
                 scaled.copy_(torch.cat([aimed, *beside], dim=1) / unit)
             if step == self.space.first_pass:
                 optimizer.state.clear()
@@ -416,8 +417,8 @@ class _Outcome:
         """
         members = starts.shape[1]
         groups = range(len(starts))
-        norms, nlls = self.changes.norm(dim=1), torch.stack([self.first_nlls, self.nlls], dim=1)
-        lists = (self.steps, self.losses, self.first_losses, self.reasons, norms, nlls)
+        norms, both = self.changes.norm(dim=1), torch.stack([self.first_nlls, self.nlls], dim=1)
+        lists = (self.steps, self.losses, self.first_losses, self.reasons, norms, both)
         steps, losses, first_losses, reasons, distances, nlls = (
             part.repeat_interleave(members, dim=0).tolist() for part in lists
         )

@@ -14,6 +14,7 @@ from lke_lightning.model.language_model import LanguageModel
 from lke_lightning.model.prefix import Held
 from lke_lightning.model.replay import Read, Replay, renumber
 from lke_lightning.model.targets import Site
+from lke_lightning.model.tokens import Row
 from lke_lightning.stage_one.rows import RequestRows
 
 MASSIVE = 4.0
@@ -50,7 +51,10 @@ class PackedRows:
         attention: bool = False,
     ) -> PackedRows:
         """Compute what is the same at every step; arguments are those of `Replay.record`."""
-        rows, row_requests, reads, labels, cells, essence_reads, essences = [], [], [], [], [], [], []
+        rows: list[Row] = []
+        row_requests: list[int] = []
+        labels: list[int] = []
+        reads, cells, essence_reads, essences = [], [], [], []
         held: dict[int, Held] = {}
         others = len(built[0].others)
         contexts = len(built[0].contexts) + others

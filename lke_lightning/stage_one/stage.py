@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -60,17 +60,17 @@ class StageOne(Callback, ABC):
         """Take the contexts and the memory of the interrupted run."""
         self.contexts, self.memory = list(state_dict["contexts"]), dict(state_dict.get("memory", {}))
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepare for the requests of the run."""
         with work("Preparing stage one"), pl_module.working("preparation") if self.pilot else nullcontext():
             self.prepare(pl_module.language_model, trainer.datamodule.requests)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: EditBatch, _: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: EditBatch, _: int) -> None:
         """Begin the step: find what the batch asks."""
         with pl_module.working("stage_one"):
             pl_module.step = pl_module.stages.aim(pl_module.language_model, batch)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Remember the batch, before the guard may roll it back."""
         self.settle(pl_module.step)
 

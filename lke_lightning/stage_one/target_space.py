@@ -11,7 +11,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class TargetSpace(ABC):
     first_pass: int = 0
     """Updates after which the descent begins anew, with a fresh optimizer and stop rules that have seen nothing; until
     then nobody is done."""
-    keeps: ClassVar[tuple[str, ...]] = ()
+    keeps: tuple[str, ...] = ()
     """Parts of the state that objectives may read."""
     remembers: bool = False
     """Whether it compares a batch with earlier ones, all of them with targets at the last edited layer."""

@@ -87,9 +87,9 @@ def arrival(model: LanguageModel, step: EditStep) -> Arrival | None:
         lambda item: len(item[1].ids),
         MAX_TOKENS,
     )
-    found = team.gather([outcome for part in parts for outcome in part])
-    written = [written for written, _ in found] if step.targets.are_known else None
-    return Arrival(written, [is_first for _, is_first in found])
+    outcomes = team.gather([outcome for part in parts for outcome in part])
+    written = [written for written, _ in outcomes] if step.targets.are_known else None
+    return Arrival(written, [is_first for _, is_first in outcomes])
 
 
 def _outcomes(model: LanguageModel, step: EditStep, part: Sequence[tuple[int, Text]]) -> list[tuple[float, bool]]:
@@ -166,6 +166,6 @@ def _solved(model: LanguageModel, step: EditStep, systems: Mapping[int, EditSyst
     shares = []
     for layer in {layers[-1] for layers in step.layers(model.layers)}:
         system = systems[layer]
-        given = system.keys @ model.weight(layer).delta.T - system.changes
+        given = system.keys @ model.weight(layer).delta.T - system.changes  # type: ignore[operator]  # `_system` gives it
         shares.append(1 - (system.residuals - given).norm(dim=1) / system.residuals.norm(dim=1))
     return torch.cat(shares).nanmedian().item()

@@ -145,8 +145,8 @@ class ThoughtSearch(Facts):
         """Search for the answers of all questions at once; what was generated for one prompt is generated once."""
         searches = {prompt: self.search(prompt) for prompt in prompts if self.is_on and self.holding}
         known: dict[str, str] = {}
-        found: dict[str, str | None] = {}
-        replies: dict[str, list[str] | None] = dict.fromkeys(searches)
+        found: dict[str, Any] = {}
+        replies: dict[str, Any] = dict.fromkeys(searches)
         while replies:
             wanted: dict[str, list[str]] = {}
             for prompt, reply in replies.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -144,7 +144,7 @@ class FineTuning(StageTwo):
         super().load_state_dict(state_dict)
         self._text = state_dict["statistics"].get("text")
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Learn the batch, and log what it took."""
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         step = pl_module.step

@@ -63,7 +63,7 @@ class SharedDirections:
             EditError: there are fewer than two entities with finite keys that are not zero.
         """
         if self._corpus is not None:
-            keys = self._keys_of_entities(model, contexts, weights)
+            keys = self._keys_of_entities(self._corpus, model, contexts, weights)
         team = Team.of(model.network)
         found = {
             layer: team.first(self._basis(keys[layer])).to(model.device) for layer in model.layers if layer in keys
@@ -82,8 +82,10 @@ class SharedDirections:
             )
         return found
 
-    def _keys_of_entities(self, model: LanguageModel, contexts: Sequence[str], weights: Tensor) -> dict[int, Tensor]:
-        names = [name.strip() for name in islice(self._corpus.documents(model), MOST)]
+    def _keys_of_entities(
+        self, corpus: TextCorpus, model: LanguageModel, contexts: Sequence[str], weights: Tensor
+    ) -> dict[int, Tensor]:
+        names = [name.strip() for name in islice(corpus.documents(model), MOST)]
         entities = [EditRequest(id=name, prompt=SLOT, target=name, subject=name) for name in names]
         parts: dict[int, list[Tensor]] = {layer: [] for layer in model.layers}
         with model.unedited():

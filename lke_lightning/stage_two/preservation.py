@@ -111,7 +111,7 @@ class NormPenalty(Preservation):
 
     def gram(self, second_moment: Tensor) -> Tensor:
         """Scale the identity."""
-        scale = 1.0 if self.weight is None else self.weight
+        scale: float | Tensor = 1.0 if self.weight is None else self.weight
         if self.proportion is not None:
             scale = self.proportion * second_moment.diagonal().median()
         return scale * torch.eye(len(second_moment), dtype=second_moment.dtype, device=second_moment.device)
@@ -184,10 +184,10 @@ class NullSpace:
         Raises:
             EditError: all directions are used, or none.
         """
-        if self.share is None:
-            unused, limit = values < self.threshold, f"threshold {self.threshold:g}"
-        else:
+        if self.share is not None:
             unused, limit = values.cumsum(0) < self.share * values.sum(), f"share {self.share:g}"
+        else:
+            unused, limit = values < self.threshold, f"threshold {self.threshold:g}"  # type: ignore[operator]  # given
         rank = int(unused.sum())
         if rank in (0, len(values)):
             state = "uses every direction" if rank == 0 else "uses no direction"

@@ -11,7 +11,9 @@ from lke_lightning.edits import EditError, EditRequest
 Fact = tuple[str, str]
 
 State = Literal["in the weights", "replaced", "undone"]
-HOLDS, REPLACED, UNDONE = "in the weights", "replaced", "undone"
+HOLDS: State = "in the weights"
+REPLACED: State = "replaced"
+UNDONE: State = "undone"
 
 
 class Register:
@@ -120,8 +122,9 @@ class Register:
         for number in reversed(range(count, len(self.ids))):
             if self.states[number] == HOLDS:
                 self.deactivate([number], UNDONE)
-                if self.replaces[number] is not None:
-                    self.activate([self.replaces[number]])
+                older = self.replaces[number]
+                if older is not None:
+                    self.activate([older])
         for part in (self.ids, self.facts, self.replaces, self.groups, self.units, self.states):
             del part[count:]
 

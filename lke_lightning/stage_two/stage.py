@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lke_lightning.edits import EditError, EditRequest
@@ -32,9 +32,17 @@ Again = Callable[[LanguageModel, EditStep], bool]
 class Finds(Protocol):
     """What a stage two may ask about a stage one."""
 
-    at_all_layers: bool
-    has_targets: bool
-    reads_texts: bool
+    @property
+    def at_all_layers(self) -> bool:
+        """See `StageOne`."""
+
+    @property
+    def has_targets(self) -> bool:
+        """See `StageOne`."""
+
+    @property
+    def reads_texts(self) -> bool:
+        """See `StageOne`."""
 
 
 class StageTwo(Callback, ABC):
@@ -84,17 +92,17 @@ class StageTwo(Callback, ABC):
         """Restore what the interrupted run remembered."""
         self.memory = {int(layer): dict(memory) for layer, memory in state_dict["memory"].items()}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Set the editor's readout."""
         pl_module.readout = self.readout
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Make ready for the requests of the run."""
         one = pl_module.stages.one
         with work("Preparing stage two"):
             self.prepare(pl_module.language_model, trainer.datamodule.requests, one.contexts, one.expansion)
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, _: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, _: torch.optim.Optimizer) -> None:
         """Put the batch into the model."""
         pl_module.carry_out(pl_module.stages)
 

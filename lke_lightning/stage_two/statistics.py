@@ -10,6 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -200,7 +201,7 @@ class KeyStatistics(Statistics):
         """
         tokens, team = self.wanted(model), Team.of(model.network)
         keys = self.keys(model, tokens) if team.is_first else {}
-        stored = {layer: self.cache.get("curvature", key) for layer, key in keys.items()}
+        stored: dict[int, Any] = {layer: self.cache.get("curvature", key) for layer, key in keys.items()}
         if team.first(any(part is None for part in stored.values()) if stored else None):
             mine = [row for rows in team.share(self._batches(model, tokens)) for row in rows]
             with model.unedited():
@@ -215,8 +216,8 @@ class KeyStatistics(Statistics):
             found = {}
             for layer in model.layers:
                 made = [torch.empty(d, d, dtype=torch.float64) for d in reversed(model.weight(layer).delta.shape)]
-                own = [stored[layer][name] for name in ("keys", "gradients")] if stored else made
-                found[layer] = Curvature(*(team.first_tensor(part.to(model.device)) for part in own))
+                known = [stored[layer][name] for name in ("keys", "gradients")] if stored else made
+                found[layer] = Curvature(*(team.first_tensor(part.to(model.device)) for part in known))
         if not all(own.gradients.isfinite().all() for own in found.values()):
             raise EditError("the gradients on ordinary text are not finite: check that the model is complete")
         return found, count

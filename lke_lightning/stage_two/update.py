@@ -133,7 +133,7 @@ class WeightUpdate(StageTwo):
                 "stage_two.rest_weight out, or take LeastSquares"
             )
         self.keys = keys or ContextMean()
-        self.statistics = statistics or KeyStatistics()
+        self.statistics: Statistics = statistics or KeyStatistics()
         if compensate and transform is None:
             raise EditError(
                 "stage_two.compensate makes up for what a transform leaves out, and there is none: give "
@@ -338,7 +338,7 @@ class WeightUpdate(StageTwo):
                 self._note(model, layer, batch.before)
             if exact and layer in batch.systems:
                 earlier = batch.systems[layer]
-                asked = (earlier.changes + earlier.residuals)[rows] + residuals
+                asked = (earlier.changes + earlier.residuals)[rows] + residuals  # type: ignore[operator]  # `_system`'s
                 weight.restore(batch.start.deltas[layer])
                 self._keep(layer, self.solver.rolled_back(self._fetch(layer, model), batch.start.memory[layer]))
                 self.writing.return_layer(layer, batch.start.writing)
@@ -398,7 +398,7 @@ class WeightUpdate(StageTwo):
             residuals = residuals + keys @ error.T
         weights = [r.weight for r, count in zip(step.requests, step.targets.units, strict=True) for _ in range(count)]
         counts = torch.tensor(weights, dtype=torch.float64, device=model.device)
-        rest = None if rest is None else self._own(layer, rest) * self.rest_weight**0.5
+        rest = None if rest is None or self.rest_weight is None else self._own(layer, rest) * self.rest_weight**0.5
         return EditSystem(keys, anchors, residuals, keys @ total.T, counts, total, rest)
 
     @torch.no_grad()
@@ -467,7 +467,8 @@ class WeightUpdate(StageTwo):
         """Remove rows of edits from memory and weights, and add others again."""
         for layer in model.layers if out or back else ():
             weight = model.weight(layer)
-            for numbers, move in ((out, self.solver.retire), (back, self.solver.restore)):
+            solver: Any = self.solver  # it is `Downdatable` (`why_not_exact`)
+            for numbers, move in ((out, solver.retire), (back, solver.restore)):
                 if numbers:
                     rows, total = register.rows(numbers), self.writing.solved(layer, weight)
                     update, memory = move(self._fetch(layer, model), rows, total)
@@ -521,4 +522,4 @@ def _why_taken_back(model: LanguageModel, step: EditStep, layer: int, growth: fl
 
 
 def _fingerprint(moment: Tensor) -> str:
-    return hashlib.sha256(moment.detach().cpu().contiguous().view(torch.uint8).numpy()).hexdigest()[:16]
+    return hashlib.sha256(moment.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()[:16]

@@ -49,13 +49,17 @@ class Writing:
 
     def return_to(self, mark: tuple[dict[int, State], dict[int, Tensor]]) -> None:
         """Return to an earlier moment."""
-        self.states, self.errors = (dict(part) for part in mark)
+        states, errors = mark
+        self.states, self.errors = dict(states), dict(errors)
 
     def return_layer(self, layer: int, mark: tuple[dict[int, State], dict[int, Tensor]]) -> None:
         """Return to an earlier moment in one layer."""
         self.forget(layer)
-        for now, then in zip((self.states, self.errors), mark, strict=True):
-            now.update({layer: then[layer]} if layer in then else {})
+        states, errors = mark
+        if layer in states:
+            self.states[layer] = states[layer]
+        if layer in errors:
+            self.errors[layer] = errors[layer]
 
     def forget(self, layer: int) -> None:
         """Forget the state and the error of a layer whose weight is unedited again."""

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from lke_lightning.studies.study import Facts, Study
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dfe3e8",
     "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "study", "figure.constrained_layout.use": True,
 }  # fmt: skip

@@ -59,15 +59,15 @@ def studio(
     if output is not None:
         check_unused(Path(output))
     opened = None if run is None else Run.read(run)
-    folder = opened.root if output is None else Path(output)
+    folder = opened.root if opened is not None and output is None else Path(str(output))
     with locked(folder):
         if opened is not None and output is None:
             opened.check_newest()
         if opened is None:
-            model = begin(pretrained, layers, config, chat, trust_remote_code)
+            model = begin(str(pretrained), layers, config, chat, trust_remote_code)
         else:
             model = resume(opened, trust=tuple(trust or ()), trust_remote_code=trust_remote_code)
-        model.model.to(device)
+        model.model.to(device)  # type: ignore[arg-type]  # transformers declares it without `self`
         from lke_lightning.studio.page import serve  # NiceGUI, which is an extra
 
         serve(Session(model, folder), host, port, [host, "localhost"] if is_local(host) else ["*"])

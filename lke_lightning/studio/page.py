@@ -247,7 +247,7 @@ class Tab:
 
     async def _do(self, work: Callable[[], None]) -> None:
         """Do something long beside the server; what is wrong with the input is said on the page."""
-        told = {"multi_line": True, "timeout": 0, "close_button": "OK", "position": "top"}
+        told: dict[str, Any] = {"multi_line": True, "timeout": 0, "close_button": "OK", "position": "top"}
         try:
             await run.io_bound(work)
         except EditError as error:

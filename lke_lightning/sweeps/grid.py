@@ -18,7 +18,7 @@ SCALED = (
 )  # fmt: skip
 """Swept over multiples of the configured value."""
 FULFILMENTS = [0.6, 0.75, 0.85, 0.93]
-FIXED = {
+FIXED: dict[str, list[Any]] = {
     "BaseStatistics.fulfilment": FULFILMENTS,
     "NormPenalty.fulfilment": FULFILMENTS,
     "MostProbable.extra_steps": [0, 2, 6],

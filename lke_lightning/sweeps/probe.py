@@ -9,6 +9,7 @@ import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +108,14 @@ def probe(
     chosen = known[:trials]
     by_layer: dict[int, float] = {}
     for layer in track(candidates(count), "Trial edits by layer"):
-        found = done.once(f"layer {layer}", lambda layer=layer: tried([layer], config, chosen, alone=True))
+        found = done.once(f"layer {layer}", partial(tried, [layer], config, chosen, alone=True))
         if found["score"] is not None:
             by_layer[layer] = found["score"]
     layers = best_window(by_layer, count)
     together = []
     for point in track(grid.strengths(config), f"Strengths on layers {layers}"):
         at = grid.configured(config, point)
-        found = done.once(f"strength {grid.name(point)}", lambda at=at: tried(layers, at, chosen, alone=False))
+        found = done.once(f"strength {grid.name(point)}", partial(tried, layers, at, chosen, alone=False))
         together.append({"settings": point, **found})
     best = max(together, key=lambda found: found["score"] or 0.0)  # of equals the first, which protects most
 
@@ -190,7 +191,7 @@ def _known(model: LanguageModel, requests: Iterable[EditRequest], wanted: int) -
     known: list[EditRequest] = []
     for start in range(0, len(usable), TOGETHER):
         part = usable[start : start + TOGETHER]
-        _, correct = continuation_nll(model, [(request.text, request.original) for request in part])
+        _, correct = continuation_nll(model, [(request.text, request.original or "") for request in part])
         known += [request for request, right in zip(part, correct.tolist(), strict=True) if right]
         if len(known) >= wanted:
             break
@@ -202,7 +203,7 @@ def _known(model: LanguageModel, requests: Iterable[EditRequest], wanted: int) -
     return known[:wanted]
 
 
-def _effects(traces: Sequence[dict[str, Any]], count: int) -> dict[str, list[float]]:
+def _effects(traces: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
     """Average the gain in the answer's probability from restoring, by place and layer."""
     means = {
         place: [
@@ -218,7 +219,8 @@ def _effects(traces: Sequence[dict[str, Any]], count: int) -> dict[str, list[flo
 def _edit(model: LanguageModel, config: grid.Config, requests: Sequence[EditRequest], alone: bool) -> dict[str, Any]:
     """Edit facts, each alone or all at once, score them, and restore the model's weights."""
     stages, _ = compose(config)
-    stages.two.norm_limit = None  # a trial that wears the model out counts with what it does to it
+    two: Any = stages.two
+    two.norm_limit = None  # a trial that wears the model out counts with what it does to it
     stages.prepare(model, requests)
     register = Register()
     unedited = stages.mark(model, register)

@@ -96,7 +96,7 @@ def brief_cells(summary: dict[str, Any]) -> list[str]:
 
 def number(value: float | Sequence[float | None] | None, form: str = ".3f") -> str:
     """Write a number that may be undefined; of several runs, their mean and standard deviation."""
-    values = value if isinstance(value, list) else [value]
+    values: list[Any] = value if isinstance(value, list) else [value]
     if None in values:
         return "-"
     mean = format(statistics.fmean(values), form)

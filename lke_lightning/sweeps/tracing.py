@@ -89,9 +89,9 @@ def trace(
 
 def _encode(model: LanguageModel, fact: EditRequest) -> _Asked:
     whole, upto = fact.in_context("{}")
-    before = upto[: len(upto) - len(fact.subject)].rstrip()
+    before = upto[: len(upto) - len(fact.subject or "")].rstrip()
     [row] = model.text.rows([(whole, upto)])
-    [(_, answer)] = model.text.continuations([(whole, fact.original)])
+    [(_, answer)] = model.text.continuations([(whole, fact.original or "")])
     start = model.text.rows([(whole, before)])[0].slot + 1 if before else len(model.text.prefix)
     return _Asked(row, min(start, row.slot), answer[0])
 

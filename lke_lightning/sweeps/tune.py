@@ -9,6 +9,7 @@ import subprocess
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +170,7 @@ def _value(trial: Trial, name: str, values: Sequence[Any], is_range: bool) -> An
         return choices[trial.suggest_categorical(name, list(choices))]
     low, high = min(numbers), max(numbers)
     if all(isinstance(value, int) for value in values):
-        return trial.suggest_int(name, low, high, log=low > 0)
+        return trial.suggest_int(name, int(low), int(high), log=low > 0)
     return float(f"{trial.suggest_float(name, low, high, log=low > 0):.4g}")
 
 
@@ -182,11 +183,13 @@ def _draw(study: Study, task: _Slice) -> None:
     for i, name in enumerate(task.drifts, 1):
         with pyplot.style.context({}), warnings.catch_warnings():  # it sets a global style
             warnings.simplefilter("ignore", ExperimentalWarning)
-            axes = plot_pareto_front(
-                study, targets=lambda trial, i=i: (trial.values[i], trial.values[0]), target_names=[name, "S"]
+            axes: Any = plot_pareto_front(
+                study,
+                targets=lambda trial, i=i: (trial.values[i], trial.values[0]),  # type: ignore[misc]  # `i` is no argument
+                target_names=[name, "S"],
             )
             path = task.folder / f"tuning-{name.replace(' ', '-')}.png"
-            replace(path, lambda file, figure=axes.figure: figure.savefig(file, format="png", dpi=120))
+            replace(path, partial(axes.figure.savefig, format="png", dpi=120))
             pyplot.close(axes.figure)
 
 

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from unittest import SkipTest
 
 import torch
@@ -23,6 +23,9 @@ from lke_lightning.model.targets import Site
 from lke_lightning.model.tokens import Row
 from lke_lightning.testing.networks import tiny_network
 from lke_lightning.testing.tokenizers import tiny_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ROWS = (
     Row((5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16), 10),
@@ -47,9 +50,9 @@ class FamilyConformance:
     """Fields of the configuration to set, such as a sliding window shorter than the longest row (12 tokens)."""
     layers: ClassVar[tuple[int, ...]] = (1, 2)
     """Layers that are edited; the last is the target layer."""
-    tolerance: ClassVar[dict[str, float]] = {"rtol": 1e-4, "atol": 1e-6}
+    tolerance: ClassVar[dict[str, Any]] = {"rtol": 1e-4, "atol": 1e-6}
 
-    def make_network(self, **changes: Any) -> nn.Module:
+    def make_network(self, **changes: Any) -> PreTrainedModel:
         """Build a network of the family, in float64, with these fields of the configuration changed as well."""
         return tiny_network(self.family, **(self.changes | changes))
 
@@ -60,7 +63,7 @@ class FamilyConformance:
     @property
     def model(self) -> LanguageModel:
         """The model that no test writes."""
-        return _shared(type(self))
+        return _shared(type(self))  # type: ignore[arg-type]  # a class is hashable
 
     def test_the_matrix_is_found_and_its_orientation_is_right(self) -> None:
         """The matrix's output is key @ weight.T, with the weight as (d_out, d_key), plus its bias."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 """What configurations call the MLP's inner width."""
@@ -13,7 +16,7 @@ WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 
 def tiny_network(
     family: str, vocabulary: int = 400, layers: int = 4, seed: int = 0, inner: int = 64, **changes: Any
-) -> nn.Module:
+) -> PreTrainedModel:
     """Build a random causal language model of a transformers family, in float64 and in evaluation mode.
 
     Hidden size 32, four heads (two for keys and values where the family groups them), 128 positions.

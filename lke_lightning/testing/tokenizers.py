@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 WORDS = [
@@ -75,11 +75,11 @@ def marker_tokenizer(
 
     special = ["<s>", "</s>", "<unk>"]
     pieces = [f"<0x{byte:02X}>" for byte in range(256)] if kind == "bpe" else []
-    model = {
+    kinds: dict[str, Callable[[], Any]] = {
         "bpe": lambda: models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True),
         "unigram": models.Unigram,
-    }[kind]()
-    tokenizer = Tokenizer(model)
+    }
+    tokenizer = Tokenizer(kinds[kind]())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=True)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

@@ -114,20 +114,20 @@ def test_balls_grow_split_and_are_read_as_the_published_rule_says_and_undo_forge
     wanted, balls = expected([*range(24)])
     assert 5 < balls < 24
     assert 40 < (wanted != raw).any(2).sum() < 190
-    assert torch.equal(store.answer(asked, raw), wanted)
+    assert torch.equal(store.rewrite(asked, raw), wanted)
     store.move([3, 10, 20], [])
-    assert torch.equal(store.answer(asked, raw), expected([i for i in range(24) if i not in (3, 10, 20)])[0])
+    assert torch.equal(store.rewrite(asked, raw), expected([i for i in range(24) if i not in (3, 10, 20)])[0])
     store.move([], [10, 3, 20])
-    assert torch.equal(store.answer(asked, raw), wanted)
+    assert torch.equal(store.rewrite(asked, raw), wanted)
 
 
 def test_a_key_at_the_place_of_another_takes_its_ball_over():
     keys, values = torch.ones(2, 2).double(), torch.tensor([[1.0], [2.0]]).double()
     store = codebook(keys, values, torch.tensor([1, 2]), torch.full((2,), 0.5).double())
     asked, raw = torch.tensor([[1.0, 1.3], [1.0, 1.6]]).double(), torch.zeros(2, 1).double()
-    assert store.answer(asked, raw).squeeze(1).tolist() == [2.0, 0.0]
+    assert store.rewrite(asked, raw).squeeze(1).tolist() == [2.0, 0.0]
     store.move([1], [])
-    assert store.answer(asked, raw).squeeze(1).tolist() == [1.0, 0.0]
+    assert store.rewrite(asked, raw).squeeze(1).tolist() == [1.0, 0.0]
 
 
 def test_grace_answers_at_the_last_token_of_a_prompt_and_leaves_other_prompts_alone_bit_for_bit(edited):
@@ -191,7 +191,7 @@ def test_of_equal_keys_the_newest_live_one_is_read():
     store.add(keys=keys[2:], values=torch.tensor([[3.0]]).double())
     for out, back, expected in (([], [], 3.0), ([2], [], 1.0), ([], [2], 3.0), ([0], [], 3.0), ([2], [], 0.0)):
         store.move(out, back)
-        assert store.answer(keys[:1] * 7, torch.zeros(1, 1).double()).item() == expected
+        assert store.rewrite(keys[:1] * 7, torch.zeros(1, 1).double()).item() == expected
 
 
 def test_a_later_edit_of_a_fact_takes_the_place_of_the_earlier_and_gives_it_back(edited):

@@ -52,7 +52,7 @@ class Codebook(Store):
         radius = none["keys"].new_zeros(0)
         return {**none, "labels": number, "first": radius, "radii": radius, "returned": number}
 
-    def answer(self, keys: Tensor, output: Tensor) -> Tensor:
+    def rewrite(self, keys: Tensor, output: Tensor) -> Tensor:
         """Replace outputs."""
         memory = {"keys": self.keys, "values": self.values, "radii": self.radii, "returned": self.returned}
         return read(memory, keys, output)

@@ -84,7 +84,7 @@ class MaskedMatrix(RunningModule):
         """Forget all edits."""
         self.restore({"matrix": torch.zeros_like(self.matrix), "masks": self.masks[:0], "live": self.live[:0]})
 
-    def answer(self, keys: Tensor, output: Tensor) -> Tensor:
+    def rewrite(self, keys: Tensor, output: Tensor) -> Tensor:
         """Add what the nearest mask lets through."""
         buffers = {"matrix": self.matrix, "masks": self.masks, "live": self.live, "background": self.background}
         plain = {"permutation": self.permutation, "top_k": self.top_k, "tau": self.tau}

@@ -49,7 +49,7 @@ class GatedStore(Store):
         """Return no rows."""
         return {**super().begin(model), "open": torch.zeros(0, dtype=torch.bool)}
 
-    def answer(self, keys: Tensor, output: Tensor) -> Tensor:
+    def rewrite(self, keys: Tensor, output: Tensor) -> Tensor:
         """Add residuals."""
         memory = {"keys": self.keys, "values": self.values, "open": self.open, "gamma": self.gamma}
         return read(memory, keys, output)

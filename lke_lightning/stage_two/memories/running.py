@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from lke_lightning.stage_two.memories.side import Rule, SideMemory, SideModule
 from lke_lightning.stage_two.statistics import KeyStatistics
 from lke_lightning.step import EditStep
 
+if TYPE_CHECKING:
+    from lke_lightning.model.architecture import Matrix
+
 ORDINARY, LENGTH = 64, 24
 """How many texts stand for all others, and their tokens at most."""
 
@@ -28,7 +32,7 @@ class RunningModule(SideModule):
     """Decides at a token by a mean over the row's tokens up to it."""
 
     token_wise: ClassVar[bool] = False
-    attachment = running
+    attachment: ClassVar[ModuleType] = running
 
     def install(self, model: LanguageModel) -> None:
         """Hook the network, too: which tokens are real, and what came before them, is known there."""
@@ -154,7 +158,7 @@ def learn(
         optimizer.zero_grad()
         torch.where(done, 0, loss).sum().backward()
         if mask is not None:
-            matrix.grad *= mask
+            matrix.grad *= mask  # type: ignore[operator]  # the line above has filled it
         optimizer.step()
         if tidy is not None:
             with torch.no_grad():
@@ -192,12 +196,12 @@ class TrainedMemory(SideMemory):
         return found
 
     @staticmethod
-    def note(step: EditStep, told: dict[str, list[Any]]) -> None:
+    def note(step: EditStep, told: dict[str, Any]) -> None:
         """Tell the batch what learning took."""
         step.targets = replace(step.targets, **told)
 
 
-def spread(matrix: torch.nn.Module) -> float:
+def spread(matrix: Matrix) -> float:
     """Return the root mean square of a matrix's entries."""
     return matrix.weight.detach().float().square().mean().sqrt().item()
 

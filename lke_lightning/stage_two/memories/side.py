@@ -58,7 +58,7 @@ class SideModule(Beside):
         """Return its buffers as they are without edits."""
 
     @abstractmethod
-    def answer(self, keys: Tensor, output: Tensor) -> Tensor:
+    def rewrite(self, keys: Tensor, output: Tensor) -> Tensor:
         """Return what the matrix is to return; see `Rule`."""
 
     @abstractmethod
@@ -72,7 +72,7 @@ class SideModule(Beside):
 
     @contextmanager
     def read_by(self, rule: Rule) -> Iterator[None]:
-        """Let another rule stand in the place of `answer`, also while it is empty."""
+        """Let another rule stand in the place of `rewrite`, also while it is empty."""
         self._rule = rule
         try:
             yield
@@ -83,7 +83,7 @@ class SideModule(Beside):
         rule: Rule | None = getattr(self, "_rule", None)
         if not self.is_on or (rule is None and self.is_empty):
             return output
-        return (rule or self.answer)(args[0], output)
+        return (rule or self.rewrite)(args[0], output)
 
     def clear(self) -> None:
         """Forget all edits."""

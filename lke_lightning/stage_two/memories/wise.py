@@ -77,7 +77,7 @@ class SideMatrices(RunningModule):
         """See `Beside.is_of`."""
         return len(self.sides) == len(self.floors) and self.activation in ACT2FN
 
-    def answer(self, keys: Tensor, output: Tensor) -> Tensor:
+    def rewrite(self, keys: Tensor, output: Tensor) -> Tensor:
         """Route."""
         return read({**self.tensors(), "activation": self.activation}, self.running, keys, output)
 
@@ -269,10 +269,10 @@ class Wise(TrainedMemory):
         distances, edits = lessons.at_last(self._moved(lessons, side)), len(lessons.owners) - len(lessons.others)
         inside = torch.zeros_like(nll).index_add(0, lessons.owners[:edits], distances[:edits]) * len(nll) / edits
         outside = distances[lessons.others]
-        given = self.absolute_margins is not None
-        alpha, beta, gamma = self.absolute_margins if given else [margin * unit for margin in self.margins]
-        margins = (outside - alpha).relu() + (beta - inside).relu() + (gamma + outside - inside).relu()
-        return nll + margins / (1 if given else unit), said
+        margins = self.absolute_margins
+        alpha, beta, gamma = [margin * unit for margin in self.margins] if margins is None else margins
+        lost = (outside - alpha).relu() + (beta - inside).relu() + (gamma + outside - inside).relu()
+        return nll + lost / (unit if margins is None else 1), said
 
     @torch.no_grad()
     def _floor(self, lessons: Lessons, side: Tensor) -> Tensor:

@@ -42,10 +42,8 @@ class EqualityConstrained(Solver):
             EditError: A is singular.
         """
         inverse, _ = invert(total_gram(self.preservation, second_moment.double()))
-        has_slack = keys is not None and self.slack > 0
-        found = strength(
-            wanted_fulfilment(self.preservation), _gains(inverse, keys, keys) / self.slack if has_slack else None
-        )
+        gains = _gains(inverse, keys, keys) / self.slack if keys is not None and self.slack > 0 else None
+        found = strength(wanted_fulfilment(self.preservation), gains)
         return {"inverse": inverse / found[0], "strength": found}
 
     def fulfilment(self, memory: Memory, system: EditSystem) -> Tensor:

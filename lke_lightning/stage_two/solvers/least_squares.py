@@ -144,12 +144,12 @@ class LeastSquares(Downdatable):
                 scale = scale * self.past_edits.weight**0.5
                 half, _ = half_gain(memory["inverse"], self._in_basis(memory, system.keys) * scale)
             memory["inverse"].addmm_(half.T, half, alpha=-1)
-            memory = self._remember(memory, system)
+            memory = self._remember(memory, system, self.past_edits.weight)
         return update, memory
 
-    def _remember(self, memory: Memory, system: EditSystem) -> Memory:
+    def _remember(self, memory: Memory, system: EditSystem, weight: float) -> Memory:
         """Store the batch, so that its edits can be retired; check the inverse if that is due."""
-        importance = self._importance(system) * self.past_edits.weight
+        importance = self._importance(system) * weight
         changes = system.residuals if system.changes is None else system.changes + system.residuals
         new = {"keys": system.keys.cpu(), "changes": changes.cpu(), "weights": importance.double().cpu()}
         new["counts"] = torch.ones(len(system.keys), dtype=torch.bool)

@@ -51,8 +51,10 @@ class EditSystem:
         """
         if len(rows) == count:
             return self
-        own = {"keys": self.keys, "anchors": self.anchors, "residuals": self.residuals, "changes": self.changes}
-        wholes = {name: part.new_zeros(count, part.shape[1]) for name, part in own.items() if part is not None}
+        own = {"keys": self.keys, "anchors": self.anchors, "residuals": self.residuals}
+        if self.changes is not None:
+            own["changes"] = self.changes
+        wholes = {name: part.new_zeros(count, part.shape[1]) for name, part in own.items()}
         if self.importance is not None:
             own["importance"], wholes["importance"] = self.importance, self.importance.new_ones(count)
         for name, whole in wholes.items():

@@ -144,11 +144,11 @@ class LowCurvature(StepConstraint):
         """Add the tokens of the batch."""
         team = Team.of(model.network)
         sums, count = curvature(model, texts)
-        sums = {layer: [team.alike(part) for part in (own.keys, own.gradients)] for layer, own in sums.items()}
+        found = {layer: [team.alike(part) for part in (own.keys, own.gradients)] for layer, own in sums.items()}
         return {
             layer: {
-                "keys": own["keys"].to(model.device) + sums[layer][0],
-                "gradients": own["gradients"].to(model.device) + sums[layer][1],
+                "keys": own["keys"].to(model.device) + found[layer][0],
+                "gradients": own["gradients"].to(model.device) + found[layer][1],
                 "tokens": own["tokens"] + count,
             }
             for layer, own in memory.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +133,7 @@ class LowRankAdapter(Parametrisation):
             torch.manual_seed(torch.randint(2**62, (), generator=draw).item())
             inject_adapter_in_model(config, layers)
         for layer, weight in weights.items():
-            adapted = layers[str(layer)]
+            adapted: Any = layers[str(layer)]
             for factor in (adapted.lora_A["default"], adapted.lora_B["default"]):
                 factor.to(weight.delta)
         return _Adapters(layers)
@@ -149,4 +149,5 @@ class _Adapters(Change):
         self.parameters = [parameter for parameter in layers.parameters() if parameter.requires_grad]
 
     def of(self, layer: int) -> Tensor:
-        return self._layers[str(layer)].get_delta_weight("default")
+        adapted: Any = self._layers[str(layer)]
+        return adapted.get_delta_weight("default")
