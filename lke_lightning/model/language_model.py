@@ -75,6 +75,7 @@ def load(pretrained: str, dtype: str = "float32", trust_remote_code: bool = Fals
     network, report = loaded
     if file:
         gguf.forget_blocks(network)
+        network.config.name_or_path = pretrained  # not its folder, which may hold others
     check_complete(report, pretrained)
     return network.eval(), tokenizer
 

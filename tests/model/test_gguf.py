@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lke_lightning.api import resume
 from lke_lightning.cli import main
+from lke_lightning.editor import Editor
 from lke_lightning.edits import EditError
 from lke_lightning.model import gguf
 from lke_lightning.model.language_model import LanguageModel, content_hash, load
@@ -42,6 +43,12 @@ def test_a_file_is_the_network_and_the_tokenizer_that_were_written(file, dtype):
     if Version(transformers.__version__) >= Version("5.23"):  # what the extra `gguf` asks for
         assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "</s>")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False) == "hello"
+
+
+def test_an_edited_model_remembers_the_file_and_not_its_folder(file, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    editor = Editor.around(*load(file.name), [0, 1])
+    assert editor.pretrained == str(file.resolve())
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
