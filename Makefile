@@ -48,6 +48,7 @@ $(OLDEST)/.ready: constraints-oldest.txt
 %/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $*
+	@echo "Installing into $*: a few minutes"
 	$*/bin/python -m pip install --quiet --constraint $(filter constraints%,$^) --editable '.[dev]'
 	touch $@
 

@@ -194,7 +194,10 @@ def find(place: str | Path) -> Path:
         return place.resolve()
     found = newest(place) if place.is_dir() else None
     if found is None:
-        raise EditError(f"{str(place)!r} is neither a checkpoint nor the folder of a run with one")
+        raise EditError(
+            f"{str(place)!r} is neither a checkpoint nor the folder of a run with one (for a model that no run has "
+            "edited, `ask` has --pretrained)"
+        )
     return found
 
 

@@ -32,6 +32,8 @@ class JsonLines(RecordFile):
     def edits(self, record: Fields) -> Iterator[EditRequest]:
         """Read one of your records."""
         request = _request(record)
+        if request.subject is None:
+            self.note("no subject: edited at the prompt's last token, where prompts that end alike may change too")
         if record["target"] != request.target:
             self.note("the target begins or ends with blanks: stripped; one blank separates it from its prompt")
         if record["prompt"] != record["prompt"].rstrip():

@@ -134,11 +134,11 @@ class About:
         if any(perplexity.values()):
             told = (f"{value:.3g} {moment}" for moment, value in perplexity.items() if value is not None)
             said += f"\n\nPerplexity of unrelated text: {', '.join(told)}."
-        if not self.is_scored:
-            said += (
-                "\n\nThis model itself was not scored: edits were made, undone or redone since, or no run has ended."
-            )
-        return said
+        if self.is_scored:
+            return said
+        return (
+            f"This model itself was not scored: edits were made, undone or redone since, or no run has ended.\n\n{said}"
+        )
 
     def _changed(self) -> str:
         if not self.changed:

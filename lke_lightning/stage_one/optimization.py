@@ -304,7 +304,7 @@ class TargetOptimization(StageOne):
                 nll, history, aimed, norm, essence, essence_before, self.reference_quirks, active, state, updates,
                 *beside, *beside_norm,
             )  # fmt: skip
-            loss = torch.stack([objective(view) for objective in self.objectives]).sum(0)
+            loss = torch.stack([_term(objective, view) for objective in self.objectives]).sum(0)
             # a request that stopped on one process only would leave the others waiting in a sharded network
             reason = team.alike(self._reasons(view, loss, is_last=step == self.max_steps))
             stopped = going & (reason >= 0) & (step > self.space.first_pass or step == self.max_steps)
@@ -350,6 +350,17 @@ class TargetOptimization(StageOne):
 def _bare_keys(model: LanguageModel, requests: Sequence[EditRequest], layer: int) -> Tensor:
     """Return the keys of a layer at the slots of bare prompts, (requests, d_key)."""
     return SlotReader(model, requests, [SLOT]).keys(layer, [torch.ones(1)])[0]
+
+
+def _term(objective: Objective, view: StepView) -> Tensor:
+    """Return a term of the loss; raise `EditError` unless it has a value for each request."""
+    value = objective(view)
+    if value.shape != view.initial_norm.shape:
+        raise EditError(
+            f"{type(objective).__name__} returned {tuple(value.shape)}: an objective returns a value for each request, "
+            f"here ({len(view.initial_norm)},)"
+        )
+    return value
 
 
 def _check_together(space: TargetSpace, objectives: Sequence[Objective], max_steps: int) -> None:

@@ -48,10 +48,12 @@ def check_preservation(terms: Sequence[Preservation]) -> list[Preservation]:
             "NormPenalty with a weight above 0"
         )
     wanting = [term for term in terms if term.fulfilment is not None]
-    if wanting and (len(wanting) > 1 or any(term.weight is not None for term in terms)):
+    weighted = [term for term in terms if term.weight is not None or term in wanting[1:]]
+    if wanting and weighted:
         raise EditError(
-            "one term of the solver's preservation has a fulfilment, which determines the weights of all: give "
-            "NormPenalty a proportion beside it, or give every term a weight"
+            f"{type(wanting[0]).__name__} of the solver's preservation has a fulfilment, which determines the weights "
+            f"of all, and {type(weighted[0]).__name__} has a strength of its own: leave that out (NormPenalty takes a "
+            "proportion in its place, a class of your own has `weight = None`), or give every term a weight"
         )
     return list(terms)
 

@@ -102,7 +102,7 @@ def compare(
         output: folder of the table and of each row's run; default: `runs/` and the name of the plan.
         options: NAME=VALUE for all rows, behind the plan's common arguments: data=ZsRE data.path=zsre.json, say, for
             the same methods on other data.
-        rows: names of the rows to run; default: all.
+        rows: names of the rows to run, which the table then has alone; default: all.
 
     Raises:
         EditError: the plan is invalid, and nothing was run; or rows failed, and the others are in the table.

@@ -117,7 +117,8 @@ def carry_out(job: Job, folder: Path, number: str) -> Outcome:
     start = time.perf_counter()
     outcome = _ran(job, folder, where)
     took = f"{outcome.status} in {time.perf_counter() - start:.0f} s"
-    console.print(f"{where}: {took}", highlight=False, markup=False)
+    why = f": {_last_lines(folder / LOG)[-1]}" if outcome.error and (folder / LOG).stat().st_size else ""
+    console.print(f"{where}: {took}{why}", highlight=False, markup=False)
     return outcome
 
 
@@ -153,7 +154,7 @@ def _ran(job: Job, folder: Path, where: str) -> Outcome:
     if (folder / LOG).is_file() and _identity(folder / BEGUN) != identity:
         # left by another job of this name, whose files must not pass for this one's
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        for name in (DONE, ledger.NAME, *MEASURED):
+        for name in (DONE, LOG, ledger.NAME, *MEASURED):
             (folder / name).unlink(missing_ok=True)
     about = json.dumps({"identity": identity, "arguments": job.arguments}, indent=1) + "\n"
     write(folder / BEGUN, about)
@@ -174,7 +175,7 @@ def _watched(command: Sequence[str], log: Path, where: str) -> int:
     """Run a command with its output in a file, and show the last line of it."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # as an exception, like Ctrl-C
     with (
-        log.open("w") as file,
+        log.open("a") as file,
         work(where) as going,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT) as process,
     ):

@@ -8,8 +8,8 @@ from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 
 from lke_lightning.edits import EditError, EditRequest
 from lke_lightning.model.language_model import LanguageModel
-from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, TargetNorm
-from lke_lightning.stage_one.optimization import TargetOptimization
+from lke_lightning.stage_one.objectives import EssenceKL, NegativeLogLikelihood, Objective, StepView, TargetNorm
+from lke_lightning.stage_one.optimization import TargetOptimization, _term
 from lke_lightning.stage_one.packed import MASSIVE, PackedRows
 from lke_lightning.stage_one.rows import RequestRows, build_rows, grouped
 from lke_lightning.stage_one.stopping import LossBelow, MostProbable
@@ -335,3 +335,13 @@ def test_a_massive_activation_on_the_bare_prompt_is_no_measure_of_the_change():
     of_rows = initial[rows.row_requests == 0].norm(dim=1)
     torch.testing.assert_close(massive[0], MASSIVE * of_rows.median())
     assert torch.equal(massive[1:], usual[1:])
+
+
+def test_an_objective_without_a_value_for_each_request_is_refused_by_its_name():
+    class Halved(Objective):
+        def __call__(self, step):
+            return step.nll.mean()
+
+    view = StepView(*(torch.ones(2, 1) for _ in range(3)), torch.ones(2), torch.ones(2, 3), torch.ones(2, 3))
+    with pytest.raises(EditError, match=r"Halved returned \(\): an objective returns .* each request, here \(2,\)"):
+        _term(Halved(), view)

@@ -96,7 +96,8 @@ def test_a_part_without_a_strength_is_refused(part, says):
     "others", [[NormPenalty(2.0)], [NormPenalty(0.0)], [BaseStatistics(2.0)], [NormPenalty(fulfilment=0.5)]]
 )
 def test_a_fulfilment_stands_alone(others):
-    with pytest.raises(EditError, match="determines the weights of all: give NormPenalty a proportion"):
+    found = rf"BaseStatistics .* weights of all, and {type(others[0]).__name__} has a strength of its own"
+    with pytest.raises(EditError, match=found):
         check_preservation([BaseStatistics(fulfilment=0.8), *others])
 
 
