@@ -30,7 +30,7 @@ class Butterfly(Study):
             damage = {name: value for name, value in card["me_ppl"].items() if name != "text"}
             after = card["just_after"]
             successes = {kind: after[kind]["success"] for kind in ("efficacy", "neighborhood")}
-            return {"edits": card["edits"], **damage, **successes, "seconds": card["seconds_per_batch"]}
+            return {"edits": card["edits"], **damage, **successes}
         return {"edits": card["edits"], "perplexity": card["perplexity"], "S": (card["final"] or {}).get("score")}
 
     def table(self, rows: Mapping[str, Facts]) -> tuple[list[str], list[list[str]]]:
