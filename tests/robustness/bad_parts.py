@@ -76,7 +76,7 @@ STAGE_TWO = [
       for value in ("-1", ".nan", ".inf", "1e300")),
     *(solver(f"fulfilment-{value}", "BaseStatistics.fulfilment is .*above 0 and below 1", terms(ASKING % value))
       for value in ("0", "1", "-0.5", ".nan")),
-    solver("fulfilment-beside-a-weight", "fulfilment, which determines the weights of all, and NormPenalty has a strength of its own",
+    solver("fulfilment-beside-a-weight", "determines the weights of all, and NormPenalty has a strength of its own",
            terms(ASKING % 0.8, PENALTY % 1.0)),
     solver("fulfilment-twice", "determines the weights of all", terms(ASKING % 0.8, ASKING % 0.8)),
     solver("fulfilment-of-equalities", "written exactly: give BaseStatistics a weight, or a slack",
